@@ -1,0 +1,58 @@
+# Each target sets up what it needs, in a virtual environment of its own.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help demo up test test-unit coverage lint format lock clean
+
+help: ## show this
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+demo: $(VENV)/run.done ## everything on this machine, 20 events, and what became of each
+	@$(BIN)/python -m wds demo
+
+up: $(VENV)/run.done .env ## everything on this machine, until Ctrl-C
+	@$(BIN)/python -m wds up
+
+test: $(VENV)/dev.done ## all tests, against real engines
+	$(PYTEST) $(ARGS)
+
+test-unit: $(VENV)/dev.done ## the tests that need no engine
+	$(PYTEST) tests/unit $(ARGS)
+
+coverage: $(VENV)/dev.done ## all tests, with branch coverage
+	$(PYTEST) --cov --cov-report=term $(ARGS)
+
+lint: $(VENV)/dev.done ## format, lint, types, architecture
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev.done ## rewrite to the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(VENV)/dev.done ## pin every dependency anew, with hashes and without addresses
+	$(BIN)/python -m pip install --quiet uv
+	for set in "run --group build" "dev --group dev"; do set -- $$set; \
+	  $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-header --extra embedded $$2 $$3 pyproject.toml \
+	    -o requirements/$$1.txt || exit 1; done
+
+clean: ## remove the virtual environment and all local data
+	rm -rf $(VENV) .wds .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+.env: ## a secret of this machine's own, readable by its owner only
+	@umask 077 && printf 'WDS_HMAC_SECRET=%s\n' "$$($(PYTHON) -c 'import secrets; print(secrets.token_hex(32))')" > $@
+	@echo "made .env with a new WDS_HMAC_SECRET"
+
+$(VENV)/%.done: requirements/%.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "wds needs Python 3.11 or newer; set PYTHON=")'
+	@echo "installing into $(VENV) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,248 @@
+"""The commands. The only reader of arguments and environment, and the only user of signals."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import secrets
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from dotenv import dotenv_values
+
+from wds import (
+    __version__,
+    demo,
+    dispatcher,
+    embedded,
+    ingest,
+    logs,
+    mock_downstream,
+    samples,
+    send as sending,
+    server,
+    up,
+)
+from wds.config import Settings, unknown
+from wds.errors import SettingsError, StartError, WdsError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+
+log = structlog.get_logger("wds")
+
+DEFAULT_DATA_DIR = Path(".wds/up")
+DEMO_DATA_DIR = Path(".wds/demo")
+"""Emptied before each demonstration, unless it was given another place."""
+FAILED = 1
+MISUSED = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 done, 1 failed, 2 wrong settings or use."""
+    arguments = _parser().parse_args(argv)
+    log_format = arguments.log_format or ("console" if sys.stderr.isatty() else "json")
+    logs.configure(log_format)
+    environ = _environ()
+    for name in unknown(environ):
+        log.warning("unknown_setting", name=name, consequence="it has no effect")
+    try:
+        status: int = arguments.run(arguments, environ)
+    except SettingsError as error:
+        for problem in error.problems:
+            print(f"wds: {problem}", file=sys.stderr)
+        return MISUSED
+    except WdsError as error:
+        print(f"wds: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return status
+
+
+def _environ() -> dict[str, str]:
+    """Return the environment over `.env`: what is exported wins over what is written down."""
+    written = {name: value for name, value in dotenv_values(".env").items() if value is not None}
+    return {**written, **os.environ}
+
+
+# -- commands --------------------------------------------------------------------------------
+
+
+def _ingest(_: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    settings = Settings.load(environ, require=("WDS_HMAC_SECRET", "WDS_MONGO_URL"))
+    return _until_signal(lambda stop: ingest.serve(settings, stop))
+
+
+def _dispatcher(_: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    settings = Settings.load(environ, require=("WDS_MONGO_URL",))
+    if settings.rate_limit and not settings.redis_url:
+        raise SettingsError(["WDS_REDIS_URL is not set, and WDS_RATE_LIMIT is not 0"])
+    return _until_signal(lambda stop: dispatcher.serve(settings, stop))
+
+
+def _mock(_: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    settings = Settings.load(environ)
+
+    async def serve(stop: asyncio.Event) -> None:
+        app = mock_downstream.create_app(
+            rate_limit=settings.mock_rate_limit,
+            failure_rate=settings.mock_failure_rate,
+            seed=settings.mock_seed,
+            redis_url=settings.redis_url,
+        )
+        async with server.listening(app, settings.host, settings.mock_port):
+            await stop.wait()
+
+    return _until_signal(serve)
+
+
+def _up(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    settings = Settings.load(environ, require=("WDS_HMAC_SECRET",))
+    return _until_signal(
+        lambda stop: up.up(
+            settings,
+            environ,
+            dispatchers=arguments.dispatchers,
+            data_dir=arguments.data_dir.resolve(),
+            say=lambda line: print(line, flush=True),
+            stop=stop,
+        )
+    )
+
+
+def _demo(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    own = {
+        "WDS_HMAC_SECRET": secrets.token_hex(32),
+        "WDS_PORT": str(embedded.free_port()),
+        "WDS_MOCK_PORT": str(embedded.free_port()),
+        "WDS_METRICS_PORT": "0",
+        "WDS_MOCK_SEED": "7",
+    }
+    environ = {**{k: v for k, v in environ.items() if k != "WDS_DOWNSTREAM_URL"}, **own}
+    settings = Settings.load(environ)
+
+    async def show(_: asyncio.Event) -> None:
+        data_dir: Path = arguments.data_dir
+        if data_dir == DEMO_DATA_DIR:
+            shutil.rmtree(data_dir, ignore_errors=True)
+        data_dir.mkdir(parents=True, exist_ok=True)
+        await demo.demo(
+            settings, environ, dispatchers=arguments.dispatchers, data_dir=data_dir.resolve()
+        )
+
+    return _until_signal(show, cancel=True)
+
+
+def _send(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    settings = Settings.load(environ, require=("WDS_HMAC_SECRET",))
+    url = arguments.url or f"http://{settings.host}:{settings.port}/webhooks/ingest"
+    if arguments.count is not None:
+        seed = secrets.randbelow(2**31) if arguments.seed is None else arguments.seed
+        total, postings = arguments.count, _samples(arguments.count, seed)
+    else:
+        key = arguments.idempotency_key or secrets.token_hex(16)
+        body = _read(arguments.file)
+        total, postings = 1, iter([sending.Posting(body, key, arguments.event_type)])
+    return asyncio.run(sending.send(url, settings.hmac_secrets[0], postings, total))
+
+
+def _samples(count: int, seed: int) -> Iterator[sending.Posting]:
+    for number, sample in enumerate(samples.generate(count, seed)):
+        yield sending.Posting(sample.body, f"sample-{seed}-{number}", sample.event_type)
+
+
+def _read(file: str) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        msg = f"cannot read {file}: {error.strerror}"
+        raise StartError(msg) from error
+
+
+def _until_signal(
+    serve: Callable[[asyncio.Event], Awaitable[None]], *, cancel: bool = False
+) -> int:
+    """Run `serve` with an event that SIGTERM and SIGINT set; a second signal cancels it.
+
+    With `cancel`, the first one does.
+    """
+
+    async def run() -> int:
+        stop = asyncio.Event()
+        task = asyncio.ensure_future(serve(stop))
+        signals: list[int] = []
+
+        def on_signal(number: int) -> None:
+            if cancel or stop.is_set():
+                task.cancel()
+            signals.append(number)
+            stop.set()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal, number)
+        try:
+            await task
+        except asyncio.CancelledError:
+            return 128 + (signals[0] if signals else 0)
+        return 0
+
+    return asyncio.run(run())
+
+
+# -- arguments -------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="wds",
+        description="Webhook delivery on MongoDB. Settings: WDS_* variables, exported or in .env.",
+    )
+    parser.add_argument("--version", action="version", version=f"wds {__version__}")
+    parser.add_argument("--log-format", choices=logs.FORMATS, help="default: by the terminal")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:  # noqa: ANN401
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    command("ingest", _ingest, "receive, verify and store events (WDS_PORT)")
+    command("dispatcher", _dispatcher, "deliver due events; run as many as you like")
+    command("mock-downstream", _mock, "a limited, unreliable receiver to deliver to")
+    everything = command("up", _up, "everything on this machine, until Ctrl-C")
+    first_look = command("demo", _demo, "everything, 20 events, and what became of each")
+    for added, data_dir in ((everything, DEFAULT_DATA_DIR), (first_look, DEMO_DATA_DIR)):
+        added.add_argument("--dispatchers", type=_positive, default=2, metavar="N")
+        added.add_argument(
+            "--data-dir",
+            type=Path,
+            default=data_dir,
+            help=f"where the embedded engines keep data (default: {data_dir})",
+        )
+    post = command("send", _send, "sign and post a file, standard input or samples")
+    post.add_argument("file", nargs="?", default="-", help="JSON to post; - is standard input")
+    post.add_argument("--count", type=_positive, metavar="N", help="post N samples instead")
+    post.add_argument("--seed", type=int, help="makes the samples repeatable")
+    post.add_argument("--url", help="default: http://WDS_HOST:WDS_PORT/webhooks/ingest")
+    post.add_argument("--event-type", help="sent as X-Event-Type")
+    post.add_argument("--idempotency-key", help="default: a random one")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        msg = "must be at least 1"
+        raise argparse.ArgumentTypeError(msg)
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

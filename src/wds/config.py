@@ -1,0 +1,251 @@
+"""Every setting: its name, default, range and meaning, in one table.
+
+`Settings.load` is pure; `__main__` hands it the environment. All mistakes are reported at
+once, each by the setting's name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping  # noqa: TC003 - marshmallow evaluates annotations
+from dataclasses import dataclass, field as dataclass_field, fields as dataclass_fields
+from typing import Any
+from urllib.parse import urlsplit
+
+import marshmallow as ma
+from marshmallow import validate
+
+from wds.errors import SettingsError
+
+SLOT_WAIT_S = 1.5
+"""The furthest ahead, in seconds, that a dispatcher reserves a slot of the rate limit."""
+
+MAX_BODY_BYTES = 15 * 1024 * 1024
+"""Upper end of WDS_MAX_BODY_BYTES: MongoDB's documents end at 16 MiB."""
+
+
+class _Numbers(ma.fields.Field[tuple[float, ...]]):
+    """Comma-separated seconds, at least one, none negative."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[float, ...]:  # noqa: ANN401
+        if not re.fullmatch(r"\s*\d+(\.\d+)?(\s*,\s*\d+(\.\d+)?)*\s*", str(value)):
+            msg = "must be seconds separated by commas, such as 1,2,4"
+            raise ma.ValidationError(msg)
+        return tuple(float(part) for part in str(value).split(","))
+
+
+class _Words(ma.fields.Field[tuple[str, ...]]):
+    """Words separated by white space, at least one."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[str, ...]:  # noqa: ANN401
+        words = tuple(str(value).split())
+        if not words:
+            msg = "must not be empty"
+            raise ma.ValidationError(msg)
+        return words
+
+
+def _url(*schemes: str) -> ma.fields.Field[str]:
+    def check(value: str) -> None:
+        parts = urlsplit(value)  # ValueError on a malformed one becomes a validation error below
+        if parts.scheme not in schemes or not parts.netloc:
+            msg = f"must be a URL that begins with {' or '.join(f'{s}://' for s in schemes)}"
+            raise ma.ValidationError(msg)
+
+    def guarded(value: str) -> None:
+        try:
+            check(value)
+        except ValueError as error:
+            if isinstance(error, ma.ValidationError):
+                raise
+            msg = "must be a well-formed URL"
+            raise ma.ValidationError(msg) from error
+
+    return ma.fields.String(validate=guarded)
+
+
+def _integer(low: int, high: int) -> ma.fields.Integer:
+    return ma.fields.Integer(validate=validate.Range(low, high))
+
+
+def _seconds(low: float, high: float) -> ma.fields.Float:
+    return ma.fields.Float(validate=validate.Range(low, high), allow_nan=False)
+
+
+def _port(*, zero: bool = False) -> ma.fields.Integer:
+    return _integer(0 if zero else 1, 65535)
+
+
+def _setting(
+    env: str,
+    parse: ma.fields.Field[Any],
+    doc: str,
+    default: Any = None,  # noqa: ANN401
+    *,
+    secret: bool = False,
+) -> Any:  # noqa: ANN401
+    metadata = {"env": env, "parse": parse, "doc": doc, "secret": secret}
+    return dataclass_field(default=default, repr=not secret, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of one process. Secrets never show in its `repr`."""
+
+    hmac_secrets: tuple[str, ...] = _setting(
+        "WDS_HMAC_SECRET",
+        _Words(),
+        "Secret that senders sign with; several, separated by spaces, while rotating. Required.",
+        (),
+        secret=True,
+    )
+    mongo_url: str | None = _setting(
+        "WDS_MONGO_URL",
+        _url("mongodb", "mongodb+srv"),
+        "MongoDB, a replica set or a sharded cluster. `up` starts one where this is unset.",
+        secret=True,
+    )
+    mongo_db: str = _setting(
+        "WDS_MONGO_DB",
+        ma.fields.String(validate=validate.Regexp(r"^[A-Za-z0-9_-]{1,38}$")),
+        "Name of the database.",
+        "wds",
+    )
+    redis_url: str | None = _setting(
+        "WDS_REDIS_URL",
+        _url("redis", "rediss"),
+        "Redis, which holds the rate limit. `up` starts one where this is unset.",
+        secret=True,
+    )
+    host: str = _setting("WDS_HOST", ma.fields.String(), "Address to listen on.", "127.0.0.1")
+    port: int = _setting("WDS_PORT", _port(), "Port of the ingest service.", 8000)
+    downstream_url: str = _setting(
+        "WDS_DOWNSTREAM_URL",
+        _url("http", "https"),
+        "Where events are delivered to.",
+        "http://127.0.0.1:8001/downstream/receive",
+        secret=True,
+    )
+    rate_limit: int = _setting(
+        "WDS_RATE_LIMIT",
+        _integer(0, 100_000),
+        "Most requests to the downstream in any second, over all dispatchers; 0 for no limit.",
+        3,
+    )
+    backoff: tuple[float, ...] = _setting(
+        "WDS_BACKOFF",
+        _Numbers(),
+        "Seconds to wait after each failure in turn; the last repeats.",
+        (1.0, 2.0, 4.0, 8.0, 16.0),
+    )
+    max_attempts: int = _setting(
+        "WDS_MAX_ATTEMPTS", _integer(1, 100), "Most requests for one event.", 5
+    )
+    request_timeout: float = _setting(
+        "WDS_REQUEST_TIMEOUT", _seconds(0.05, 600), "Seconds that one delivery may take.", 10.0
+    )
+    lease: float = _setting(
+        "WDS_LEASE",
+        _seconds(0.1, 3600),
+        "Seconds that a dispatcher owns an event it claimed; after a crash, the wait.",
+        30.0,
+    )
+    poll_interval: float = _setting(
+        "WDS_POLL_INTERVAL",
+        _seconds(0.001, 60),
+        "Seconds between looks at the queue while nothing is due.",
+        0.05,
+    )
+    concurrency: int = _setting(
+        "WDS_CONCURRENCY", _integer(1, 10_000), "Most deliveries in flight per dispatcher.", 128
+    )
+    metrics_port: int = _setting(
+        "WDS_METRICS_PORT",
+        _port(zero=True),
+        "Port of a dispatcher's own metrics and health; 0 picks a free one.",
+        9101,
+    )
+    max_body_bytes: int = _setting(
+        "WDS_MAX_BODY_BYTES",
+        _integer(1, MAX_BODY_BYTES),
+        "Most bytes of a request's body, single or batch.",
+        1024 * 1024,
+    )
+    operator_token: str | None = _setting(
+        "WDS_OPERATOR_TOKEN",
+        ma.fields.String(validate=validate.Length(min=1)),
+        "Bearer token for search and event routes. Unset: loopback clients only.",
+        secret=True,
+    )
+    operator_open: bool = _setting(
+        "WDS_OPERATOR_OPEN",
+        ma.fields.Boolean(),
+        "true opens search and event routes to every client while no token is set.",
+        False,  # noqa: FBT003 - a default, read beside its name
+    )
+    mock_port: int = _setting("WDS_MOCK_PORT", _port(), "Port of the mock downstream.", 8001)
+    mock_rate_limit: int = _setting(
+        "WDS_MOCK_RATE_LIMIT",
+        _integer(0, 100_000),
+        "Requests a second that the mock takes before it answers 429; 0 for no limit.",
+        3,
+    )
+    mock_failure_rate: float = _setting(
+        "WDS_MOCK_FAILURE_RATE", _seconds(0, 1), "Share of requests that the mock fails.", 0.15
+    )
+    mock_seed: int | None = _setting(
+        "WDS_MOCK_SEED", _integer(0, 2**63 - 1), "Makes the mock's failures repeatable."
+    )
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str], *, require: tuple[str, ...] = ()) -> Settings:
+        """Read settings from a mapping of environment variables; an empty value is unset.
+
+        `require` names the variables that this command cannot do without.
+
+        Raises:
+            SettingsError: listing every problem by name. Values of secrets are not repeated.
+        """
+        specs = {f.metadata["env"]: f for f in dataclass_fields(cls)}
+        given = {name: environ[name] for name in specs if environ.get(name, "").strip()}
+        schema = ma.Schema.from_dict(
+            {spec.name: _named(spec.metadata["parse"], name) for name, spec in specs.items()}
+        )()
+        problems = [f"{name} is not set" for name in require if name not in given]
+        try:
+            values = schema.load(given)
+        except ma.ValidationError as error:
+            messages: Any = error.messages
+            problems += [f"{name}: {text}" for name in messages for text in messages[name]]
+            raise SettingsError(problems) from None
+        settings = cls(**values)
+        problems += settings._contradictions()
+        if problems:
+            raise SettingsError(problems)
+        return settings
+
+    @property
+    def slot_wait(self) -> float:
+        """Most seconds that a claimed event waits for its slot of the rate limit."""
+        return SLOT_WAIT_S if self.rate_limit else 0.0
+
+    def _contradictions(self) -> list[str]:
+        longest = self.request_timeout + self.slot_wait
+        if self.lease > longest:
+            return []
+        problem = (
+            f"WDS_LEASE ({self.lease:g} s) must be longer than WDS_REQUEST_TIMEOUT"
+            f" ({self.request_timeout:g} s) plus the wait for a slot ({self.slot_wait:g} s)"
+        )
+        return [problem]
+
+
+def unknown(environ: Mapping[str, str]) -> list[str]:
+    """Return the names in `environ` that look like settings and are none: likely typing errors."""
+    known = {f.metadata["env"] for f in dataclass_fields(Settings)}
+    return sorted(name for name in environ if name.startswith("WDS_") and name not in known)
+
+
+def _named(parse: ma.fields.Field[Any], env: str) -> ma.fields.Field[Any]:
+    parse.data_key = env
+    return parse

@@ -1,0 +1,379 @@
+"""The dispatch loop: claim, wait for a slot, send, settle.
+
+Any number of replicas run this against one database. Each turn (`run_once`) claims what it can
+send soon, reserves slots for all of it at once, and starts a task per event; the loop never
+waits for a delivery. What must stay true:
+
+* A request leaves only under a lease that this process still trusts, and inside its slot.
+* Every claim ends in one settlement: recorded, or deferred if nothing was sent.
+* A settlement that was handed over is written even if whoever waits for it is cancelled.
+
+If the process dies anywhere here, leases expire and another replica carries on; the lost
+attempt is recorded as unknown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+from prometheus_async import aio
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+
+from wds import backoff, fleet, metrics, server
+from wds.delivery import Deliverer
+from wds.errors import LimiterUnavailableError, StoreUnavailableError
+from wds.group_commit import GroupCommit
+from wds.limiter import Limiter
+from wds.model import Attempt, Outcome, Settlement, Status
+from wds.store import Store
+
+if TYPE_CHECKING:
+    from aiohttp import web
+    from tenacity import RetryCallState
+
+    from wds.config import Settings
+    from wds.delivery import Result
+    from wds.limiter import Slot
+    from wds.model import Claim
+    from wds.store import Claimed
+
+log = structlog.get_logger(__name__)
+
+DESTINATION = "default"
+AHEAD_S = 0.25
+"""Claim at most this many seconds' worth of the allowance before it can be sent, at least one."""
+DRAIN_MARGIN_S = 4.0
+"""How much longer than the request timeout stopping may take, for settlements."""
+PAUSE_MOST_S = 1.0
+"""Longest wait between two looks at a database or a Redis that does not answer."""
+
+
+class Dispatcher:
+    """One replica: `run` until `stop`, or `run_once` for a single turn."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        owner: str,
+        store: Store,
+        limiter: Limiter | None,
+        deliverer: Deliverer,
+    ) -> None:
+        """Take the collaborators; `limiter` None means no rate limit."""
+        self._settings = settings
+        self._owner = owner
+        self._store = store
+        self._limiter = limiter
+        self._deliverer = deliverer
+        self._settler: GroupCommit[Settlement, bool] = GroupCommit(
+            store.settle, max_batch=1000, max_pending=100_000
+        )
+        self._ahead = settings.concurrency
+        if limiter is not None:
+            self._ahead = max(1, min(int(settings.rate_limit * AHEAD_S), settings.concurrency))
+        self._deliveries: set[asyncio.Task[None]] = set()
+        self._waiting = 0
+        self._limiter_failed = False
+        self._stopping = asyncio.Event()
+        self._room_changed = asyncio.Event()
+
+    def stop(self) -> None:
+        """Claim no more, defer what waits for a slot; `run` returns when the rest is settled."""
+        self._stopping.set()
+        self._room_changed.set()
+
+    async def run(self) -> None:
+        """Take turns until `stop`, waiting with backoff while MongoDB or Redis is away."""
+        patiently = AsyncRetrying(
+            retry=retry_if_exception_type((StoreUnavailableError, LimiterUnavailableError)),
+            wait=wait_random_exponential(multiplier=0.05, max=PAUSE_MOST_S),
+            stop=lambda _: self._stopping.is_set(),
+            sleep=self._pause,
+            before_sleep=_log_outage,
+            retry_error_callback=lambda _: 0.0,
+        )
+        try:
+            while not self._stopping.is_set():
+                await self._pause(await patiently(self.run_once))
+                await self._room_to_claim()
+        finally:
+            await self._drain()
+
+    async def run_once(self) -> float:
+        """Claim and start what can be sent soon; return the seconds until the next turn is due.
+
+        0 means that more may be due already.
+
+        Raises:
+            StoreUnavailableError: nothing was claimed, as far as this process knows.
+            LimiterUnavailableError: whatever was claimed has been deferred.
+        """
+        room = self._room()
+        if room < 1:
+            return 0.0
+        if self._limiter is not None and self._limiter_failed:
+            await self._limiter.ping()
+            self._limiter_failed = False
+        claimed = await self._store.claim(
+            DESTINATION,
+            room,
+            owner=self._owner,
+            lease_s=self._settings.lease,
+            max_attempts=self._settings.max_attempts,
+        )
+        _count_claimed(claimed)
+        if not claimed.claims:
+            return self._settings.poll_interval
+        if self._limiter is None:
+            for claim in claimed.claims:
+                self._start(claim, None)
+            return 0.0
+        try:
+            granted = await self._limiter.reserve(DESTINATION, len(claimed.claims))
+        except LimiterUnavailableError:
+            self._limiter_failed = True
+            await self._defer(*claimed.claims)
+            raise
+        for claim, slot in zip(claimed.claims, granted.slots, strict=False):
+            self._start(claim, slot)
+        left_over = claimed.claims[len(granted.slots) :]
+        if not left_over:
+            return 0.0
+        await self._defer(*left_over)
+        return max(granted.retry_in_s, self._settings.poll_interval)
+
+    # -- one claim, from lease to settlement -----------------------------------------------
+
+    def _start(self, claim: Claim, slot: Slot | None) -> None:
+        if slot is not None:
+            self._waiting += 1
+        task = asyncio.create_task(self._deliver(claim, slot), name=f"deliver {claim.id}")
+        self._deliveries.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._deliveries.discard(task)
+        self._room_changed.set()
+        if not task.cancelled() and task.exception() is not None:
+            # The lease is left to expire: another try will be made, with this one as unknown.
+            log.error("delivery_crashed", task=task.get_name(), exc_info=task.exception())
+
+    async def _deliver(self, claim: Claim, slot: Slot | None) -> None:
+        if slot is not None and not await self._reach(slot):
+            await self._defer(claim)
+            return
+        sent_at = time.monotonic()
+        if sent_at + self._settings.request_timeout > claim.trusted_until:
+            # Stalled since the claim: the lease could pass to another while this one sends.
+            log.warning("claim_too_old_to_send", event_id=claim.id, attempt=claim.attempt_number)
+            await self._defer(claim)
+            return
+        result = await aio.time(
+            metrics.ATTEMPT_SECONDS,
+            aio.track_inprogress(metrics.IN_FLIGHT, self._deliverer.post(claim)),
+        )
+        await self._settle(claim, result, sent_at)
+
+    async def _reach(self, slot: Slot) -> bool:
+        """Sleep until a slot may be used: True. False if none can be had or on stopping."""
+        since = time.monotonic()
+        try:
+            while await self._sleep_until(slot.ready_at):
+                now = time.monotonic()
+                if now <= slot.use_by:
+                    metrics.SLOT_WAIT_SECONDS.observe(now - since)
+                    return True
+                metrics.SLOTS_MISSED.inc()
+                wanted = 1 if now - since < self._settings.slot_wait else 0
+                granted = await self._give_back(slot, wanted)
+                if granted is None:
+                    return False
+                slot = granted
+            await self._give_back(slot, 0)
+            return False
+        finally:
+            self._waiting -= 1
+            self._room_changed.set()
+
+    async def _give_back(self, slot: Slot, wanted: int) -> Slot | None:
+        """Return an unused slot to Redis and reserve `wanted` (0 or 1) others in its place."""
+        if self._limiter is None:
+            return None
+        try:
+            granted = await self._limiter.reserve(DESTINATION, wanted, give_back=[slot])
+        except LimiterUnavailableError:
+            self._limiter_failed = True
+            return None
+        return granted.slots[0] if granted.slots else None
+
+    async def _defer(self, *claims: Claim) -> None:
+        metrics.CLAIMS_DEFERRED.inc(len(claims))
+        try:
+            await self._settler.submit(*(Settlement(claim, None) for claim in claims))
+        except StoreUnavailableError:
+            log.warning("defer_failed", events=len(claims), consequence="leases will expire")
+
+    async def _settle(self, claim: Claim, result: Result, sent_at: float) -> None:
+        settlement = self._decide(claim, result, sent_at)
+        facts = {
+            "event_id": claim.id,
+            "attempt": claim.attempt_number,
+            "status_code": result.status_code,
+            "duration_ms": result.duration_ms,
+            "error": result.error,
+        }
+        try:
+            [recorded] = await self._settler.submit(settlement)
+        except StoreUnavailableError:
+            log.error("outcome_not_recorded", **facts, consequence="will be sent again")  # noqa: TRY400 - the cause is logged where it is known
+            return
+        if not recorded:
+            metrics.LEASES_LOST.inc()
+            log.warning("lease_lost", **facts, consequence="another replica has the event")
+            return
+        _count_settled(settlement)
+        log.info("attempt", **facts, status=settlement.status, retry_in_s=_retry_in(settlement))
+
+    def _decide(self, claim: Claim, result: Result, sent_at: float) -> Settlement:
+        succeeded = result.error is None
+        leased_for = sent_at - (claim.trusted_until - self._settings.lease)
+        attempt = Attempt(
+            attempt_number=claim.attempt_number,
+            timestamp=claim.leased_at + timedelta(seconds=leased_for),
+            outcome=Outcome.SUCCESS if succeeded else Outcome.FAILURE,
+            status_code=result.status_code,
+            duration_ms=result.duration_ms,
+            error=result.error,
+            response=result.response,
+        )
+        if succeeded:
+            return Settlement(claim, attempt, Status.DELIVERED)
+        if claim.attempt_number >= self._settings.max_attempts:
+            return Settlement(claim, attempt, Status.FAILED_PERMANENTLY)
+        delay = backoff.delay_s(self._settings.backoff, claim.attempt_number, result.retry_after_s)
+        return Settlement(claim, attempt, Status.DELIVERING, delay)
+
+    # -- waiting ---------------------------------------------------------------------------
+
+    def _room(self) -> int:
+        return min(self._ahead - self._waiting, self._settings.concurrency - len(self._deliveries))
+
+    async def _room_to_claim(self) -> None:
+        while self._room() < 1 and not self._stopping.is_set():
+            self._room_changed.clear()
+            await self._room_changed.wait()
+
+    async def _pause(self, seconds: float) -> None:
+        await self._sleep_until(time.monotonic() + seconds)
+
+    async def _sleep_until(self, instant: float) -> bool:
+        """Sleep to an instant of `time.monotonic()`; False as soon as stopping."""
+        remaining = instant - time.monotonic()
+        if remaining > 0 and not self._stopping.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), remaining)
+        return not self._stopping.is_set()
+
+    async def _drain(self) -> None:
+        """Wait for what is in flight, for a bounded time, then let go of the rest."""
+        self.stop()
+        try:
+            async with asyncio.timeout(self._settings.request_timeout + DRAIN_MARGIN_S):
+                while self._deliveries:
+                    await asyncio.wait(self._deliveries)
+                await self._settler.drain()
+        except TimeoutError:
+            log.warning("drain_cut_short", events=len(self._deliveries))
+            for task in self._deliveries:
+                task.cancel()
+
+
+def _count_claimed(claimed: Claimed) -> None:
+    metrics.CLAIMS.inc(len(claimed.claims))
+    if claimed.recovered:
+        metrics.LEASES_RECOVERED.inc(claimed.recovered)
+        metrics.ATTEMPTS.labels(Outcome.UNKNOWN).inc(claimed.recovered)
+        log.warning("leases_recovered", events=claimed.recovered)
+    if claimed.buried:
+        metrics.DELIVERIES_FAILED.inc(claimed.buried)
+        log.warning("buried_without_attempts_left", events=claimed.buried)
+
+
+def _count_settled(settlement: Settlement) -> None:
+    attempt = settlement.attempt
+    if attempt is None:
+        return
+    metrics.ATTEMPTS.labels(attempt.outcome).inc()
+    if attempt.attempt_number > 1:
+        metrics.RETRY_ATTEMPTS.inc()
+    if settlement.status is Status.DELIVERED:
+        metrics.DELIVERIES_SUCCEEDED.inc()
+    elif settlement.status is Status.FAILED_PERMANENTLY:
+        metrics.DELIVERIES_FAILED.inc()
+
+
+def _retry_in(settlement: Settlement) -> float | None:
+    return settlement.delay_s if settlement.status is Status.DELIVERING else None
+
+
+def _log_outage(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    log.warning("waiting_for", cause=type(error).__name__, detail=str(error))
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Run one dispatcher, with its metrics port, until `stop` and all in flight is settled.
+
+    Raises:
+        StartError: the port, the database or a URL cannot be used.
+    """
+    owner = fleet.owner_name()
+    store = Store(settings.mongo_url or "", settings.mongo_db)
+    limiter = None
+    if settings.rate_limit:
+        limiter = Limiter(
+            settings.redis_url or "", settings.rate_limit, farthest_s=settings.slot_wait
+        )
+    deliverer = Deliverer(
+        settings.downstream_url,
+        timeout_s=settings.request_timeout,
+        connections=settings.concurrency,
+    )
+    try:
+        if not await server.opened(store, stop):
+            return
+        dispatcher = Dispatcher(
+            settings, owner=owner, store=store, limiter=limiter, deliverer=deliverer
+        )
+        async with (
+            fleet.reporting(store, limiter, owner=owner, role="dispatcher"),
+            server.listening(_watch_app(store, limiter), settings.host, settings.metrics_port),
+        ):
+            running = asyncio.create_task(dispatcher.run())
+            stopping = asyncio.create_task(stop.wait())
+            await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            dispatcher.stop()
+            await running
+    finally:
+        await deliverer.close()
+        if limiter is not None:
+            await limiter.close()
+        await store.close()
+
+
+def _watch_app(store: Store, limiter: Limiter | None) -> web.Application:
+    app = server.new_app()
+    checks = {"mongodb": store.ping}
+    if limiter is not None:
+        checks["redis"] = limiter.ping
+    app.router.add_get("/metrics", server.metrics_page)
+    app.router.add_get("/healthz", server.healthz)
+    app.router.add_get("/readyz", server.readyz(checks))
+    return app

@@ -1,0 +1,96 @@
+"""The one shape of every refusal: `{"error": {"code", "message", "details"}}`.
+
+Whatever a handler raises becomes an answer here, is counted, and is logged as one line
+that holds neither secrets nor a sender's bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import structlog
+from aiohttp import web
+
+from wds import metrics
+from wds.errors import QueueFullError, Refusal, StoreUnavailableError
+
+if TYPE_CHECKING:
+    from aiohttp.typedefs import Handler
+
+log = structlog.get_logger(__name__)
+
+MAX_DETAILS = 100
+_RETRY_AFTER_S = 2
+
+
+@web.middleware
+async def envelope(  # noqa: PLR0911 - one answer for each kind of error
+    request: web.Request, handler: Handler
+) -> web.StreamResponse:
+    """Turn every error of `handler` into an answer in the envelope."""
+    try:
+        return await handler(request)
+    except Refusal as refusal:
+        return _answer(request, refusal)
+    except QueueFullError:
+        busy = "too many events wait to be stored; send again later"
+        return _answer(request, Refusal(503, "overloaded", busy, retry_after_s=_RETRY_AFTER_S))
+    except StoreUnavailableError:
+        down = "the event store did not confirm in time; send again later"
+        return _answer(
+            request, Refusal(503, "store_unavailable", down, retry_after_s=_RETRY_AFTER_S)
+        )
+    except web.HTTPRequestEntityTooLarge:
+        limit = f"the body is larger than {request.client_max_size} bytes"
+        return _answer(request, Refusal(413, "body_too_large", limit))
+    except web.HTTPException as error:
+        if error.status < HTTPStatus.BAD_REQUEST:
+            raise
+        return _answer(request, _of_http(error))
+    except (web.RequestPayloadError, ConnectionError):
+        return _answer(request, Refusal(400, "incomplete_body", "the body did not arrive whole"))
+    except Exception:
+        log.exception("request_crashed", method=request.method, route=_route(request))
+        return _answer(request, Refusal(500, "internal_error", "an error in wds; it is logged"))
+
+
+def _answer(request: web.Request, refusal: Refusal) -> web.Response:
+    metrics.REFUSALS.labels(refusal.code).inc()
+    log.info(
+        "refused",
+        route=_route(request),
+        http_status=refusal.status,
+        code=refusal.code,
+        remote=request.remote,
+    )
+    details = [{"field": d.field, "message": d.message} for d in refusal.details[:MAX_DETAILS]]
+    body = {"error": {"code": refusal.code, "message": refusal.message, "details": details}}
+    headers = {}
+    if refusal.retry_after_s is not None:
+        headers["Retry-After"] = str(refusal.retry_after_s)
+    if refusal.status == HTTPStatus.UNAUTHORIZED and refusal.code == "operators_only":
+        headers["WWW-Authenticate"] = "Bearer"
+    return web.json_response(body, status=refusal.status, headers=headers)
+
+
+def _of_http(error: web.HTTPException) -> Refusal:
+    status = HTTPStatus(error.status)
+    code = status.phrase.lower().replace(" ", "_").replace("-", "_")
+    return Refusal(error.status, code, status.description or status.phrase)
+
+
+def _route(request: web.Request) -> str:
+    """Return the route's pattern; the path itself is the client's text."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource is not None else "none"
+
+
+def json_answer(body: object, status: int = 200) -> web.Response:
+    """Answer with compact JSON."""
+    return web.json_response(body, status=status, dumps=_compact)
+
+
+def _compact(body: object) -> str:
+    return json.dumps(body, separators=(",", ":"))

@@ -1,0 +1,82 @@
+"""The heartbeat that every replica writes, and the gauges it refreshes on the way.
+
+The fleet's totals live in one document (`queries.heartbeat`), so a scrape never counts events.
+A replica that dies takes at most the last interval's counts with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+import structlog
+
+from wds import metrics
+from wds.errors import LimiterUnavailableError, StoreUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from wds.limiter import Limiter
+    from wds.store import Store
+
+log = structlog.get_logger(__name__)
+
+INTERVAL_S = 2.0
+
+
+def owner_name() -> str:
+    """Return a name for this process that no other process has: host, pid, random."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+async def report_once(store: Store, limiter: Limiter | None, *, owner: str, role: str) -> None:
+    """Write one heartbeat and refresh the gauges; what does not answer is shown as down."""
+    try:
+        await store.report(owner=owner, role=role, totals=metrics.own_totals())
+        metrics.fleet.show(await store.fleet())
+        backlog = await store.backlog("default")
+    except StoreUnavailableError as error:
+        metrics.STORE_UP.set(0)
+        log.warning("heartbeat_failed", cause=str(error))
+    else:
+        metrics.STORE_UP.set(1)
+        metrics.DUE_EVENTS.set(backlog.due)
+        metrics.OLDEST_DUE_SECONDS.set(backlog.oldest_due_s)
+    try:
+        if limiter is not None:
+            await limiter.ping()
+    except LimiterUnavailableError as error:
+        metrics.LIMITER_UP.set(0)
+        log.warning("limiter_down", cause=str(error))
+    else:
+        metrics.LIMITER_UP.set(1)
+
+
+@asynccontextmanager
+async def reporting(
+    store: Store, limiter: Limiter | None, *, owner: str, role: str
+) -> AsyncIterator[None]:
+    """Report every `INTERVAL_S` inside the block, and a last time on leaving it."""
+
+    async def forever() -> None:
+        while True:
+            try:
+                await report_once(store, limiter, owner=owner, role=role)
+            except Exception:
+                # A defect in reporting must be seen, and must not stop deliveries.
+                log.exception("heartbeat_crashed")
+            await asyncio.sleep(INTERVAL_S)
+
+    task = asyncio.create_task(forever())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        await report_once(store, limiter, owner=owner, role=role)

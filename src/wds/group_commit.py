@@ -1,0 +1,109 @@
+"""Group commit: whatever arrives while a write is in flight goes out as the next one.
+
+One slow acknowledged write then carries many items, so throughput does not depend on the
+latency of a majority commit, and a lone item waits for nothing. There is no timer and no
+task while idle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from wds.errors import QueueFullError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class GroupCommit(Generic[Item, Result]):
+    """Turns single submissions into batches, one batch in flight at a time.
+
+    `commit` receives the items in the order of submission and returns one result for each, in
+    the same order; an exception from it reaches every submitter of that batch, and no other.
+    """
+
+    def __init__(
+        self,
+        commit: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
+        *,
+        weigh: Callable[[Item], int] = lambda _: 1,
+        max_batch: int,
+        max_pending: int,
+    ) -> None:
+        """Bound one batch and all waiting items, both by the sum of `weigh`."""
+        self._commit = commit
+        self._weigh = weigh
+        self._max_batch = max_batch
+        self._max_pending = max_pending
+        self._pending: deque[tuple[Item, int, asyncio.Future[Result]]] = deque()
+        self._pending_weight = 0
+        self._flusher: asyncio.Task[None] | None = None
+
+    async def submit(self, *items: Item) -> list[Result]:
+        """Commit `items` and return their results, in order.
+
+        Raises:
+            QueueFullError: there is no room for all of them; none was taken.
+            Exception: whatever `commit` raised for a batch that held one of them.
+        """
+        weights = [self._weigh(item) for item in items]
+        if self._pending and self._pending_weight + sum(weights) > self._max_pending:
+            raise QueueFullError
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[Result]] = []
+        for item, weight in zip(items, weights, strict=True):
+            future: asyncio.Future[Result] = loop.create_future()
+            futures.append(future)
+            self._pending.append((item, weight, future))
+            self._pending_weight += weight
+        if self._flusher is None and futures:
+            self._flusher = asyncio.create_task(self._flush())
+        results = await asyncio.gather(*futures, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return [result for result in results if not isinstance(result, BaseException)]
+
+    async def drain(self) -> None:
+        """Return once everything that was submitted has been committed or has failed."""
+        while self._flusher is not None:
+            await asyncio.wait({self._flusher})
+
+    async def _flush(self) -> None:
+        try:
+            while self._pending:
+                batch = self._next_batch()
+                futures = [future for _, _, future in batch]
+                try:
+                    results = await self._commit([item for item, _, _ in batch])
+                except Exception as error:  # noqa: BLE001 - handed to everyone who waits for it
+                    _settle(futures, error)
+                else:
+                    for future, result in zip(futures, results, strict=True):
+                        if not future.done():
+                            future.set_result(result)
+        finally:
+            self._flusher = None
+            _settle([future for _, _, future in self._pending], QueueFullError())
+            self._pending.clear()
+            self._pending_weight = 0
+
+    def _next_batch(self) -> list[tuple[Item, int, asyncio.Future[Result]]]:
+        batch = [self._pending.popleft()]
+        weight = batch[0][1]
+        while self._pending and weight + self._pending[0][1] <= self._max_batch:
+            batch.append(self._pending.popleft())
+            weight += batch[-1][1]
+        self._pending_weight -= weight
+        return batch
+
+
+def _settle(futures: Sequence[asyncio.Future[Result]], error: Exception) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(error)

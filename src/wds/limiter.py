@@ -1,0 +1,170 @@
+"""The rate limit over all replicas, held in Redis. The only module of the service that talks to it.
+
+Redis keeps one sorted set per destination: the instants, by Redis's own clock, for which a
+request was allowed. A slot is one such instant. The script hands out the earliest instants
+for which no window of `WINDOW_US` would hold more than `limit` of them, so all replicas
+together obey one limit without talking to each other.
+
+From slots to requests: a slot may be used from its instant until `USE_WITHIN_US` later and
+not after. Two requests that are `limit` slots apart are then at least
+`WINDOW_US - USE_WITHIN_US` = 1.01 s apart when they leave, and 10 ms remain for the network
+to bring them closer together. The margin costs 3 % of the allowance. A replica measures the
+instant with its monotonic clock, taking the answer's delay against itself on both sides, so
+its wall clock does not matter and a slow answer can only make a slot unusable.
+
+If Redis loses its memory, one window may be granted twice; nothing else depends on it.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from wds.errors import LimiterUnavailableError, StartError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+WINDOW_US = 1_030_000
+USE_WITHIN_US = 20_000
+TIMEOUT_S = 0.5
+"""Seconds to wait for Redis. Not retried: a second reservation would charge twice."""
+
+# KEYS[1] the slots of one destination: member -> instant in microseconds
+# ARGV: limit, window, farthest (all but the first in microseconds), slots wanted, name prefix
+#       of new members, members to give back ...
+# Returns {now, microseconds until another slot could be had, instant, instant, ...}.
+# New instants never precede old ones, so looking `limit` places back is enough.
+_RESERVE = """
+local key, limit = KEYS[1], tonumber(ARGV[1])
+local window, farthest = tonumber(ARGV[2]), tonumber(ARGV[3])
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+for i = 6, #ARGV do redis.call('ZREM', key, ARGV[i]) end
+redis.call('ZREMRANGEBYSCORE', key, '-inf', now - window)
+local function next_instant()
+  local last = redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')[2]
+  local full = redis.call('ZRANGE', key, -limit, -limit, 'WITHSCORES')[2]
+  local at = now
+  if last and tonumber(last) > at then at = tonumber(last) end
+  if full and tonumber(full) + window > at then
+    at = tonumber(full) + window
+  end
+  return at
+end
+local answer = {now, 0}
+for i = 1, tonumber(ARGV[4]) do
+  local at = next_instant()
+  if at - now > farthest then break end
+  redis.call('ZADD', key, string.format('%.0f', at), ARGV[5] .. ':' .. i)
+  answer[#answer + 1] = at
+end
+answer[2] = math.max(next_instant() - now - farthest, 0)
+redis.call('PEXPIRE', key, math.ceil((2 * window + farthest) / 1000))
+return answer
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The right to send one request between two instants of `time.monotonic()`.
+
+    A slot that became unusable while its answer was on the way has `use_by < ready_at`.
+    """
+
+    name: str
+    ready_at: float
+    use_by: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What was granted, and the seconds until asking again can bring more."""
+
+    slots: list[Slot]
+    retry_in_s: float
+
+
+class Limiter:
+    """At most `limit` requests in any second to each destination, over all replicas."""
+
+    def __init__(self, url: str, limit: int, *, farthest_s: float) -> None:
+        """Prepare a client; `farthest_s` bounds how far ahead a slot may lie.
+
+        Raises:
+            StartError: the URL is malformed. It is not repeated, it may hold a password.
+        """
+        try:
+            self._redis: Redis = Redis.from_url(
+                url,
+                socket_timeout=TIMEOUT_S,
+                socket_connect_timeout=TIMEOUT_S,
+                retry=Retry(NoBackoff(), 0),
+                retry_on_timeout=False,
+            )
+        except ValueError as error:
+            msg = f"WDS_REDIS_URL cannot be used: {type(error).__name__}"
+            raise StartError(msg) from error
+        self._limit = limit
+        self._farthest_us = round(farthest_s * 1_000_000)
+        self._reserve = self._redis.register_script(_RESERVE)
+
+    async def reserve(
+        self, destination: str, count: int, *, give_back: Sequence[Slot] = ()
+    ) -> Reservation:
+        """Reserve up to `count` slots, in order; those `give_back` were not used.
+
+        One round trip whatever the count. Only slots that no request used, and none will, may
+        be given back.
+
+        Raises:
+            LimiterUnavailableError: no answer in time. Slots may have been charged; they pass
+                unused, which errs on the safe side.
+        """
+        name = uuid.uuid4().hex
+        asked_at = time.monotonic()
+        try:
+            now, retry_in, *instants = await self._reserve(
+                keys=[f"wds:slots:{destination}"],
+                args=[
+                    self._limit,
+                    WINDOW_US,
+                    self._farthest_us,
+                    count,
+                    name,
+                    *(slot.name for slot in give_back),
+                ],
+            )
+        except (RedisError, OSError, TimeoutError) as error:
+            raise LimiterUnavailableError(type(error).__name__) from error
+        answered_at = time.monotonic()
+        return Reservation(
+            [
+                Slot(
+                    f"{name}:{number}",
+                    ready_at=answered_at + (instant - now) / 1e6,
+                    use_by=asked_at + (instant - now + USE_WITHIN_US) / 1e6,
+                )
+                for number, instant in enumerate(instants, start=1)
+            ],
+            retry_in / 1e6,
+        )
+
+    async def ping(self) -> None:
+        """Return if Redis can grant slots: it answers and has room to write.
+
+        Raises:
+            LimiterUnavailableError: it does not.
+        """
+        await self.reserve("ping", 1)
+
+    async def close(self) -> None:
+        """Drop all connections."""
+        await self._redis.aclose()

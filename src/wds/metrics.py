@@ -1,0 +1,155 @@
+"""Every metric: name, label and meaning. Nothing else names one.
+
+One registry a process. Counters of this process; the fleet's four totals come from the
+heartbeat document through `fleet`, never from counting events at scrape time.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import prometheus_client
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from wds import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from prometheus_client.metrics_core import Metric
+
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+
+_LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+BUILD_INFO = Gauge("wds_build_info", "Always 1; the version is the label.", ["version"])
+BUILD_INFO.labels(__version__).set(1)
+
+# ingest
+EVENTS_RECEIVED = Counter("wds_events_received_total", "Events stored and acknowledged.")
+EVENTS_REPEATED = Counter(
+    "wds_events_repeated_total", "Repeats of an idempotency key, acknowledged and not stored again."
+)
+REFUSALS = Counter("wds_refusals_total", "Requests answered with an error envelope.", ["code"])
+INGEST_SECONDS = Histogram(
+    "wds_ingest_seconds", "From reading an ingest request to its answer.", buckets=_LATENCY
+)
+COMMIT_SECONDS = Histogram(
+    "wds_commit_seconds", "One group commit of new events.", buckets=_LATENCY
+)
+COMMIT_EVENTS = Histogram(
+    "wds_commit_events",
+    "New events in one group commit.",
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+)
+
+# delivery
+ATTEMPTS = Counter("wds_attempts_total", "Attempts that were recorded, by outcome.", ["outcome"])
+DELIVERIES_SUCCEEDED = Counter("wds_deliveries_succeeded_total", "Events that became DELIVERED.")
+DELIVERIES_FAILED = Counter("wds_deliveries_failed_total", "Events that became FAILED_PERMANENTLY.")
+RETRY_ATTEMPTS = Counter("wds_retry_attempts_total", "Attempts after an event's first.")
+ATTEMPT_SECONDS = Histogram(
+    "wds_attempt_seconds", "One request to the downstream, to the end of its answer."
+)
+IN_FLIGHT = Gauge("wds_deliveries_in_flight", "Requests to the downstream now under way.")
+SLOT_WAITING = Gauge("wds_slot_waiting", "Claimed events that wait for a slot of the rate limit.")
+SLOT_WAIT_SECONDS = Histogram(
+    "wds_slot_wait_seconds", "From claiming an event to its slot.", buckets=_LATENCY
+)
+SLOTS_MISSED = Counter(
+    "wds_slots_missed_total", "Slots that could not be used in time and were given back."
+)
+CLAIMS = Counter("wds_claims_total", "Leases taken on due events.")
+CLAIMS_DEFERRED = Counter(
+    "wds_claims_deferred_total", "Leases returned without an attempt, which was not counted."
+)
+LEASES_LOST = Counter(
+    "wds_leases_lost_total", "Outcomes refused because the lease had passed to another."
+)
+LEASES_RECOVERED = Counter(
+    "wds_leases_recovered_total", "Expired leases taken over; their attempt is recorded as unknown."
+)
+
+# state
+DUE_EVENTS = Gauge("wds_due_events", "Events due now (counted up to 100,000).")
+OLDEST_DUE_SECONDS = Gauge("wds_oldest_due_seconds", "Age of the oldest due event, 0 if none.")
+STORE_UP = Gauge("wds_store_up", "1 while MongoDB answers.")
+LIMITER_UP = Gauge("wds_limiter_up", "1 while Redis answers, or while there is no rate limit.")
+
+FLEET_TOTALS: Mapping[str, tuple[str, str, Counter]] = {
+    "events_received": (
+        "wds_fleet_events_received",
+        "Events received, all replicas, past ones included.",
+        EVENTS_RECEIVED,
+    ),
+    "deliveries_succeeded": (
+        "wds_fleet_deliveries_succeeded",
+        "Successful deliveries, all replicas, past ones included.",
+        DELIVERIES_SUCCEEDED,
+    ),
+    "deliveries_failed": (
+        "wds_fleet_deliveries_failed",
+        "Events that failed permanently, all replicas, past ones included.",
+        DELIVERIES_FAILED,
+    ),
+    "retry_attempts": (
+        "wds_fleet_retry_attempts",
+        "Attempts after the first, all replicas, past ones included.",
+        RETRY_ATTEMPTS,
+    ),
+}
+"""Key in a heartbeat -> metric name without `_total`, meaning, this process's counter."""
+
+
+def own_totals() -> dict[str, int]:
+    """Return what this process adds to the fleet's totals."""
+    return {
+        key: int(sum(sample.value for family in counter.collect() for sample in family.samples))
+        for key, (_, _, counter) in FLEET_TOTALS.items()
+    }
+
+
+ROLES = ("ingest", "dispatcher")
+_SILENCE = timedelta(seconds=15)
+
+
+class FleetCollector(Collector):
+    """Exposes the last fleet document that was read; nothing before the first."""
+
+    def __init__(self) -> None:
+        """Start with no document."""
+        self._document: Mapping[str, Any] | None = None
+
+    def show(self, document: Mapping[str, Any] | None) -> None:
+        """Replace the document, in the shape `Store.fleet` returns; None hides the metrics."""
+        self._document = document
+
+    def describe(self) -> Iterable[Metric]:
+        """Name no metric in advance, so that registering reads nothing."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the four totals and the replicas by role."""
+        if not self._document:
+            return
+        replicas = self._document.get("replicas", [])
+        retired = self._document.get("retired", {})
+        for key, (name, meaning, _) in FLEET_TOTALS.items():
+            total = retired.get(key, 0) + sum(each["totals"].get(key, 0) for each in replicas)
+            yield CounterMetricFamily(name, meaning, value=total)
+        by_role = GaugeMetricFamily(
+            "wds_fleet_replicas", "Replicas heard from in the last 15 seconds.", labels=["role"]
+        )
+        heard = [
+            each["role"] for each in replicas if self._document["now"] - each["seen_at"] < _SILENCE
+        ]
+        for role in ROLES:
+            by_role.add_metric([role], heard.count(role))
+        yield by_role
+
+
+fleet = FleetCollector()
+REGISTRY.register(fleet)

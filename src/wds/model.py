@@ -1,0 +1,160 @@
+"""The vocabulary: events, claims, attempts and what becomes of them. Pure: no I/O, no clock.
+
+State machine of an event (`status`):
+
+    RECEIVED ──claim──▶ DELIVERING ──2xx──────────────▶ DELIVERED
+        ▲                │  ▲   │
+        └─defer (never   │  └───┘ failure, attempts left: waits for its next attempt
+          attempted)     └──failure or lost lease, none left──▶ FAILED_PERMANENTLY
+
+The two on the right are final: such an event has no lease and is not due again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+ID_LENGTH = 32
+"""Characters of an event id: 128 bits in lower-case hex."""
+
+
+class Status(StrEnum):
+    """Where an event stands. Only the store changes it."""
+
+    RECEIVED = "RECEIVED"
+    DELIVERING = "DELIVERING"
+    DELIVERED = "DELIVERED"
+    FAILED_PERMANENTLY = "FAILED_PERMANENTLY"
+
+
+class Outcome(StrEnum):
+    """What is known of one attempt."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    UNKNOWN = "unknown"
+    """The dispatcher died or stalled between claiming the event and recording a result."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """An event that was verified and not yet stored. Never changed after that."""
+
+    id: str
+    source: str
+    payload: bytes
+    content_type: str
+    event_type: str | None = None
+    idempotency_key: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    destination: str = "default"
+
+    @property
+    def payload_sha256(self) -> bytes:
+        """32 bytes; tells a repeat from another payload under the same idempotency key."""
+        return hashlib.sha256(self.payload).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """An event is durable: majority-committed and journaled.
+
+    Attributes:
+        id: the event's id; of the first one, when this is a repeat.
+        status: its status when the answer was made.
+        duplicate: True if an earlier request stored it.
+    """
+
+    id: str
+    status: Status
+    duplicate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """The idempotency key already belongs to another payload; nothing was stored."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to make one attempt, until the lease expires.
+
+    Attributes:
+        token: fences every write that follows from this claim.
+        attempt_number: 1 for the first.
+        leased_at: when the lease began, by the database's clock.
+        trusted_until: `time.monotonic()` after which this process must no longer send. It
+            counts from before the claim was asked for, so it ends before the lease does.
+    """
+
+    id: str
+    token: str
+    attempt_number: int
+    leased_at: datetime
+    trusted_until: float
+    destination: str
+    event_type: str | None
+    content_type: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The record of one attempt; immutable once stored.
+
+    Attributes:
+        timestamp: when the request began, by the database's clock (lease start plus elapsed).
+        status_code: of the answer, None if there was none.
+        duration_ms: from sending to the end of the answer.
+        error: why it failed, None on success.
+        response: first KiB of the answer's body as text, None if there was no answer.
+    """
+
+    attempt_number: int
+    timestamp: datetime
+    outcome: Outcome
+    status_code: int | None
+    duration_ms: int
+    error: str | None
+    response: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How a claim ends. Exactly one of four, see the constructors' callers in `dispatcher`.
+
+    Attributes:
+        attempt: what to record; None defers: the lease is returned and nothing is counted.
+        status: DELIVERED or FAILED_PERMANENTLY ends the event; DELIVERING waits for another try.
+        delay_s: seconds from the write until the next attempt, when status is DELIVERING.
+    """
+
+    claim: Claim
+    attempt: Attempt | None
+    status: Status = Status.DELIVERING
+    delay_s: float = 0.0
+
+
+def derived_id(source: str, idempotency_key: str) -> str:
+    """Return the id that every event with this key from this source has.
+
+    The first 128 bits of SHA-256 over the length-prefixed pair, so that no two pairs share
+    an encoding and the primary key is the uniqueness constraint.
+    """
+    name = source.encode()
+    digest = hashlib.sha256(b"%d:%s:%s" % (len(name), name, idempotency_key.encode()))
+    return digest.hexdigest()[:ID_LENGTH]
+
+
+def random_id(now: datetime, entropy: bytes) -> str:
+    """Return an id that sorts by time: 48 bits of milliseconds, then 80 bits of `entropy`."""
+    return f"{int(now.timestamp() * 1000):012x}{entropy[:10].hex()}"

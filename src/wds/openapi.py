@@ -1,0 +1,107 @@
+"""The OpenAPI document and Swagger UI. The only module of the service that knows aiohttp_apispec.
+
+A route's description stands beside its registration and is bound to one application, because
+aiohttp_apispec consumes what its decorators leave on a function.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from aiohttp_apispec import docs, json_schema, response_schema, setup_aiohttp_apispec
+
+from wds import __version__
+from wds.schemas import ErrorEnvelopeSchema
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import marshmallow as ma
+    from aiohttp import web
+    from aiohttp.typedefs import Handler
+
+ERRORS = {
+    400: "Not JSON, or not whole",
+    401: "No valid signature or token",
+    403: "Not for this client",
+    404: "No such event",
+    409: "The idempotency key belongs to another payload",
+    413: "The body is too large",
+    415: "Not JSON by its content type, or encoded",
+    422: "The wrong shape; every problem is listed",
+    503: "Not possible now; Retry-After says when to send again",
+}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What the document says of one route."""
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    tag: str
+    answers: Mapping[int, tuple[str, type[ma.Schema] | None]]
+    errors: tuple[int, ...] = ()
+    body: type[ma.Schema] | None = None
+    parameters: tuple[dict[str, Any], ...] = ()
+    produces: tuple[str, ...] = field(default=("application/json",))
+
+
+def header(name: str, description: str, *, required: bool = False) -> dict[str, Any]:
+    """Describe a request header."""
+    return {
+        "in": "header",
+        "name": name,
+        "type": "string",
+        "required": required,
+        "description": description,
+    }
+
+
+def register(app: web.Application, operations: list[Operation]) -> None:
+    """Add every route to `app`, described."""
+    for operation in operations:
+        app.router.add_route(operation.method, operation.path, _described(operation))
+
+
+def serve_docs(app: web.Application, title: str) -> None:
+    """Serve the document at `/docs/openapi.json` and Swagger UI at `/docs`."""
+    setup_aiohttp_apispec(
+        app,
+        title=title,
+        version=__version__,
+        url="/docs/openapi.json",
+        swagger_path="/docs",
+        static_path="/docs/static",
+        in_place=True,
+    )
+
+
+def _described(operation: Operation) -> Handler:
+    @functools.wraps(operation.handler)
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return await operation.handler(request)
+
+    described: Any = docs(
+        summary=operation.summary,
+        description=" ".join((operation.handler.__doc__ or "").split()),
+        tags=[operation.tag],
+        parameters=list(operation.parameters),
+        produces=list(operation.produces),
+    )(handler)
+    if operation.body is not None:
+        described = json_schema(operation.body)(described)
+    for status, (text, schema) in operation.answers.items():
+        if schema is None:
+            described = docs(responses={str(status): {"description": text}})(described)
+        else:
+            described = response_schema(schema, status, description=text)(described)
+    for status in operation.errors:
+        described = response_schema(ErrorEnvelopeSchema, status, description=ERRORS[status])(
+            described
+        )
+    return cast("Handler", described)

@@ -1,0 +1,197 @@
+"""What wds reads out of a body: is it JSON, an object, of which type, under which key. Pure.
+
+The bytes themselves are never changed. JSON is read by RFC 8259 and no further: no NaN, no
+second encoding, no trailing text. Numbers of any length are legitimate and never converted
+exactly, because nothing here needs their value.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+from wds.errors import Detail, Refusal
+
+MAX_LABEL = 255
+"""Most characters of an event type or an idempotency key."""
+MAX_BATCH = 1000
+"""Most events in one batch request."""
+_WHITESPACE = " \t\n\r"
+
+
+def _not_json(constant: str) -> NoReturn:
+    msg = f"{constant} is not JSON"
+    raise ValueError(msg)
+
+
+def _integer(digits: str) -> float:
+    return int(digits) if len(digits) <= _EXACT_DIGITS else float(digits)
+
+
+_EXACT_DIGITS = 18
+_DECODER = json.JSONDecoder(parse_constant=_not_json, parse_int=float)
+_REQUEST_DECODER = json.JSONDecoder(parse_constant=_not_json, parse_int=_integer)
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Parse a payload as one JSON object; a repeated key counts as its last value.
+
+    Raises:
+        Refusal: 400 if it is not JSON in UTF-8, 422 if it is JSON but not an object.
+    """
+    return _object(_DECODER, body)
+
+
+def parse_request(body: bytes) -> dict[str, Any]:
+    """Parse an operator's request like a payload, with integers of up to 18 digits exact."""
+    return _object(_REQUEST_DECODER, body)
+
+
+def _object(decoder: json.JSONDecoder, body: bytes) -> dict[str, Any]:
+    value = _guard(decoder.decode, body)
+    if not isinstance(value, dict):
+        raise _wrong_shape(Detail("", "must be a JSON object"))
+    return value
+
+
+def split_batch(body: bytes) -> list[tuple[bytes, dict[str, Any]]]:
+    """Cut a batch into its events: the exact bytes of each, and each parsed.
+
+    `body` is a JSON array of objects, or `{"events": [...]}` with nothing beside it.
+
+    Raises:
+        Refusal: 400 if it is not JSON, 422 listing every problem of its shape.
+    """
+    items = _guard(_batch_items, body)
+    if not items:
+        raise _wrong_shape(Detail("events", "must hold at least one event"))
+    if len(items) > MAX_BATCH:
+        raise _wrong_shape(Detail("events", f"must hold at most {MAX_BATCH} events"))
+    wrong = tuple(
+        Detail(f"events.{index}", "must be a JSON object")
+        for index, (_, value) in enumerate(items)
+        if not isinstance(value, dict)
+    )
+    if wrong:
+        raise _wrong_shape(*wrong)
+    return [(text.encode(), value) for text, value in items]
+
+
+def is_label(value: object) -> bool:
+    """Tell whether `value` can name a type or a key: a short, printable, non-empty string."""
+    return isinstance(value, str) and 0 < len(value) <= MAX_LABEL and value.isprintable()
+
+
+def event_type(value: dict[str, Any], *fallbacks: str | None) -> str | None:
+    """Return the payload's `event_type`, else its `type`, else the first usable fallback.
+
+    Payloads belong to their senders, so a `type` that is not a label is no error; it is
+    simply not ours.
+    """
+    for candidate in (value.get("event_type"), value.get("type"), *fallbacks):
+        if is_label(candidate):
+            return str(candidate)
+    return None
+
+
+def idempotency_key(value: dict[str, Any], fallback: str | None, path: str = "") -> str | None:
+    """Return the payload's `idempotency_key`, else `fallback`, else None.
+
+    The payload is signed and the header is not, so the payload's wins. `path` prefixes the
+    field's name in the refusal.
+
+    Raises:
+        Refusal: 422 if a key is given that is no label; ignoring it would lose the guard.
+    """
+    key = value.get("idempotency_key", fallback)
+    if key is None:
+        return None
+    if not is_label(key):
+        text = f"must be 1 to {MAX_LABEL} printable characters"
+        raise _wrong_shape(Detail(f"{path}idempotency_key", text))
+    return str(key)
+
+
+def _guard(parse: Any, body: bytes) -> Any:  # noqa: ANN401 - whatever JSON there is
+    try:
+        return parse(body.decode("utf-8"))
+    except UnicodeDecodeError:
+        reason = "the body is not UTF-8"
+    except RecursionError:
+        reason = "the body is nested too deeply"
+    except json.JSONDecodeError as error:
+        reason = f"the body is not JSON: {error.msg} at line {error.lineno} column {error.colno}"
+    except ValueError as error:
+        reason = f"the body is not JSON: {error}"
+    raise Refusal(400, "invalid_json", reason)
+
+
+def _batch_items(text: str) -> list[tuple[str, Any]]:
+    start = _skip(text, 0)
+    if text[start : start + 1] == "[":
+        items, end = _array(text, start)
+        _expect_end(text, end)
+        return items
+    whole = _DECODER.decode(text)
+    if not isinstance(whole, dict):
+        raise _wrong_shape(Detail("", 'must be a JSON array or {"events": [...]}'))
+    return _events_member(text, start, whole)
+
+
+def _events_member(text: str, start: int, whole: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Walk the members of the object at `start`, known to be valid, to the array `events`."""
+    wrong = [Detail(key[:64], "is not a field of a batch") for key in whole if key != "events"]
+    if not isinstance(whole.get("events"), list):
+        wrong.append(Detail("events", "must be an array of objects"))
+    position = _skip(text, start + 1)
+    members: list[int] = []
+    while not wrong and text[position] != "}":
+        _, position = _DECODER.raw_decode(text, position)
+        position = _skip(text, _skip(text, position) + 1)
+        members.append(position)
+        _, position = _DECODER.raw_decode(text, position)
+        position = _skip(text, position)
+        if text[position] == ",":
+            position = _skip(text, position + 1)
+    if len(members) > 1:
+        wrong.append(Detail("events", "must be given once"))
+    if wrong:
+        raise _wrong_shape(*wrong)
+    return _array(text, members[0])[0]
+
+
+def _array(text: str, start: int) -> tuple[list[tuple[str, Any]], int]:
+    """Return the elements of the array at `start`, each as written and parsed, and its end."""
+    items: list[tuple[str, Any]] = []
+    position = _skip(text, start + 1)
+    if text[position : position + 1] == "]":
+        return items, position + 1
+    while True:
+        value, end = _DECODER.raw_decode(text, position)
+        items.append((text[position:end], value))
+        position = _skip(text, end)
+        separator = text[position : position + 1]
+        if separator == "]":
+            return items, position + 1
+        if separator != ",":
+            raise _not_json_at(text, position, "Expecting ',' delimiter")
+        position = _skip(text, position + 1)
+
+
+def _expect_end(text: str, position: int) -> None:
+    if _skip(text, position) != len(text):
+        raise _not_json_at(text, position, "Extra data")
+
+
+def _not_json_at(text: str, position: int, reason: str) -> json.JSONDecodeError:
+    return json.JSONDecodeError(reason, text, position)
+
+
+def _skip(text: str, position: int) -> int:
+    while position < len(text) and text[position] in _WHITESPACE:
+        position += 1
+    return position
+
+
+def _wrong_shape(*details: Detail) -> Refusal:
+    return Refusal(422, "invalid_request", "the request has the wrong shape", details)

@@ -1,0 +1,355 @@
+"""Every MongoDB document, filter, update and pipeline, as plain data. Pure.
+
+`store` executes them; tests explain() them. What must stay true:
+
+* Everything that changes together changes in one single-document write.
+* Due times and lease expiry are compared with and computed from `$$NOW`, the database's clock.
+* Whatever a sender or a downstream wrote is wrapped in `$literal` inside a pipeline, so no
+  text can act as an expression.
+* `next_attempt_at` exists exactly while an event is live. Leased, it is the lease's expiry, so
+  one predicate finds new events, retries and the leases of the dead.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pymongo import ASCENDING, DESCENDING, IndexModel, UpdateOne
+
+from wds.model import Attempt, NewEvent, Outcome, Settlement, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+Document = dict[str, Any]
+
+EVENTS = "events"
+FLEET = "fleet"
+
+CLAIM_INDEX = IndexModel(
+    [("destination", ASCENDING), ("next_attempt_at", ASCENDING)],
+    name="claim",
+    partialFilterExpression={"next_attempt_at": {"$exists": True}},
+)
+"""Holds live events only, so a claim costs the same however many are finished."""
+
+EVENT_INDEXES = [
+    CLAIM_INDEX,
+    IndexModel(
+        [
+            ("received_at", DESCENDING),
+            ("_id", DESCENDING),
+            ("status", ASCENDING),
+            ("event_type", ASCENDING),
+        ],
+        name="search",
+    ),
+    IndexModel(
+        [("status", ASCENDING), ("received_at", DESCENDING), ("_id", DESCENDING)],
+        name="search_status",
+    ),
+    IndexModel(
+        [("event_type", ASCENDING), ("received_at", DESCENDING), ("_id", DESCENDING)],
+        name="search_type",
+    ),
+]
+
+CLAIM_PROJECTION = {
+    "payload": 1,
+    "content_type": 1,
+    "destination": 1,
+    "event_type": 1,
+    "attempt_count": 1,
+    "lease": 1,
+}
+"""What a dispatcher needs of an event it claims."""
+DUE_ORDER = [("next_attempt_at", ASCENDING)]
+PAGE_ORDER = [("received_at", DESCENDING), ("_id", DESCENDING)]
+
+LOST_ATTEMPT_ERROR = "the dispatcher stopped or stalled before it recorded the outcome"
+MAX_EVENT_TYPES = 1000
+"""Most event types that an aggregation lists, the commonest first."""
+
+
+def event_document(event: NewEvent, now: datetime) -> Document:
+    """Return what is inserted for a new event, due at `now` (database time)."""
+    document: Document = {
+        "_id": event.id,
+        "source": event.source,
+        "event_type": event.event_type,
+        "content_type": event.content_type,
+        "headers": dict(event.headers),
+        "payload": event.payload,
+        "payload_sha256": event.payload_sha256,
+        "received_at": now,
+        "destination": event.destination,
+        "status": Status.RECEIVED,
+        "attempt_count": 0,
+        "next_attempt_at": now,
+        "attempts": [],
+    }
+    if event.idempotency_key is not None:
+        document["idempotency_key"] = event.idempotency_key
+    return document
+
+
+def due(destination: str) -> Document:
+    """Match the events of `destination` that may be claimed now."""
+    return {
+        "destination": destination,
+        "next_attempt_at": {"$exists": True},
+        "$expr": {"$lte": ["$next_attempt_at", "$$NOW"]},
+    }
+
+
+def live() -> Document:
+    """Match every event that is not final."""
+    return {"next_attempt_at": {"$exists": True}}
+
+
+def claim(token: str, owner: str, lease_ms: int, max_attempts: int) -> list[Document]:
+    """Lease a due event, or bury it if it has no attempt left.
+
+    A lease still present on a due event has expired: its attempt is recorded as unknown in
+    the same write. An event already at `max_attempts` gets no lease and becomes
+    FAILED_PERMANENTLY, so a claim never starts one attempt too many. `lease.recovered` is
+    present (and true) only where this claim took over from an expired lease.
+    """
+    expired = {"$ne": [{"$type": "$lease"}, "missing"]}
+    exhausted = {"$gte": ["$attempt_count", max_attempts]}
+    lost = {
+        "attempt_number": "$attempt_count",
+        "timestamp": "$lease.since",
+        "status_code": {"$literal": None},
+        "success": {"$literal": False},
+        "outcome": {"$literal": Outcome.UNKNOWN},
+        "duration_ms": {"$literal": None},
+        "error": {"$literal": LOST_ATTEMPT_ERROR},
+        "response": {"$literal": None},
+    }
+    lease = {
+        "token": {"$literal": token},
+        "owner": {"$literal": owner},
+        "since": "$$NOW",
+        "recovered": {"$cond": [expired, {"$literal": True}, "$$REMOVE"]},
+    }
+    return [
+        {
+            "$set": {
+                "attempts": {
+                    "$cond": [expired, {"$concatArrays": ["$attempts", [lost]]}, "$attempts"]
+                },
+                "status": {
+                    "$cond": [
+                        exhausted,
+                        {"$literal": Status.FAILED_PERMANENTLY},
+                        {"$literal": Status.DELIVERING},
+                    ]
+                },
+                "attempt_count": {"$add": ["$attempt_count", {"$cond": [exhausted, 0, 1]}]},
+                "next_attempt_at": {
+                    "$cond": [exhausted, "$$REMOVE", {"$add": ["$$NOW", lease_ms]}]
+                },
+                "lease": {"$cond": [exhausted, "$$REMOVE", lease]},
+                "finished_at": {"$cond": [exhausted, "$$NOW", "$$REMOVE"]},
+            }
+        }
+    ]
+
+
+def held(event_id: str, token: str) -> Document:
+    """Match the event only while the lease with this token is on it: the fence."""
+    return {"_id": event_id, "lease.token": token}
+
+
+def settlement(settlement: Settlement) -> UpdateOne:
+    """Return the one write that ends a claim: finish, retry later, or defer."""
+    fence = held(settlement.claim.id, settlement.claim.token)
+    if settlement.attempt is None:
+        return UpdateOne(fence, _defer())
+    attempt = attempt_document(settlement.attempt)
+    if settlement.status is Status.DELIVERING:
+        return UpdateOne(fence, _retry(attempt, round(settlement.delay_s * 1000)))
+    return UpdateOne(
+        fence,
+        {
+            "$push": {"attempts": attempt},
+            "$set": {"status": settlement.status},
+            "$currentDate": {"finished_at": True},
+            "$unset": {"lease": "", "next_attempt_at": ""},
+        },
+    )
+
+
+def attempt_document(attempt: Attempt) -> Document:
+    """Return the record of an attempt as stored in `attempts`."""
+    return {
+        "attempt_number": attempt.attempt_number,
+        "timestamp": attempt.timestamp,
+        "status_code": attempt.status_code,
+        "success": attempt.outcome is Outcome.SUCCESS,
+        "outcome": attempt.outcome,
+        "duration_ms": attempt.duration_ms,
+        "error": attempt.error,
+        "response": attempt.response,
+    }
+
+
+def _retry(attempt: Document, delay_ms: int) -> list[Document]:
+    return [
+        {
+            "$set": {
+                "attempts": {"$concatArrays": ["$attempts", [{"$literal": attempt}]]},
+                "next_attempt_at": {"$add": ["$$NOW", delay_ms]},
+                "lease": "$$REMOVE",
+            }
+        }
+    ]
+
+
+def _defer() -> list[Document]:
+    """Undo a claim: due since the lease began, the attempt not counted."""
+    return [
+        {
+            "$set": {
+                "status": {
+                    "$cond": [
+                        {"$eq": [{"$size": "$attempts"}, 0]},
+                        {"$literal": Status.RECEIVED},
+                        {"$literal": Status.DELIVERING},
+                    ]
+                },
+                "attempt_count": {"$subtract": ["$attempt_count", 1]},
+                "next_attempt_at": "$lease.since",
+                "lease": "$$REMOVE",
+            }
+        }
+    ]
+
+
+def settled(settlements: Sequence[Settlement]) -> Document:
+    """Match the events whose attempt, as recorded, is the one being settled.
+
+    An attempt number is held by one claim at a time and only that claim records a known
+    outcome for it, so the number and a known outcome identify the write.
+    """
+    return {
+        "$or": [
+            {
+                "_id": each.claim.id,
+                "attempts": {
+                    "$elemMatch": {
+                        "attempt_number": each.attempt.attempt_number,
+                        "outcome": {"$ne": Outcome.UNKNOWN},
+                    }
+                },
+            }
+            for each in settlements
+            if each.attempt is not None
+        ]
+    }
+
+
+def search_match(
+    *,
+    statuses: Sequence[str] = (),
+    event_types: Sequence[str] = (),
+    received_from: datetime | None = None,
+    received_to: datetime | None = None,
+) -> Document:
+    """Match events by the operators' filters: `from` inclusive, `to` exclusive."""
+    match: Document = {}
+    if statuses:
+        match["status"] = {"$in": list(statuses)}
+    if event_types:
+        match["event_type"] = {"$in": list(event_types)}
+    received: Document = {}
+    if received_from is not None:
+        received["$gte"] = received_from
+    if received_to is not None:
+        received["$lt"] = received_to
+    if received:
+        match["received_at"] = received
+    return match
+
+
+def after(match: Document, received_at: datetime, event_id: str) -> Document:
+    """Narrow `match` to what follows the given event in `PAGE_ORDER`."""
+    position = {
+        "$or": [
+            {"received_at": {"$lt": received_at}},
+            {"received_at": received_at, "_id": {"$lt": event_id}},
+        ]
+    }
+    return {"$and": [match, {"received_at": {"$lte": received_at}}, position]}
+
+
+def counts(match: Document) -> list[Document]:
+    """Count the matched events by status, type and hour at once, so that all totals agree.
+
+    Needs three fields that the index `search` holds, so no document is fetched.
+    """
+    return [
+        {"$match": match},
+        {"$project": {"_id": 0, "status": 1, "event_type": 1, "received_at": 1}},
+        {
+            "$group": {
+                "_id": {
+                    "status": "$status",
+                    "event_type": "$event_type",
+                    "hour": {"$dateTrunc": {"date": "$received_at", "unit": "hour"}},
+                },
+                "count": {"$sum": 1},
+            }
+        },
+    ]
+
+
+def heartbeat(replica: Document, forget_after_ms: int) -> list[Document]:
+    """Put one replica's report into the fleet document, and fold in those long silent.
+
+    `replica` is `{owner, role, totals}`. Totals are absolute, so a repeated write changes
+    nothing; a replica unheard for `forget_after_ms` leaves the list and its totals move to
+    `retired`, in this same write.
+    """
+    owner = {"$literal": replica["owner"]}
+    everyone = {"$ifNull": ["$replicas", []]}
+    silent = {"$lt": ["$$each.seen_at", {"$subtract": ["$$NOW", forget_after_ms]}]}
+    others = {"$ne": ["$$each.owner", owner]}
+    mine = {"$mergeObjects": [{"$literal": replica}, {"seen_at": "$$NOW"}]}
+
+    def pick(condition: Document) -> Document:
+        return {"$filter": {"input": everyone, "as": "each", "cond": condition}}
+
+    return [
+        {
+            "$set": {
+                "retired": {
+                    name: {
+                        "$add": [
+                            {"$ifNull": [f"$retired.{name}", 0]},
+                            {
+                                "$sum": {
+                                    "$map": {
+                                        "input": pick({"$and": [others, silent]}),
+                                        "as": "each",
+                                        "in": f"$$each.totals.{name}",
+                                    }
+                                }
+                            },
+                        ]
+                    }
+                    for name in replica["totals"]
+                },
+                "replicas": {
+                    "$concatArrays": [pick({"$and": [others, {"$not": [silent]}]}), [mine]]
+                },
+            }
+        }
+    ]
+
+
+def fleet_now() -> list[Document]:
+    """Read the fleet document with the database's time beside it, to judge `seen_at` by."""
+    return [{"$match": {"_id": FLEET}}, {"$set": {"now": "$$NOW"}}]

@@ -1,0 +1,167 @@
+"""The sending side: sign bodies and post them, as any well-behaved sender would.
+
+A 503 or a broken connection leaves it unknown whether the event was stored. Bodies are
+therefore sent with an idempotency key, and sent again under the same key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from tenacity import (
+    AsyncRetrying,
+    RetryError,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_exponential_jitter,
+)
+
+from wds import signature
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+TRIES = 6
+CONNECTIONS = 16
+_UNAVAILABLE = 503
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the ingest service said: its status (0 if it never answered) and its JSON."""
+
+    status: int
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Posting:
+    """One body to post, under an idempotency key if `key` is set."""
+
+    body: bytes
+    key: str | None = None
+    event_type: str | None = None
+
+
+class _ComeBackError(Exception):
+    """The service answered 503."""
+
+
+class Sender:
+    """Posts signed bodies to one URL."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, secret: str) -> None:
+        """`url` is the ingest route; `secret` signs."""
+        self._session = session
+        self._url = url
+        self._secret = secret
+
+    async def post(self, posting: Posting, *, path: str = "", forge: bool = False) -> Answer:
+        """Sign and post once; `path` is appended to the URL, `forge` spoils the signature."""
+        secret = self._secret + "-forged" if forge else self._secret
+        headers = {
+            "Content-Type": "application/json",
+            "X-Webhook-Signature": signature.sign(secret, posting.body),
+        }
+        if posting.key is not None:
+            headers["Idempotency-Key"] = posting.key
+        if posting.event_type is not None:
+            headers["X-Event-Type"] = posting.event_type
+        async with self._session.post(
+            self._url + path, data=posting.body, headers=headers
+        ) as response:
+            return Answer(response.status, await _json(response))
+
+    async def post_surely(self, posting: Posting) -> Answer:
+        """Post until there is an answer other than 503, at most `TRIES` times."""
+
+        async def once() -> Answer:
+            answer = await self.post(posting)
+            if answer.status == _UNAVAILABLE:
+                raise _ComeBackError
+            return answer
+
+        patiently = AsyncRetrying(
+            retry=retry_if_exception_type((_ComeBackError, aiohttp.ClientError, TimeoutError)),
+            stop=stop_after_attempt(TRIES),
+            wait=wait_exponential_jitter(initial=0.2, max=5),
+        )
+        try:
+            return await patiently(once)
+        except RetryError as error:
+            cause = error.last_attempt.exception()
+            text = "the service answers 503" if isinstance(cause, _ComeBackError) else str(cause)
+            return Answer(0, {"error": {"code": "unreachable", "message": text, "details": []}})
+
+
+async def _json(response: aiohttp.ClientResponse) -> dict[str, Any]:
+    try:
+        body = await response.json(content_type=None)
+    except ValueError:
+        body = None
+    if isinstance(body, dict):
+        return body
+    text = f"HTTP {response.status} without JSON: is this a wds ingest service?"
+    return {"error": {"code": "not_wds", "message": text, "details": []}}
+
+
+async def send(url: str, secret: str, postings: Iterable[Posting], total: int) -> int:
+    """Post everything with a progress bar and a closing line; return the exit status.
+
+    0 if every event was accepted or already there, else 1.
+    """
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("sending"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    waiting = iter(postings)
+    answers: list[Answer] = []
+    timeout = aiohttp.ClientTimeout(total=30)
+    connector = aiohttp.TCPConnector(limit=CONNECTIONS)
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+        sender = Sender(session, url, secret)
+        with bar:
+            task = bar.add_task("sending", total=total)
+
+            async def work() -> None:
+                for posting in waiting:
+                    answers.append(await sender.post_surely(posting))
+                    bar.advance(task)
+
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(CONNECTIONS, total)):
+                    group.create_task(work())
+    return _report(answers)
+
+
+def _report(answers: list[Answer]) -> int:
+    stored = sum(answer.status == 202 for answer in answers)  # noqa: PLR2004 - HTTP's
+    repeated = sum(answer.status == 200 for answer in answers)  # noqa: PLR2004
+    refused = [answer for answer in answers if answer.status not in (200, 202)]
+    if len(answers) == 1 and not refused:
+        print(answers[0].body["id"])
+    else:
+        print(f"{stored} stored, {repeated} repeated, {len(refused)} refused")
+    for text, count in _reasons(refused).items():
+        print(f"{count} x {text}", file=sys.stderr)
+    return 1 if refused else 0
+
+
+def _reasons(refused: Iterable[Answer]) -> Mapping[str, int]:
+    reasons: dict[str, int] = {}
+    for answer in refused:
+        error = answer.body.get("error", {})
+        text = f"{answer.status} {error.get('code')}: {error.get('message')}"
+        reasons[text] = reasons.get(text, 0) + 1
+    return reasons
