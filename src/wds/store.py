@@ -1,10 +1,9 @@
-"""The durable queue and its archive in MongoDB. The only module that talks to it.
+"""The durable queue and its archive: every operation on events, over `mongo` and `queries`.
 
 Trust: every write is acknowledged by a majority and journaled, so what this module returns
 survives any one node. A lost connection leaves a write's outcome unknown; each method says
-how it finds out. Transport errors are retried here for a bounded time (tenacity); what then
-remains is `StoreUnavailableError`. Retries of deliveries are not this module's: they are due
-times in the documents.
+how it finds out. Retries of deliveries are not this module's: they are due times in the
+documents.
 """
 
 from __future__ import annotations
@@ -13,67 +12,35 @@ import random
 import secrets
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import structlog
-from bson import CodecOptions
-from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import ReturnDocument
-from pymongo.errors import (
-    BulkWriteError,
-    ConnectionFailure,
-    ExecutionTimeout,
-    OperationFailure,
-    PyMongoError,
-    WTimeoutError,
-)
+from pymongo.errors import BulkWriteError, PyMongoError
 from pymongo.read_concern import ReadConcern
-from tenacity import (
-    AsyncRetrying,
-    RetryError,
-    retry_if_exception,
-    retry_if_exception_type,
-    stop_after_delay,
-    wait_random_exponential,
-)
 
 from wds import queries
-from wds.errors import StandaloneRefusedError, StartError, StoreUnavailableError
+from wds.errors import StoreUnavailableError
 from wds.model import Claim, Conflict, NewEvent, Receipt, Settlement, Status
+from wds.mongo import DUPLICATE_KEY, FOREVER, WRITE_BUDGET_S, Connection, transient
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Sequence
+    from datetime import datetime, timedelta
 
     from wds.queries import Document
 
-T = TypeVar("T")
-
 log = structlog.get_logger(__name__)
 
-SERVER_SELECTION_TIMEOUT_S = 3.0
-SOCKET_TIMEOUT_S = 10.0
-WRITE_BUDGET_S = 8.0
-"""Seconds that an insert is retried on transport errors before the sender is told 503."""
 READ_BUDGET_S = 5.0
+"""Seconds that a read is retried where giving up would leave a write's outcome unknown."""
 SEARCH_TIMEOUT_MS = 10_000
-CLOCK_TRUST_S = 5.0
-"""Seconds after which the database's clock is looked at again."""
 PEEK_FACTOR = 4
 """Due ids looked at for each one leased: replicas that sample do not race for the same head."""
 PEEK_LEAST = 16
 BACKLOG_CAP = 100_000
 """The due gauge counts no further, so that a huge backlog does not make its own metric slow."""
 FORGET_REPLICA_S = 3600.0
-
-# NotWritablePrimary, shutdown, stepdown, failover, network and time-limit codes of
-# https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml
-_TRANSIENT_CODES = frozenset(
-    {6, 7, 50, 64, 89, 91, 100, 112, 133, 189, 202, 262, 9001, 10107, 11600, 11602, 13435, 13436}
-)
-_DUPLICATE_KEY = 11000
-_AWARE: CodecOptions[Document] = CodecOptions(tz_aware=True)
-_ALREADY_INITIALIZED = 23
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +67,7 @@ class Backlog:
 
 
 class Store:
-    """One process's access to the database. Create, `open`, use, `close`."""
+    """One process's access to the events. Create, `open`, use, `close`."""
 
     def __init__(self, url: str, database: str) -> None:
         """Prepare a client; nothing is sent until `open`.
@@ -108,29 +75,10 @@ class Store:
         Raises:
             StartError: the URL is malformed. It is not repeated, it may hold a password.
         """
-        try:
-            self._client: AsyncIOMotorClient[Document] = AsyncIOMotorClient(
-                url,
-                tz_aware=True,
-                w="majority",
-                journal=True,
-                wTimeoutMS=int(WRITE_BUDGET_S * 1000),
-                retryWrites=True,
-                retryReads=True,
-                serverSelectionTimeoutMS=int(SERVER_SELECTION_TIMEOUT_S * 1000),
-                connectTimeoutMS=int(SERVER_SELECTION_TIMEOUT_S * 1000),
-                socketTimeoutMS=int(SOCKET_TIMEOUT_S * 1000),
-                readPreference="primary",
-                appname="wds",
-            )
-        except (PyMongoError, ValueError) as error:
-            msg = f"WDS_MONGO_URL cannot be used: {type(error).__name__}"
-            raise StartError(msg) from error
-        self._db = self._client[database]
-        self._events = self._db[queries.EVENTS]
-        self._fleet = self._db[queries.FLEET]
-        self._clock_read_at = -CLOCK_TRUST_S
-        self._clock_ahead_s = 0.0
+        self._mongo = Connection(url, database)
+        self._try_for = self._mongo.try_for
+        self._events = self._mongo.db[queries.EVENTS]
+        self._fleet = self._mongo.db[queries.FLEET]
 
     async def open(self) -> None:
         """Check what kind of server this is and make the indexes, once it answers.
@@ -139,33 +87,12 @@ class Store:
             StandaloneRefusedError: it is no replica set.
             StartError: it refuses this client.
         """
-        patiently = AsyncRetrying(
-            retry=retry_if_exception_type(StoreUnavailableError),
-            wait=wait_random_exponential(multiplier=0.1, max=2),
-            before_sleep=lambda _: log.warning(
-                "waiting_for_mongodb", hint="is it running, with a primary elected?"
-            ),
-        )
-        try:
-            await patiently(self._open_once)
-        except OperationFailure as error:
-            reason = (error.details or {}).get("codeName", error.code)
-            msg = f"MongoDB at WDS_MONGO_URL refuses this client: {reason}"
-            raise StartError(msg) from error
-
-    async def _open_once(self) -> None:
-        hello = await self._try_for(0, self._hello)
-        if "setName" not in hello and hello.get("msg") != "isdbgrid":
-            msg = (
-                "MongoDB at WDS_MONGO_URL is a standalone server, which can lose acknowledged"
-                " events: start mongod with --replSet and run rs.initiate(); one node is enough"
-            )
-            raise StandaloneRefusedError(msg)
-        await self._try_for(0, lambda: self._events.create_indexes(queries.EVENT_INDEXES))
+        await self._mongo.open()
+        await self._try_for(FOREVER, lambda: self._events.create_indexes(queries.EVENT_INDEXES))
 
     async def close(self) -> None:
         """Drop all connections."""
-        self._client.close()
+        self._mongo.close()
 
     async def ping(self) -> None:
         """Return if a primary answers.
@@ -173,7 +100,7 @@ class Store:
         Raises:
             StoreUnavailableError: none does.
         """
-        await self._try_for(0, lambda: self._client.admin.command("ping"))
+        await self._try_for(0, self._mongo.hello)
 
     # -- ingest ----------------------------------------------------------------------------
 
@@ -186,7 +113,7 @@ class Store:
             StoreUnavailableError: no confirmation in time. Some may have been stored; sent
                 again, those with an idempotency key are recognised.
         """
-        now = await self._now()
+        now = await self._mongo.now()
         documents = [queries.event_document(event, now) for event in events]
         tries = 0
 
@@ -251,16 +178,6 @@ class Store:
             return {document["_id"]: document for document in found}
 
         return await self._try_for(READ_BUDGET_S, read)
-
-    async def _now(self) -> datetime:
-        """Return the database's time, never later than it is; UTC, in milliseconds."""
-        now = time.monotonic()
-        if now - self._clock_read_at >= CLOCK_TRUST_S:
-            hello = await self._try_for(WRITE_BUDGET_S, self._hello)
-            now = self._clock_read_at = time.monotonic()
-            self._clock_ahead_s = hello["localTime"].timestamp() - now
-        instant = datetime.fromtimestamp(now + self._clock_ahead_s, UTC)
-        return instant.replace(microsecond=instant.microsecond // 1000 * 1000)
 
     # -- the lease queue -------------------------------------------------------------------
 
@@ -331,7 +248,7 @@ class Store:
             written = await self._events.update_many({**chosen, **due}, update)
             modified = written.modified_count
         except PyMongoError as error:
-            if not _transient(error):
+            if not transient(error):
                 raise
             log.warning("claim_outcome_unknown", error=type(error).__name__, events=len(ids))
             modified = 0
@@ -408,7 +325,7 @@ class Store:
     async def backlog(self, destination: str) -> Backlog:
         """Measure what is due now, by the database's clock."""
         due = queries.due(destination)
-        hello = await self._try_for(0, self._hello)
+        hello = await self._try_for(0, self._mongo.hello)
         oldest = await self._try_for(
             0,
             lambda: self._events.find_one(
@@ -440,72 +357,6 @@ class Store:
         documents = await self._try_for(0, lambda: found.to_list(1))
         return documents[0] if documents else {}
 
-    async def _hello(self) -> Document:
-        """Ask the server about itself; `localTime` in it is its clock, tz-aware."""
-        # `command` ignores the client's own codec options.
-        return await self._client.admin.command("hello", codec_options=_AWARE)
-
-    # -- transport -------------------------------------------------------------------------
-
-    async def _try_for(self, budget_s: float, call: Callable[[], Awaitable[T]]) -> T:
-        """Await `call`, again after a transport error while `budget_s` lasts.
-
-        Raises:
-            StoreUnavailableError: the last try failed in transport.
-        """
-        try:
-            async for attempt in AsyncRetrying(
-                retry=retry_if_exception(_transient),
-                stop=stop_after_delay(budget_s),
-                wait=wait_random_exponential(multiplier=0.05, max=0.5),
-            ):
-                with attempt:
-                    return await call()
-        except RetryError as error:
-            cause = error.last_attempt.exception()
-            raise StoreUnavailableError(type(cause).__name__) from cause
-        raise AssertionError  # the loop returns or raises
-
-
-async def initiate_replica_set(host: str, port: int, name: str) -> None:
-    """Make the mongod at `host:port` a one-node replica set, or give an old one this address.
-
-    Raises:
-        StartError: it did not become primary.
-    """
-    client: AsyncIOMotorClient[Document] = AsyncIOMotorClient(
-        host, port, directConnection=True, serverSelectionTimeoutMS=20_000
-    )
-    config = {"_id": name, "members": [{"_id": 0, "host": f"{host}:{port}"}]}
-    try:
-        try:
-            await client.admin.command("replSetInitiate", config)
-        except OperationFailure as error:
-            if error.code != _ALREADY_INITIALIZED:
-                raise
-            await _move_replica_set(client, config)
-        async for attempt in AsyncRetrying(
-            stop=stop_after_delay(20), wait=wait_random_exponential(multiplier=0.02, max=0.2)
-        ):
-            with attempt:
-                hello = await client.admin.command("hello")
-                if not hello.get("isWritablePrimary"):
-                    raise StoreUnavailableError
-    except (PyMongoError, RetryError) as error:
-        msg = f"mongod on port {port} did not become a primary: {error}"
-        raise StartError(msg) from error
-    finally:
-        client.close()
-
-
-async def _move_replica_set(client: AsyncIOMotorClient[Document], config: Document) -> None:
-    """Force the stored configuration to this address: data kept from an earlier port."""
-    current = (await client.admin.command("replSetGetConfig"))["config"]
-    if current["members"][0]["host"] == config["members"][0]["host"]:
-        return
-    moved = {**current, "members": config["members"], "version": current["version"] + 1}
-    await client.admin.command("replSetReconfig", moved, force=True)
-
 
 def _claim(document: Document, token: str, trusted_until: float) -> Claim:
     return Claim(
@@ -524,20 +375,7 @@ def _claim(document: Document, token: str, trusted_until: float) -> Claim:
 def _duplicates(error: BulkWriteError) -> list[int]:
     """Return the indexes refused as duplicates; raise on for any other failure in the bulk."""
     details: Any = error.details
-    others = [each for each in details["writeErrors"] if each["code"] != _DUPLICATE_KEY]
+    others = [each for each in details["writeErrors"] if each["code"] != DUPLICATE_KEY]
     if others or details["writeConcernErrors"]:
         raise error
     return [each["index"] for each in details["writeErrors"]]
-
-
-def _transient(error: BaseException) -> bool:
-    """Tell whether the same call may succeed later: transport, failover or time limit."""
-    if isinstance(error, (StoreUnavailableError, ConnectionFailure, WTimeoutError)):
-        return True
-    if isinstance(error, BulkWriteError):
-        details: Any = error.details
-        codes = {each["code"] for each in details["writeErrors"]} - {_DUPLICATE_KEY}
-        return bool(details["writeConcernErrors"]) or bool(codes & _TRANSIENT_CODES)
-    if isinstance(error, ExecutionTimeout):
-        return True
-    return isinstance(error, OperationFailure) and error.code in _TRANSIENT_CODES

@@ -1,0 +1,210 @@
+"""The connection to MongoDB: what it must promise, how long to be patient, whose clock counts.
+
+Every write through it is acknowledged by a majority and journaled. Transport errors are
+retried for a bounded time (tenacity); what then remains is `StoreUnavailableError`. A
+standalone server is refused: it has no majority, and it can lose what it acknowledged.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import structlog
+from bson import CodecOptions
+from motor.motor_asyncio import AsyncIOMotorClient
+from pymongo.errors import (
+    BulkWriteError,
+    ConnectionFailure,
+    ExecutionTimeout,
+    OperationFailure,
+    PyMongoError,
+    WTimeoutError,
+)
+from tenacity import (
+    AsyncRetrying,
+    RetryError,
+    retry_if_exception,
+    stop_after_delay,
+    wait_random_exponential,
+)
+
+from wds.errors import StandaloneRefusedError, StartError, StoreUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tenacity import RetryCallState
+
+    from wds.queries import Document
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+SERVER_SELECTION_TIMEOUT_S = 3.0
+SOCKET_TIMEOUT_S = 10.0
+WRITE_BUDGET_S = 8.0
+"""Seconds that an insert is retried on transport errors before the sender is told 503."""
+FOREVER = float("inf")
+CLOCK_TRUST_S = 5.0
+"""Seconds after which the database's clock is looked at again."""
+
+DUPLICATE_KEY = 11000
+# NotWritablePrimary, shutdown, stepdown, failover, network and time-limit codes of
+# https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml
+_TRANSIENT_CODES = frozenset(
+    {6, 7, 50, 64, 89, 91, 100, 112, 133, 189, 202, 262, 9001, 10107, 11600, 11602, 13435, 13436}
+)
+_ALREADY_INITIALIZED = 23
+_AWARE: CodecOptions[Document] = CodecOptions(tz_aware=True)
+
+
+class Connection:
+    """One client, one database."""
+
+    def __init__(self, url: str, database: str) -> None:
+        """Prepare a client; nothing is sent until `open`.
+
+        Raises:
+            StartError: the URL is malformed. It is not repeated, it may hold a password.
+        """
+        try:
+            self._client: AsyncIOMotorClient[Document] = AsyncIOMotorClient(
+                url,
+                tz_aware=True,
+                w="majority",
+                journal=True,
+                wTimeoutMS=int(WRITE_BUDGET_S * 1000),
+                retryWrites=True,
+                retryReads=True,
+                serverSelectionTimeoutMS=int(SERVER_SELECTION_TIMEOUT_S * 1000),
+                connectTimeoutMS=int(SERVER_SELECTION_TIMEOUT_S * 1000),
+                socketTimeoutMS=int(SOCKET_TIMEOUT_S * 1000),
+                readPreference="primary",
+                appname="wds",
+            )
+        except (PyMongoError, ValueError) as error:
+            msg = f"WDS_MONGO_URL cannot be used: {type(error).__name__}"
+            raise StartError(msg) from error
+        self.db = self._client[database]
+        self._clock_read_at = -CLOCK_TRUST_S
+        self._clock_ahead_s = 0.0
+
+    async def open(self) -> None:
+        """Check what kind of server this is, once it answers.
+
+        Raises:
+            StandaloneRefusedError: it is no replica set.
+            StartError: it refuses this client.
+        """
+        try:
+            hello = await self.try_for(FOREVER, self.hello)
+        except OperationFailure as error:
+            reason = (error.details or {}).get("codeName", error.code)
+            msg = f"MongoDB at WDS_MONGO_URL refuses this client: {reason}"
+            raise StartError(msg) from error
+        if "setName" not in hello and hello.get("msg") != "isdbgrid":
+            msg = (
+                "MongoDB at WDS_MONGO_URL is a standalone server, which can lose acknowledged"
+                " events: start mongod with --replSet and run rs.initiate(); one node is enough"
+            )
+            raise StandaloneRefusedError(msg)
+
+    def close(self) -> None:
+        """Drop all connections."""
+        self._client.close()
+
+    async def hello(self) -> Document:
+        """Ask the server about itself; `localTime` in it is its clock, tz-aware."""
+        # `command` ignores the client's own codec options.
+        return await self._client.admin.command("hello", codec_options=_AWARE)
+
+    async def now(self) -> datetime:
+        """Return the database's time, never later than it is; UTC, in milliseconds."""
+        now = time.monotonic()
+        if now - self._clock_read_at >= CLOCK_TRUST_S:
+            hello = await self.try_for(WRITE_BUDGET_S, self.hello)
+            now = self._clock_read_at = time.monotonic()
+            self._clock_ahead_s = hello["localTime"].timestamp() - now
+        instant = datetime.fromtimestamp(now + self._clock_ahead_s, UTC)
+        return instant.replace(microsecond=instant.microsecond // 1000 * 1000)
+
+    async def try_for(self, budget_s: float, call: Callable[[], Awaitable[T]]) -> T:
+        """Await `call`, again after a transport error while `budget_s` lasts.
+
+        Raises:
+            StoreUnavailableError: the last try failed in transport.
+        """
+        try:
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception(transient),
+                stop=stop_after_delay(budget_s),
+                wait=wait_random_exponential(multiplier=0.05, max=0.5),
+                before_sleep=_log_retry,
+            ):
+                with attempt:
+                    return await call()
+        except RetryError as error:
+            cause = error.last_attempt.exception()
+            raise StoreUnavailableError(type(cause).__name__) from cause
+        raise AssertionError  # the loop returns or raises
+
+
+async def initiate_replica_set(host: str, port: int, name: str) -> None:
+    """Make the mongod at `host:port` a one-node replica set, or give an old one this address.
+
+    Raises:
+        StartError: it did not become primary.
+    """
+    client: AsyncIOMotorClient[Document] = AsyncIOMotorClient(
+        host, port, directConnection=True, serverSelectionTimeoutMS=20_000
+    )
+    config = {"_id": name, "members": [{"_id": 0, "host": f"{host}:{port}"}]}
+    try:
+        try:
+            await client.admin.command("replSetInitiate", config)
+        except OperationFailure as error:
+            if error.code != _ALREADY_INITIALIZED:
+                raise
+            await _move_replica_set(client, config)
+        async for attempt in AsyncRetrying(
+            stop=stop_after_delay(20), wait=wait_random_exponential(multiplier=0.02, max=0.2)
+        ):
+            with attempt:
+                hello = await client.admin.command("hello")
+                if not hello.get("isWritablePrimary"):
+                    raise StoreUnavailableError
+    except (PyMongoError, RetryError) as error:
+        msg = f"mongod on port {port} did not become a primary: {error}"
+        raise StartError(msg) from error
+    finally:
+        client.close()
+
+
+async def _move_replica_set(client: AsyncIOMotorClient[Document], config: Document) -> None:
+    """Force the stored configuration to this address: data kept from an earlier port."""
+    current = (await client.admin.command("replSetGetConfig"))["config"]
+    if current["members"][0]["host"] == config["members"][0]["host"]:
+        return
+    moved = {**current, "members": config["members"], "version": current["version"] + 1}
+    await client.admin.command("replSetReconfig", moved, force=True)
+
+
+def _log_retry(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    log.warning("mongodb_unavailable", cause=type(error).__name__, tries=state.attempt_number)
+
+
+def transient(error: BaseException) -> bool:
+    """Tell whether the same call may succeed later: transport, failover or time limit."""
+    if isinstance(error, (StoreUnavailableError, ConnectionFailure, WTimeoutError)):
+        return True
+    if isinstance(error, BulkWriteError):
+        details: Any = error.details
+        codes = {each["code"] for each in details["writeErrors"]} - {DUPLICATE_KEY}
+        return bool(details["writeConcernErrors"]) or bool(codes & _TRANSIENT_CODES)
+    if isinstance(error, ExecutionTimeout):
+        return True
+    return isinstance(error, OperationFailure) and error.code in _TRANSIENT_CODES

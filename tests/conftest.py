@@ -1,0 +1,94 @@
+"""Real engines for the tests: one mongod and one redis-server a session, a database a test."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+import tempfile
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from motor.motor_asyncio import AsyncIOMotorClient
+
+from tests.support import Engines, make_settings
+from wds import embedded
+from wds.limiter import Limiter
+from wds.mongo import initiate_replica_set
+from wds.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from motor.motor_asyncio import AsyncIOMotorDatabase
+
+    from wds.config import Settings
+
+
+@pytest.fixture(scope="session")
+def engines() -> Iterator[Engines]:
+    """Start mongod (one-node replica set) and redis-server; stop them after the last test."""
+    home = Path(tempfile.mkdtemp(prefix="wds-tests-"))
+    stack = AsyncExitStack()
+
+    async def start() -> Engines:
+        mongod = await embedded.start_mongod(
+            home / "mongo", extra=("--setParameter", "enableTestCommands=1")
+        )
+        stack.push_async_callback(mongod.stop)
+        await initiate_replica_set("127.0.0.1", mongod.port, embedded.REPLICA_SET)
+        redis = await embedded.start_redis(home / "redis")
+        stack.push_async_callback(redis.stop)
+        return Engines(
+            f"mongodb://127.0.0.1:{mongod.port}/?replicaSet={embedded.REPLICA_SET}",
+            f"redis://127.0.0.1:{redis.port}/0",
+        )
+
+    with asyncio.Runner() as runner:
+        try:
+            yield runner.run(start())
+        finally:
+            runner.run(stack.aclose())
+            shutil.rmtree(home)
+
+
+@pytest.fixture
+def settings(engines: Engines) -> Settings:
+    """Return settings on the real engines with a database of this test's own."""
+    return make_settings(engines)
+
+
+@pytest.fixture
+async def store(settings: Settings) -> AsyncIterator[Store]:
+    """Open a store on this test's database, which is dropped afterwards."""
+    opened = Store(settings.mongo_url or "", settings.mongo_db)
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def db(settings: Settings) -> AsyncIterator[AsyncIOMotorDatabase[dict[str, object]]]:
+    """Give direct access to this test's database, to look and to arrange; drop it afterwards."""
+    client: AsyncIOMotorClient[dict[str, object]] = AsyncIOMotorClient(
+        settings.mongo_url, tz_aware=True, w="majority"
+    )
+    yield client[settings.mongo_db]
+    await client.drop_database(settings.mongo_db)
+    client.close()
+
+
+@pytest.fixture
+async def limiter(settings: Settings) -> AsyncIterator[Limiter]:
+    """Give a limiter of 3 a second."""
+    made = Limiter(settings.redis_url or "", 3, farthest_s=1.5)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+def destination() -> str:
+    """Return a name that no other test's rate limit shares."""
+    return secrets.token_hex(6)
