@@ -11,6 +11,7 @@ import math
 import random
 import time
 import uuid
+import warnings
 from collections import OrderedDict, deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -288,15 +289,18 @@ def create_app(
     _add(app, change)
     _add(app, _Route("GET", "/healthz", healthz, "Does it live?", AnswerSchema))
     app.router.add_get("/metrics", metrics_page)
-    setup_aiohttp_apispec(
-        app,
-        title="wds: mock downstream",
-        version="1",
-        url="/docs/openapi.json",
-        swagger_path="/docs",
-        static_path="/docs/static",
-        in_place=True,
-    )
+    with warnings.catch_warnings():
+        # aiohttp_apispec keeps its state under plain strings, which aiohttp warns of.
+        warnings.simplefilter("ignore", web.NotAppKeyWarning)
+        setup_aiohttp_apispec(
+            app,
+            title="wds: mock downstream",
+            version="1",
+            url="/docs/openapi.json",
+            swagger_path="/docs",
+            static_path="/docs/static",
+            in_place=True,
+        )
     return app
 
 

@@ -7,9 +7,11 @@ aiohttp_apispec consumes what its decorators leave on a function.
 from __future__ import annotations
 
 import functools
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from aiohttp import web
 from aiohttp_apispec import docs, json_schema, response_schema, setup_aiohttp_apispec
 
 from wds import __version__
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import marshmallow as ma
-    from aiohttp import web
     from aiohttp.typedefs import Handler
 
 ERRORS = {
@@ -70,15 +71,18 @@ def register(app: web.Application, operations: list[Operation]) -> None:
 
 def serve_docs(app: web.Application, title: str) -> None:
     """Serve the document at `/docs/openapi.json` and Swagger UI at `/docs`."""
-    setup_aiohttp_apispec(
-        app,
-        title=title,
-        version=__version__,
-        url="/docs/openapi.json",
-        swagger_path="/docs",
-        static_path="/docs/static",
-        in_place=True,
-    )
+    with warnings.catch_warnings():
+        # aiohttp_apispec keeps its state under plain strings, which aiohttp warns of.
+        warnings.simplefilter("ignore", web.NotAppKeyWarning)
+        setup_aiohttp_apispec(
+            app,
+            title=title,
+            version=__version__,
+            url="/docs/openapi.json",
+            swagger_path="/docs",
+            static_path="/docs/static",
+            in_place=True,
+        )
 
 
 def _described(operation: Operation) -> Handler:
