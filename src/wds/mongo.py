@@ -45,6 +45,8 @@ log = structlog.get_logger(__name__)
 
 SERVER_SELECTION_TIMEOUT_S = 3.0
 SOCKET_TIMEOUT_S = 10.0
+HEARTBEAT_S = 2.0
+"""Seconds between the driver's looks at each server; its default, 10, finds a primary late."""
 WRITE_BUDGET_S = 8.0
 """Seconds that an insert is retried on transport errors before the sender is told 503."""
 FOREVER = float("inf")
@@ -80,6 +82,7 @@ class Connection:
                 retryWrites=True,
                 retryReads=True,
                 serverSelectionTimeoutMS=int(SERVER_SELECTION_TIMEOUT_S * 1000),
+                heartbeatFrequencyMS=int(HEARTBEAT_S * 1000),
                 connectTimeoutMS=int(SERVER_SELECTION_TIMEOUT_S * 1000),
                 socketTimeoutMS=int(SOCKET_TIMEOUT_S * 1000),
                 readPreference="primary",

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pymongo import ASCENDING, DESCENDING, IndexModel, UpdateOne
@@ -20,9 +21,10 @@ from wds.model import Attempt, NewEvent, Outcome, Settlement, Status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
 Document = dict[str, Any]
+
+_FIRST_INSTANT = datetime(1, 1, 1, tzinfo=UTC)
 
 EVENTS = "events"
 FLEET = "fleet"
@@ -34,6 +36,9 @@ CLAIM_INDEX = IndexModel(
 )
 """Holds live events only, so a claim costs the same however many are finished."""
 
+COVERING_INDEX = "search"
+"""Holds all that is filtered and counted by, so that counting reads no document."""
+
 EVENT_INDEXES = [
     CLAIM_INDEX,
     IndexModel(
@@ -43,7 +48,7 @@ EVENT_INDEXES = [
             ("status", ASCENDING),
             ("event_type", ASCENDING),
         ],
-        name="search",
+        name=COVERING_INDEX,
     ),
     IndexModel(
         [("status", ASCENDING), ("received_at", DESCENDING), ("_id", DESCENDING)],
@@ -264,13 +269,11 @@ def search_match(
         match["status"] = {"$in": list(statuses)}
     if event_types:
         match["event_type"] = {"$in": list(event_types)}
-    received: Document = {}
-    if received_from is not None:
-        received["$gte"] = received_from
+    # Always a bound on the covering index's first field: without one the planner reads documents.
+    received: Document = {"$gte": received_from or _FIRST_INSTANT}
     if received_to is not None:
         received["$lt"] = received_to
-    if received:
-        match["received_at"] = received
+    match["received_at"] = received
     return match
 
 
@@ -288,7 +291,7 @@ def after(match: Document, received_at: datetime, event_id: str) -> Document:
 def counts(match: Document) -> list[Document]:
     """Count the matched events by status, type and hour at once, so that all totals agree.
 
-    Needs three fields that the index `search` holds, so no document is fetched.
+    To be run with `COVERING_INDEX` as its hint: the planner alone would read documents.
     """
     return [
         {"$match": match},

@@ -314,12 +314,17 @@ class Store:
     async def count(self, match: Document) -> int:
         """Count the matching events."""
         return await self._try_for(
-            0, lambda: self._events.count_documents(match, maxTimeMS=SEARCH_TIMEOUT_MS)
+            0,
+            lambda: self._events.count_documents(
+                match, hint=queries.COVERING_INDEX, maxTimeMS=SEARCH_TIMEOUT_MS
+            ),
         )
 
     async def counts(self, match: Document) -> list[Document]:
         """Count matching events per `{status, event_type, hour}`."""
-        found = self._events.aggregate(queries.counts(match), maxTimeMS=SEARCH_TIMEOUT_MS)
+        found = self._events.aggregate(
+            queries.counts(match), hint=queries.COVERING_INDEX, maxTimeMS=SEARCH_TIMEOUT_MS
+        )
         return await self._try_for(0, lambda: found.to_list(None))
 
     async def backlog(self, destination: str) -> Backlog:

@@ -1,0 +1,386 @@
+"""The lease queue on a real MongoDB: what is durable, who holds what, what a finish needs."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from itertools import chain
+
+import pytest
+
+from tests.support import eventually, new_event
+from wds import embedded, queries
+from wds.errors import StandaloneRefusedError, StoreUnavailableError
+from wds.model import Attempt, Conflict, Outcome, Receipt, Settlement, Status
+from wds.store import Store
+
+
+async def claim(store: Store, limit: int = 1, *, lease_s: float = 30, owner: str = "d1", most=5):
+    claimed = await store.claim("default", limit, owner=owner, lease_s=lease_s, max_attempts=most)
+    return claimed.claims
+
+
+def attempt_of(claim, outcome: Outcome = Outcome.SUCCESS, response: str | None = "ok") -> Attempt:
+    failed = outcome is Outcome.FAILURE
+    return Attempt(
+        attempt_number=claim.attempt_number,
+        timestamp=claim.leased_at,
+        outcome=outcome,
+        status_code=500 if failed else 200,
+        duration_ms=3,
+        error="HTTP 500" if failed else None,
+        response=response,
+    )
+
+
+def delivered(claim) -> Settlement:
+    return Settlement(claim, attempt_of(claim), Status.DELIVERED)
+
+
+def failed(claim, delay_s: float) -> Settlement:
+    return Settlement(claim, attempt_of(claim, Outcome.FAILURE), Status.DELIVERING, delay_s)
+
+
+async def only(db):
+    [document] = await db.events.find().to_list(None)
+    return document
+
+
+async def expire(db) -> None:
+    """Let every lease run out at once, by the database's own clock."""
+    await db.events.update_many(
+        {"lease": {"$exists": True}}, [{"$set": {"next_attempt_at": {"$subtract": ["$$NOW", 1]}}}]
+    )
+
+
+# -- insert -------------------------------------------------------------------------------------
+
+
+async def test_writes_are_acknowledged_by_a_majority_and_journaled(store, db):
+    await db.command("profile", 2)
+    await store.insert([new_event()])
+    await db.command("profile", 0)
+    [entry] = await db["system.profile"].find({"op": "insert"}).to_list(None)
+    concern = entry["command"]["writeConcern"]
+    assert (concern["w"], concern["j"]) == ("majority", True)
+
+
+async def test_a_repeat_gets_the_first_receipt_and_another_payload_a_conflict(store, db):
+    first, other = new_event(key="k"), new_event(b'{"n":2}', key="k")
+    [stored] = await store.insert([first])
+    assert stored == Receipt(first.id, Status.RECEIVED, duplicate=False)
+    assert await store.insert([first]) == [replace(stored, duplicate=True)]
+    assert await store.insert([other]) == [Conflict(first.id)]
+    assert (await only(db))["payload"] == first.payload
+
+
+async def test_repeats_within_one_write_are_told_apart(store, db):
+    first, other = new_event(key="k"), new_event(b'{"n":2}', key="k")
+    results = await store.insert([first, first, other, new_event()])
+    assert [type(result) for result in results] == [Receipt, Receipt, Conflict, Receipt]
+    assert [result.duplicate for result in results if isinstance(result, Receipt)] == [
+        False,
+        True,
+        False,
+    ]
+    assert await db.events.count_documents({}) == 2
+
+
+async def test_a_write_whose_answer_was_lost_is_written_once_and_is_no_duplicate(store, db):
+    """The driver's own retry fails too, so the second insert meets what the first one wrote."""
+    client = db.client
+    await client.admin.command(
+        "configureFailPoint",
+        "failCommand",
+        mode={"times": 2},
+        data={"failCommands": ["insert"], "writeConcernError": {"code": 64, "errmsg": "lost"}},
+    )
+    results = await store.insert([new_event(key="k"), new_event()])
+    assert [result.duplicate for result in results] == [False, False]
+    assert await db.events.count_documents({}) == 2
+
+
+async def test_an_insert_that_is_never_confirmed_is_an_error(store, db, monkeypatch):
+    monkeypatch.setattr("wds.store.WRITE_BUDGET_S", 0.3)
+    fail = {"failCommands": ["insert"], "errorCode": 11600}
+    await db.client.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=fail)
+    try:
+        with pytest.raises(StoreUnavailableError):
+            await store.insert([new_event()])
+    finally:
+        await db.client.admin.command("configureFailPoint", "failCommand", mode="off")
+
+
+async def test_a_new_event_is_due_at_once_whatever_this_machines_clock_says(store, db, monkeypatch):
+    wrong = datetime.now(UTC) + timedelta(minutes=5)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 300)
+    await store.insert([new_event()])
+    assert (await only(db))["received_at"] < wrong - timedelta(minutes=4)
+    assert len(await claim(store)) == 1
+
+
+# -- claim --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [1, 10])
+async def test_a_claim_leases_what_is_due_and_nothing_else(store, db, limit):
+    await store.insert([new_event(key="due"), new_event(key="later")])
+    later = new_event(key="later").id
+    await db.events.update_one(
+        {"_id": later}, {"$set": {"next_attempt_at": datetime.now(UTC) + timedelta(hours=1)}}
+    )
+    [held] = await claim(store, limit)
+    assert held.attempt_number == 1
+    document = await db.events.find_one({"_id": held.id})
+    assert document["status"] == "DELIVERING"
+    assert document["attempt_count"] == 1
+    assert document["lease"] == {"token": held.token, "owner": "d1", "since": held.leased_at}
+    assert document["next_attempt_at"] == held.leased_at + timedelta(seconds=30)
+    assert await claim(store, limit) == []
+
+
+async def test_one_by_one_claims_come_in_due_order(store):
+    events = [new_event(key=f"k{number}") for number in range(5)]
+    for event in events:
+        await store.insert([event])
+        await asyncio.sleep(0.002)  # the database's clock counts milliseconds
+    claimed = [(await claim(store))[0].id for _ in events]
+    assert claimed == [event.id for event in events]
+
+
+async def race(claim_once, replicas: int) -> list[str]:
+    """Let `replicas` claim everything at once; return the ids that they got, together."""
+
+    async def work(number: int) -> list[str]:
+        got: list[str] = []
+        while ids := await claim_once(number):
+            got += ids
+        return got
+
+    return list(chain(*await asyncio.gather(*map(work, range(replicas)))))
+
+
+@pytest.mark.parametrize("limit", [1, 8])
+async def test_no_event_is_leased_twice_however_many_race_for_it(settings, store, limit):
+    events = [new_event() for _ in range(200)]
+    await store.insert(events)
+    stores = [Store(settings.mongo_url or "", settings.mongo_db) for _ in range(6)]
+
+    async def claim_once(number: int) -> list[str]:
+        return [held.id for held in await claim(stores[number], limit, owner=f"d{number}")]
+
+    got = await race(claim_once, len(stores))
+    for each in stores:
+        await each.close()
+    assert sorted(got) == sorted(event.id for event in events)
+
+
+async def test_control_reading_before_leasing_lets_two_replicas_have_one_event(store, db):
+    """The same race without the atomic claim: look, then write. It must go wrong."""
+    events = [new_event() for _ in range(200)]
+    await store.insert(events)
+
+    async def claim_once(_: int) -> list[str]:
+        found = await db.events.find(queries.due("default")).limit(8).to_list(None)
+        ids = [document["_id"] for document in found]
+        await db.events.update_many(
+            {"_id": {"$in": ids}}, queries.claim(secrets.token_hex(4), "d", 30_000, 5)
+        )
+        return ids
+
+    got = await race(claim_once, 6)
+    assert len(got) > len(set(got))
+
+
+async def test_an_expired_lease_is_taken_over_and_its_attempt_recorded_as_unknown(store, db):
+    await store.insert([new_event()])
+    [lost] = await claim(store, owner="dead")
+    await expire(db)
+    claimed = await store.claim("default", 8, owner="d2", lease_s=30, max_attempts=5)
+    [held] = claimed.claims
+    assert (held.attempt_number, claimed.recovered) == (2, 1)
+    [attempt] = (await only(db))["attempts"]
+    assert attempt == {
+        "attempt_number": 1,
+        "timestamp": lost.leased_at,
+        "status_code": None,
+        "success": False,
+        "outcome": "unknown",
+        "duration_ms": None,
+        "error": queries.LOST_ATTEMPT_ERROR,
+        "response": None,
+    }
+
+
+@pytest.mark.parametrize("limit", [1, 8])
+async def test_a_lease_lost_on_the_last_attempt_buries_the_event(store, db, limit):
+    await store.insert([new_event()])
+    await claim(store, most=1)
+    await expire(db)
+    claimed = await store.claim("default", limit, owner="d2", lease_s=30, max_attempts=1)
+    assert (claimed.claims, claimed.buried) == ([], 1)
+    document = await only(db)
+    assert document["status"] == "FAILED_PERMANENTLY"
+    assert [attempt["outcome"] for attempt in document["attempts"]] == ["unknown"]
+    assert document["finished_at"] is not None
+    assert not {"lease", "next_attempt_at"} & set(document)
+
+
+async def test_a_claim_whose_answer_was_lost_is_found_again_by_its_token(store, db):
+    await store.insert([new_event() for _ in range(4)])
+    fail = {"failCommands": ["update"], "writeConcernError": {"code": 64, "errmsg": "lost"}}
+    await db.client.admin.command("configureFailPoint", "failCommand", mode={"times": 1}, data=fail)
+    assert len(await claim(store, 4)) == 4
+
+
+# -- settle -------------------------------------------------------------------------------------
+
+
+async def test_a_success_ends_the_event(store, db):
+    await store.insert([new_event()])
+    [held] = await claim(store)
+    assert await store.settle([delivered(held)]) == [True]
+    document = await only(db)
+    assert document["status"] == "DELIVERED"
+    assert document["finished_at"] >= held.leased_at
+    assert not {"lease", "next_attempt_at"} & set(document)
+    assert document["attempts"] == [queries.attempt_document(attempt_of(held))]
+
+
+async def test_a_failure_is_due_again_after_its_delay_by_the_databases_clock(store, db):
+    await store.insert([new_event()])
+    [held] = await claim(store)
+    await store.settle([failed(held, 2.0)])
+    document = await only(db)
+    waits = document["next_attempt_at"] - held.leased_at
+    assert timedelta(seconds=2) <= waits < timedelta(seconds=3)
+    assert document["status"] == "DELIVERING"
+    assert "lease" not in document
+    assert await claim(store) == []
+
+
+async def test_a_deferred_claim_leaves_no_trace(store, db):
+    await store.insert([new_event()])
+    before = await only(db)
+    [held] = await claim(store)
+    await store.settle([Settlement(held, None)])
+    after = await only(db)
+    assert after == {**before, "next_attempt_at": held.leased_at}
+    [again] = await claim(store)
+    assert again.attempt_number == 1
+
+
+async def test_a_deferred_retry_stays_delivering(store, db):
+    await store.insert([new_event()])
+    await store.settle([failed((await claim(store))[0], 0)])
+    [held] = await eventually(lambda: claim(store))
+    await store.settle([Settlement(held, None)])
+    document = await only(db)
+    assert (document["status"], document["attempt_count"]) == ("DELIVERING", 1)
+
+
+async def test_a_finish_without_the_lease_is_refused_and_changes_nothing(store, db):
+    await store.insert([new_event(key="mine"), new_event(key="lost")])
+    mine, lost = sorted(
+        await claim(store, 2, owner="slow"), key=lambda held: held.id != new_event(key="mine").id
+    )
+    await db.events.update_one(
+        {"_id": lost.id}, [{"$set": {"next_attempt_at": {"$subtract": ["$$NOW", 1]}}}]
+    )
+    [newer] = await claim(store, owner="quick")
+    assert newer.id == lost.id
+    before = await db.events.find_one({"_id": lost.id})
+    assert await store.settle([delivered(mine), delivered(lost)]) == [True, False]
+    assert await db.events.find_one({"_id": lost.id}) == before
+    assert await store.settle([delivered(newer)]) == [True]
+
+
+async def test_control_without_the_token_a_stale_finish_overwrites_the_newer_holder(
+    store, db, monkeypatch
+):
+    """The same story with the fence taken out: the stale finish wins, so the fence matters."""
+    monkeypatch.setattr(queries, "held", lambda event_id, _token: {"_id": event_id})
+    await store.insert([new_event()])
+    [lost] = await claim(store, owner="slow")
+    await expire(db)
+    [newer] = await claim(store, owner="quick")
+    await store.settle([failed(lost, 60)])
+    document = await only(db)
+    assert "lease" not in document
+    assert newer.token
+
+
+async def test_settling_again_after_a_lost_answer_records_the_attempt_once(store, db):
+    await store.insert([new_event(), new_event()])
+    held = await claim(store, 2)
+    fail = {"failCommands": ["update"], "writeConcernError": {"code": 64, "errmsg": "lost"}}
+    await db.client.admin.command("configureFailPoint", "failCommand", mode={"times": 2}, data=fail)
+    assert await store.settle([delivered(held[0]), failed(held[1], 9)]) == [True, True]
+    for document in await db.events.find().to_list(None):
+        assert len(document["attempts"]) == 1
+
+
+@pytest.mark.parametrize("text", ["$payload", "$$NOW", "{$gt: ''}", "a\0b", "x" * 1024])
+async def test_what_a_downstream_answers_is_stored_as_text(store, db, text):
+    await store.insert([new_event()])
+    [held] = await claim(store)
+    attempt = replace(attempt_of(held, Outcome.FAILURE, text), error=text)
+    await store.settle([Settlement(held, attempt, Status.DELIVERING, 1)])
+    [stored] = (await only(db))["attempts"]
+    assert (stored["response"], stored["error"]) == (text, text)
+
+
+# -- fleet, backlog, start ----------------------------------------------------------------------
+
+
+async def test_heartbeats_add_up_and_the_silent_are_folded_in(store, db):
+    await store.report(owner="a", role="ingest", totals={"events_received": 5})
+    await store.report(owner="b", role="dispatcher", totals={"events_received": 0})
+    await store.report(owner="a", role="ingest", totals={"events_received": 7})
+    fleet = await store.fleet()
+    assert {each["owner"]: each["totals"]["events_received"] for each in fleet["replicas"]} == {
+        "a": 7,
+        "b": 0,
+    }
+    await db.fleet.update_one(
+        {},
+        {"$set": {"replicas.$[a].seen_at": datetime(2020, 1, 1, tzinfo=UTC)}},
+        array_filters=[{"a.owner": "a"}],
+    )
+    await store.report(owner="b", role="dispatcher", totals={"events_received": 1})
+    fleet = await store.fleet()
+    assert [each["owner"] for each in fleet["replicas"]] == ["b"]
+    assert fleet["retired"] == {"events_received": 7}
+
+
+async def test_the_backlog_is_what_is_due_and_the_age_of_the_oldest(store, db):
+    assert (await store.backlog("default")).due == 0
+    await store.insert([new_event() for _ in range(3)])
+    await db.events.update_many(
+        {}, [{"$set": {"next_attempt_at": {"$subtract": ["$$NOW", 60_000]}}}]
+    )
+    await claim(store)
+    backlog = await store.backlog("default")
+    assert backlog.due == 2
+    assert 60 <= backlog.oldest_due_s < 70
+
+
+async def test_a_standalone_server_is_refused_with_the_cure(tmp_path):
+    binary = embedded._binary(*embedded._MONGOD)
+    port = embedded.free_port()
+    arguments = ["--dbpath", str(tmp_path), "--port", str(port), "--bind_ip", "127.0.0.1"]
+    process = await asyncio.create_subprocess_exec(
+        str(binary), *arguments, "--nounixsocket", stdout=asyncio.subprocess.DEVNULL
+    )
+    store = Store(f"mongodb://127.0.0.1:{port}", "wds")
+    try:
+        with pytest.raises(StandaloneRefusedError, match=r"--replSet .* rs.initiate"):
+            await store.open()
+    finally:
+        await store.close()
+        process.terminate()
+        await process.wait()
