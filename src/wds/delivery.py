@@ -82,8 +82,16 @@ class Deliverer:
         except TimeoutError:
             error = f"no complete answer within {self._timeout_s:g} s"
         except (aiohttp.ClientError, OSError, ValueError) as failure:
-            error = f"{type(failure).__name__}: {failure}"[:MAX_ERROR_LENGTH]
+            error = self._reason(failure)
         return Result(status, error, response, round((time.monotonic() - started) * 1000), asked_s)
+
+    def _reason(self, failure: Exception) -> str:
+        """Say what went wrong without the URL, which may carry a secret of the downstream's."""
+        text = str(failure)
+        if isinstance(failure, aiohttp.ClientResponseError):
+            text = failure.message
+        text = text.replace(self._url, "the downstream")
+        return f"{type(failure).__name__}: {text}"[:MAX_ERROR_LENGTH]
 
     async def close(self) -> None:
         """Close every connection and wait until that is done."""

@@ -242,10 +242,9 @@ class Dispatcher:
 
     def _decide(self, claim: Claim, result: Result, sent_at: float) -> Settlement:
         succeeded = result.error is None
-        leased_for = sent_at - (claim.trusted_until - self._settings.lease)
         attempt = Attempt(
             attempt_number=claim.attempt_number,
-            timestamp=claim.leased_at + timedelta(seconds=leased_for),
+            timestamp=claim.leased_at + timedelta(seconds=sent_at - claim.held_since),
             outcome=Outcome.SUCCESS if succeeded else Outcome.FAILURE,
             status_code=result.status_code,
             duration_ms=result.duration_ms,

@@ -158,12 +158,12 @@ class Limiter:
         )
 
     async def ping(self) -> None:
-        """Return if Redis can grant slots: it answers and has room to write.
+        """Return if Redis answers as it does for a reservation; none is made.
 
         Raises:
             LimiterUnavailableError: it does not.
         """
-        await self.reserve("ping", 1)
+        await self.reserve("ping", 0)
 
     async def close(self) -> None:
         """Drop all connections."""

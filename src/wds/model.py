@@ -92,6 +92,7 @@ class Claim:
         token: fences every write that follows from this claim.
         attempt_number: 1 for the first.
         leased_at: when the lease began, by the database's clock.
+        held_since: `time.monotonic()` when this process learned of it, not before `leased_at`.
         trusted_until: `time.monotonic()` after which this process must no longer send. It
             counts from before the claim was asked for, so it ends before the lease does.
     """
@@ -100,6 +101,7 @@ class Claim:
     token: str
     attempt_number: int
     leased_at: datetime
+    held_since: float
     trusted_until: float
     destination: str
     event_type: str | None
@@ -112,7 +114,8 @@ class Attempt:
     """The record of one attempt; immutable once stored.
 
     Attributes:
-        timestamp: when the request began, by the database's clock (lease start plus elapsed).
+        timestamp: when the request began, by the database's clock: the lease's start plus the
+            time since this process held it, so at most the claim's round trip too early.
         status_code: of the answer, None if there was none.
         duration_ms: from sending to the end of the answer.
         error: why it failed, None on success.

@@ -200,8 +200,9 @@ class Store:
             documents, buried = await self._claim_one(destination, update)
         else:
             documents, buried = await self._claim_many(destination, limit, token, update)
+        held_since = time.monotonic()
         return Claimed(
-            [_claim(document, token, trusted_until) for document in documents],
+            [_claim(document, token, held_since, trusted_until) for document in documents],
             sum("recovered" in document["lease"] for document in documents),
             buried,
         )
@@ -363,12 +364,13 @@ class Store:
         return documents[0] if documents else {}
 
 
-def _claim(document: Document, token: str, trusted_until: float) -> Claim:
+def _claim(document: Document, token: str, held_since: float, trusted_until: float) -> Claim:
     return Claim(
         id=document["_id"],
         token=token,
         attempt_number=document["attempt_count"],
         leased_at=document["lease"]["since"],
+        held_since=held_since,
         trusted_until=trusted_until,
         destination=document["destination"],
         event_type=document["event_type"],

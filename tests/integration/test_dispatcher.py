@@ -1,0 +1,314 @@
+"""The dispatch loop on real engines, with a receiver that writes down what reaches it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+from aiohttp import web
+
+from tests.support import eventually, most_in_any_second, new_event, receiving
+from wds import embedded, metrics
+from wds.delivery import Deliverer
+from wds.dispatcher import Dispatcher
+from wds.errors import StoreUnavailableError
+from wds.limiter import Limiter
+from wds.model import Status
+
+if TYPE_CHECKING:
+    from wds.config import Settings
+
+QUICK = {"rate_limit": 0, "backoff": (0.05, 0.1, 0.2, 0.4), "request_timeout": 1.0, "lease": 5.0}
+
+
+@asynccontextmanager
+async def replica(settings: Settings, store, url: str, *, owner: str = "d1", limited: bool = True):
+    """Give one dispatcher, not yet running."""
+    limiter = None
+    if settings.rate_limit and limited:
+        limiter = Limiter(
+            settings.redis_url or "", settings.rate_limit, farthest_s=settings.slot_wait
+        )
+    deliverer = Deliverer(url, timeout_s=settings.request_timeout, connections=32)
+    try:
+        yield Dispatcher(settings, owner=owner, store=store, limiter=limiter, deliverer=deliverer)
+    finally:
+        await deliverer.close()
+        if limiter is not None:
+            await limiter.close()
+
+
+@asynccontextmanager
+async def running(settings: Settings, store, url: str, **more):
+    """Run one dispatcher inside the block, and stop it as SIGTERM would."""
+    async with replica(settings, store, url, **more) as dispatcher:
+        task = asyncio.create_task(dispatcher.run())
+        try:
+            yield dispatcher
+        finally:
+            dispatcher.stop()
+            await task
+
+
+@pytest.fixture
+async def receiver():
+    async with receiving() as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def own_destination(monkeypatch, destination):
+    """Give each test a window of its own in the shared Redis."""
+    original = Limiter.reserve
+
+    async def reserve(self, name, count, **more):
+        return await original(self, f"{destination}:{name}", count, **more)
+
+    monkeypatch.setattr(Limiter, "reserve", reserve)
+
+
+async def statuses(db) -> list[str]:
+    return [document["status"] for document in await db.events.find().to_list(None)]
+
+
+def all_are(*wanted: Status):
+    return lambda seen: bool(seen) and set(seen) <= set(wanted)
+
+
+async def test_every_event_is_sent_once_with_its_exact_bytes(settings, store, db, receiver):
+    events = [new_event(b'{"n": %d}' % number) for number in range(300)]
+    await store.insert(events)
+    async with running(replace(settings, **QUICK), store, receiver.url):
+        await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
+    assert sorted(receiver.ids) == sorted(event.id for event in events)
+    bodies = {request.headers["webhook-id"]: request.body for request in receiver.requests}
+    assert bodies == {event.id: event.payload for event in events}
+
+
+async def test_an_attempt_is_logged_with_all_that_is_known_of_it(settings, store, db, receiver):
+    await store.insert([new_event()])
+    async with running(replace(settings, **QUICK), store, receiver.url):
+        await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
+    [document] = await db.events.find().to_list(None)
+    [attempt] = document["attempts"]
+    assert document["received_at"] <= attempt["timestamp"] <= document["finished_at"]
+    del attempt["timestamp"], attempt["duration_ms"]
+    assert attempt == {
+        "attempt_number": 1,
+        "status_code": 200,
+        "success": True,
+        "outcome": "success",
+        "error": None,
+        "response": "ok",
+    }
+
+
+async def test_five_failures_back_off_and_then_the_event_is_given_up(settings, store, db, receiver):
+    async def fail(_: web.Request) -> web.Response:
+        return web.Response(status=500, text="no")
+
+    receiver.answer = fail
+    await store.insert([new_event()])
+    async with running(replace(settings, **QUICK), store, receiver.url):
+        await eventually(lambda: statuses(db), all_are(Status.FAILED_PERMANENTLY))
+    [document] = await db.events.find().to_list(None)
+    assert [each["attempt_number"] for each in document["attempts"]] == [1, 2, 3, 4, 5]
+    assert {each["status_code"] for each in document["attempts"]} == {500}
+    assert document["attempt_count"] == 5
+    waits = [later.at - earlier.at for earlier, later in pairwise(receiver.requests)]
+    for waited, delay in zip(waits, QUICK["backoff"], strict=True):
+        assert waited >= delay
+    numbers = [request.headers["webhook-attempt"] for request in receiver.requests]
+    assert numbers == ["1", "2", "3", "4", "5"]
+
+
+async def test_retry_after_lengthens_the_wait(settings, store, db, receiver):
+    async def busy_once(_: web.Request) -> web.Response:
+        if len(receiver.requests) > 1:
+            return web.Response()
+        return web.Response(status=429, headers={"Retry-After": "1"})
+
+    receiver.answer = busy_once
+    await store.insert([new_event()])
+    async with running(replace(settings, **QUICK), store, receiver.url):
+        await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
+    first, second = receiver.requests
+    assert second.at - first.at >= 1
+
+
+async def test_three_replicas_share_the_limit_and_use_it(settings, store, db, receiver):
+    await store.insert([new_event() for _ in range(15)])
+    limited = replace(settings, rate_limit=3)
+    async with (
+        running(limited, store, receiver.url, owner="d1"),
+        running(limited, store, receiver.url, owner="d2"),
+        running(limited, store, receiver.url, owner="d3"),
+    ):
+        await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
+    instants = [request.at for request in receiver.requests]
+    assert len(instants) == len(set(receiver.ids)) == 15
+    assert most_in_any_second(instants) <= 3
+
+
+async def test_control_without_the_shared_limit_there_are_more_in_a_second(
+    settings, store, db, receiver
+):
+    await store.insert([new_event() for _ in range(15)])
+    limited = replace(settings, rate_limit=3)
+    async with (
+        running(limited, store, receiver.url, owner="d1", limited=False),
+        running(limited, store, receiver.url, owner="d2", limited=False),
+    ):
+        await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
+    assert most_in_any_second([request.at for request in receiver.requests]) > 3
+
+
+async def test_a_turn_claims_no_more_than_can_be_sent_soon(settings, store, db, receiver):
+    await store.insert([new_event() for _ in range(30)])
+    limited = replace(settings, rate_limit=8)
+    async with replica(limited, store, receiver.url) as dispatcher:
+        assert dispatcher._limiter is not None
+        await dispatcher._limiter.reserve("default", 8)  # so that what is claimed has to wait
+        await dispatcher.run_once()
+        assert await dispatcher.run_once() == 0
+        assert await db.events.count_documents({"lease": {"$exists": True}}) == 2
+        dispatcher.stop()
+        await dispatcher.run()
+
+
+async def test_a_claim_without_a_slot_in_time_is_deferred_and_not_counted(
+    settings, store, db, receiver
+):
+    await store.insert([new_event()])
+    limited = replace(settings, rate_limit=1)
+    async with replica(limited, store, receiver.url) as dispatcher:
+        assert dispatcher._limiter is not None
+        await dispatcher._limiter.reserve("default", 5)
+        wait = await dispatcher.run_once()
+        assert 0 < wait <= 1.1
+        await eventually(lambda: statuses(db), all_are(Status.RECEIVED))
+        [document] = await db.events.find().to_list(None)
+        assert (document["attempt_count"], document["attempts"]) == (0, [])
+        assert "lease" not in document
+    assert receiver.requests == []
+
+
+async def test_stopping_defers_what_waits_and_finishes_what_is_sent(settings, store, db, receiver):
+    release = asyncio.Event()
+
+    async def slowly(_: web.Request) -> web.Response:
+        await release.wait()
+        return web.Response()
+
+    receiver.answer = slowly
+    await store.insert([new_event() for _ in range(4)])
+    async with replica(replace(settings, rate_limit=1), store, receiver.url) as dispatcher:
+        task = asyncio.create_task(dispatcher.run())
+        leased = {"lease": {"$exists": True}}
+        await eventually(lambda: db.events.count_documents(leased), lambda count: count == 2)
+        await eventually(lambda: asyncio.sleep(0, len(receiver.requests)))
+        dispatcher.stop()
+        release.set()
+        await task
+    seen = sorted(await statuses(db))
+    assert seen == ["DELIVERED", "RECEIVED", "RECEIVED", "RECEIVED"]
+    assert await db.events.count_documents(leased) == 0
+    assert len(receiver.requests) == 1
+
+
+async def test_a_claim_older_than_its_lease_allows_is_not_sent(settings, store, db, receiver):
+    """As after a long stall: the lease may pass to another while this request is under way."""
+    await store.insert([new_event()])
+    quick = replace(settings, **QUICK)
+    async with replica(quick, store, receiver.url) as dispatcher:
+        [held] = (await store.claim("default", 1, owner="d1", lease_s=5, max_attempts=5)).claims
+        stalled = replace(held, trusted_until=time.monotonic() + quick.request_timeout / 2)
+        await dispatcher._deliver(stalled, None)
+    assert receiver.requests == []
+    assert await statuses(db) == [Status.RECEIVED]
+
+
+async def test_an_outcome_after_the_lease_has_passed_on_is_refused_and_counted(
+    settings, store, db, receiver
+):
+    await store.insert([new_event()])
+    quick = replace(settings, **QUICK)
+    lost_before = metrics.LEASES_LOST._value.get()
+
+    async def take_over(_: web.Request) -> web.Response:
+        await db.events.update_one({}, {"$set": {"lease.token": "another's"}})
+        return web.Response()
+
+    receiver.answer = take_over
+    async with replica(quick, store, receiver.url) as dispatcher:
+        await dispatcher.run_once()
+        await eventually(lambda: asyncio.sleep(0, not dispatcher._deliveries))
+    [document] = await db.events.find().to_list(None)
+    assert (document["status"], document["attempts"]) == ("DELIVERING", [])
+    assert document["lease"]["token"] == "another's"
+    assert metrics.LEASES_LOST._value.get() == lost_before + 1
+
+
+async def test_while_redis_is_away_nothing_is_sent_and_nothing_is_counted(
+    settings, store, db, receiver, tmp_path
+):
+    port = embedded.free_port()
+    away = replace(settings, redis_url=f"redis://127.0.0.1:{port}/0")
+    await store.insert([new_event() for _ in range(3)])
+    async with running(away, store, receiver.url):
+        deferred = metrics.CLAIMS_DEFERRED._value.get()
+        await eventually(
+            lambda: asyncio.sleep(0, metrics.CLAIMS_DEFERRED._value.get()),
+            lambda seen: seen > deferred,
+        )
+        await eventually(lambda: statuses(db), all_are(Status.RECEIVED))
+        assert receiver.requests == []
+        server = await embedded.start_redis(tmp_path, port=port)
+        try:
+            await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
+        finally:
+            await server.stop()
+    for document in await db.events.find().to_list(None):
+        assert [each["attempt_number"] for each in document["attempts"]] == [1]
+
+
+async def test_while_mongodb_fails_the_loop_waits_and_then_goes_on(settings, store, db, receiver):
+    fail = {"failCommands": ["find", "findAndModify"], "errorCode": 11600}
+    await store.insert([new_event()])
+    await db.client.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=fail)
+    try:
+        async with running(replace(settings, **QUICK), store, receiver.url) as dispatcher:
+            with pytest.raises(StoreUnavailableError):
+                await dispatcher.run_once()
+            assert receiver.requests == []
+            await db.client.admin.command("configureFailPoint", "failCommand", mode="off")
+            await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
+    finally:
+        await db.client.admin.command("configureFailPoint", "failCommand", mode="off")
+
+
+async def test_a_settlement_survives_the_cancellation_of_the_delivery(
+    settings, store, db, receiver
+):
+    await store.insert([new_event()])
+    async with replica(replace(settings, **QUICK), store, receiver.url) as dispatcher:
+        settle = store.settle
+        entered = asyncio.Event()
+
+        async def slow_settle(settlements):
+            entered.set()
+            await asyncio.sleep(0.05)
+            return await settle(settlements)
+
+        dispatcher._settler._commit = slow_settle
+        await dispatcher.run_once()
+        await entered.wait()
+        for task in list(dispatcher._deliveries):
+            task.cancel()
+        await dispatcher._settler.drain()
+    assert await statuses(db) == [Status.DELIVERED]

@@ -1,0 +1,150 @@
+"""The rate limit on a real Redis: what many replicas are granted together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from redis.asyncio import Redis
+
+from tests.support import most_in_any_second
+from wds import embedded
+from wds.errors import LimiterUnavailableError
+from wds.limiter import USE_WITHIN_US, WINDOW_US, Limiter
+
+
+@pytest.fixture
+async def redis(settings):
+    client = Redis.from_url(settings.redis_url)
+    yield client
+    await client.aclose()
+
+
+async def grants(settings, destinations: list[str], limit: int, each: int) -> list[float]:
+    """Let one replica per destination name reserve `each` slots at once; return when."""
+    replicas = [Limiter(settings.redis_url, limit, farthest_s=200) for _ in destinations]
+
+    async def work(replica: Limiter, destination: str) -> list[float]:
+        slots = []
+        for number in range(each):
+            slots += (await replica.reserve(destination, 1 + number % 3)).slots
+        return [slot.ready_at for slot in slots]
+
+    granted = await asyncio.gather(*map(work, replicas, destinations))
+    for replica in replicas:
+        await replica.close()
+    return [instant for instants in granted for instant in instants]
+
+
+@pytest.mark.parametrize("limit", [1, 3, 50])
+async def test_all_replicas_together_are_granted_no_more_than_the_limit(
+    settings, destination, limit
+):
+    instants = await grants(settings, [destination] * 5, limit, each=12)
+    assert len(instants) == 5 * 12 * 2
+    assert most_in_any_second(instants) <= limit
+    seconds_needed = (len(instants) - 1) // limit
+    assert max(instants) - min(instants) <= seconds_needed / 0.95
+
+
+async def test_control_replicas_that_do_not_share_a_window_exceed_the_limit(settings, destination):
+    separate = [f"{destination}-{number}" for number in range(5)]
+    assert most_in_any_second(await grants(settings, separate, 3, each=12)) > 3
+
+
+async def test_slots_come_in_order_and_one_window_apart(limiter, destination):
+    first = await limiter.reserve(destination, 4)
+    assert len(first.slots) == 4
+    instants = [slot.ready_at for slot in first.slots]
+    assert instants == sorted(instants)
+    assert instants[2] - instants[0] < 0.001
+    assert instants[3] - instants[0] == pytest.approx(WINDOW_US / 1e6, abs=1e-6)
+
+
+async def test_no_slot_lies_further_ahead_than_the_bound_and_the_answer_says_when_to_ask(
+    limiter, destination
+):
+    granted = await limiter.reserve(destination, 100)
+    ahead = max(slot.ready_at for slot in granted.slots) - time.monotonic()
+    assert ahead <= 1.5
+    assert len(granted.slots) == 6  # now, and one window from now
+    assert 0 < granted.retry_in_s <= WINDOW_US / 1e6
+    again = await limiter.reserve(destination, 1)
+    assert again.slots == []
+
+
+async def test_an_unused_slot_that_is_given_back_goes_to_the_next_who_asks(limiter, destination):
+    first = await limiter.reserve(destination, 3)
+    kept = await limiter.reserve(destination, 1, give_back=first.slots[:1])
+    assert kept.slots[0].ready_at - first.slots[0].ready_at < 0.5
+    instants = [slot.ready_at for slot in (*first.slots[1:], *kept.slots)]
+    more = await limiter.reserve(destination, 1)
+    assert most_in_any_second([*instants, more.slots[0].ready_at]) == 3
+
+
+async def test_giving_back_never_lets_more_than_the_limit_through(limiter, destination):
+    """Hand back every other slot, over and over: those kept must still obey the limit."""
+    kept: list[float] = []
+    back = []
+    for number in range(40):
+        granted = await limiter.reserve(destination, 1, give_back=back)
+        back = []
+        for slot in granted.slots:
+            if number % 2:
+                kept.append(slot.ready_at)
+            else:
+                back.append(slot)
+        if not granted.slots:
+            await asyncio.sleep(granted.retry_in_s)
+    assert len(kept) >= 6
+    assert most_in_any_second(kept) <= 3
+
+
+async def test_a_slot_whose_answer_was_slow_cannot_be_used(limiter, redis, destination):
+    await redis.execute_command("CLIENT", "PAUSE", 100, "ALL")
+    [slot] = (await limiter.reserve(destination, 1)).slots
+    assert slot.use_by < slot.ready_at
+    [prompt] = (await limiter.reserve(destination, 1)).slots
+    assert prompt.use_by - prompt.ready_at > USE_WITHIN_US / 1e6 / 2
+
+
+async def test_a_batch_of_slots_costs_one_round_trip(limiter, redis, destination):
+    await limiter.reserve(destination, 1)
+    before = (await redis.info("commandstats"))["cmdstat_evalsha"]["calls"]
+    await limiter.reserve(destination, 5)
+    after = (await redis.info("commandstats"))["cmdstat_evalsha"]["calls"]
+    assert after - before == 1
+
+
+async def test_a_flushed_script_is_loaded_again(limiter, redis, destination):
+    await limiter.reserve(destination, 1)
+    await redis.script_flush()
+    assert len((await limiter.reserve(destination, 1)).slots) == 1
+
+
+async def test_the_window_is_forgotten_when_it_no_longer_matters(limiter, redis, destination):
+    await limiter.reserve(destination, 1)
+    remaining = await redis.pttl(f"wds:slots:{destination}")
+    assert 0 < remaining <= (2 * WINDOW_US + 1_500_000) / 1000 + 1
+
+
+async def test_without_redis_nothing_is_granted(destination):
+    limiter = Limiter(f"redis://127.0.0.1:{embedded.free_port()}/0", 3, farthest_s=1)
+    with pytest.raises(LimiterUnavailableError):
+        await limiter.reserve(destination, 1)
+    with pytest.raises(LimiterUnavailableError):
+        await limiter.ping()
+    await limiter.close()
+
+
+async def test_a_redis_without_memory_to_spare_still_holds_the_limit(tmp_path, destination):
+    server = await embedded.start_redis(tmp_path, extra=("--maxmemory", "1"))
+    limiter = Limiter(f"redis://127.0.0.1:{server.port}/0", 3, farthest_s=1)
+    try:
+        await limiter.ping()
+        granted = [await limiter.reserve(destination, 1) for _ in range(5)]
+        assert sum(len(each.slots) for each in granted) == 3
+    finally:
+        await limiter.close()
+        await server.stop()
