@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo up test test-unit coverage lint format lock clean
+.PHONY: help demo up test test-unit test-promtool coverage lint format lock clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ test: $(VENV)/dev.done ## all tests, against real engines
 
 test-unit: $(VENV)/dev.done ## the tests that need no engine
 	$(PYTEST) tests/unit $(ARGS)
+
+test-promtool: $(VENV)/dev.done ## lint the metrics with promtool, which must be installed
+	$(PYTEST) tests/tools/test_promtool.py
 
 coverage: $(VENV)/dev.done ## all tests, with branch coverage
 	$(PYTEST) --cov --cov-report=term $(ARGS)

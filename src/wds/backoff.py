@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 RETRY_AFTER_CAP_S = 300.0
 """The most that a downstream can lengthen a delay to; a longer wish counts as this."""
 
-_SECONDS = re.compile(r"[0-9]{1,20}")
+_SECONDS = re.compile(r"[0-9]+")
 
 
 def retry_after_s(value: str | None, now: datetime) -> float:

@@ -20,18 +20,33 @@ from wds.errors import SettingsError
 SLOT_WAIT_S = 1.5
 """The furthest ahead, in seconds, that a dispatcher reserves a slot of the rate limit."""
 
+_WEEK_S = 7 * 24 * 3600
+
 MAX_BODY_BYTES = 15 * 1024 * 1024
 """Upper end of WDS_MAX_BODY_BYTES: MongoDB's documents end at 16 MiB."""
 
 
 class _Numbers(ma.fields.Field[tuple[float, ...]]):
-    """Comma-separated seconds, at least one, none negative."""
+    """Comma-separated seconds, at least one, none negative, none longer than a week."""
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[float, ...]:  # noqa: ANN401
-        if not re.fullmatch(r"\s*\d+(\.\d+)?(\s*,\s*\d+(\.\d+)?)*\s*", str(value)):
+        if not re.fullmatch(r"\s*\d+(\.\d+)?(\s*,\s*\d+(\.\d+)?)*\s*", str(value), re.ASCII):
             msg = "must be seconds separated by commas, such as 1,2,4"
             raise ma.ValidationError(msg)
-        return tuple(float(part) for part in str(value).split(","))
+        numbers = tuple(float(part) for part in str(value).split(","))
+        if max(numbers) > _WEEK_S:
+            msg = f"must be at most {_WEEK_S} seconds each"
+            raise ma.ValidationError(msg)
+        return numbers
+
+
+class _Digits(ma.fields.Integer):
+    """A plain decimal number, with none of Python's other spellings."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        if not re.fullmatch(r"\s*-?[0-9]{1,20}\s*", str(value)):
+            raise self.make_error(key="invalid", input=value)
+        return super()._deserialize(value, attr, data, **kwargs)
 
 
 class _Words(ma.fields.Field[tuple[str, ...]]):
@@ -42,30 +57,30 @@ class _Words(ma.fields.Field[tuple[str, ...]]):
         if not words:
             msg = "must not be empty"
             raise ma.ValidationError(msg)
+        if any("\ud800" <= character <= "\udfff" for word in words for character in word):
+            msg = "must be UTF-8"
+            raise ma.ValidationError(msg)
         return words
 
 
 def _url(*schemes: str) -> ma.fields.Field[str]:
     def check(value: str) -> None:
-        parts = urlsplit(value)  # ValueError on a malformed one becomes a validation error below
-        if parts.scheme not in schemes or not parts.netloc:
+        try:
+            parts = urlsplit(value)
+            usable = parts.scheme in schemes and bool(parts.netloc)
+            if parts.scheme in {"http", "https"}:
+                usable = usable and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable or not re.fullmatch(r"[!-~]+", value):
             msg = f"must be a URL that begins with {' or '.join(f'{s}://' for s in schemes)}"
             raise ma.ValidationError(msg)
 
-    def guarded(value: str) -> None:
-        try:
-            check(value)
-        except ValueError as error:
-            if isinstance(error, ma.ValidationError):
-                raise
-            msg = "must be a well-formed URL"
-            raise ma.ValidationError(msg) from error
-
-    return ma.fields.String(validate=guarded)
+    return ma.fields.String(validate=check)
 
 
 def _integer(low: int, high: int) -> ma.fields.Integer:
-    return ma.fields.Integer(validate=validate.Range(low, high))
+    return _Digits(validate=validate.Range(low, high))
 
 
 def _seconds(low: float, high: float) -> ma.fields.Float:
@@ -107,7 +122,9 @@ class Settings:
     )
     mongo_db: str = _setting(
         "WDS_MONGO_DB",
-        ma.fields.String(validate=validate.Regexp(r"^[A-Za-z0-9_-]{1,38}$")),
+        ma.fields.String(
+            validate=validate.Regexp(r"(?!(admin|config|local)\Z)[A-Za-z0-9_-]{1,38}\Z")
+        ),
         "Name of the database.",
         "wds",
     )
@@ -173,7 +190,7 @@ class Settings:
     )
     operator_token: str | None = _setting(
         "WDS_OPERATOR_TOKEN",
-        ma.fields.String(validate=validate.Length(min=1)),
+        ma.fields.String(validate=validate.Regexp(r"[!-~]+\Z")),
         "Bearer token for search and event routes. Unset: loopback clients only.",
         secret=True,
     )

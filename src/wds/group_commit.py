@@ -75,21 +75,23 @@ class GroupCommit(Generic[Item, Result]):
             await asyncio.wait({self._flusher})
 
     async def _flush(self) -> None:
+        batch: list[tuple[Item, int, asyncio.Future[Result]]] = []
         try:
             while self._pending:
                 batch = self._next_batch()
                 futures = [future for _, _, future in batch]
                 try:
                     results = await self._commit([item for item, _, _ in batch])
-                except Exception as error:  # noqa: BLE001 - handed to everyone who waits for it
-                    _settle(futures, error)
-                else:
                     for future, result in zip(futures, results, strict=True):
                         if not future.done():
                             future.set_result(result)
+                except Exception as error:  # noqa: BLE001 - handed to everyone who waits for it
+                    _settle(futures, error)
         finally:
+            # Something is left only if this task was cancelled; nobody may wait for ever.
             self._flusher = None
-            _settle([future for _, _, future in self._pending], QueueFullError())
+            left = [future for _, _, future in (*batch, *self._pending)]
+            _settle(left, asyncio.CancelledError())
             self._pending.clear()
             self._pending_weight = 0
 
@@ -103,7 +105,7 @@ class GroupCommit(Generic[Item, Result]):
         return batch
 
 
-def _settle(futures: Sequence[asyncio.Future[Result]], error: Exception) -> None:
+def _settle(futures: Sequence[asyncio.Future[Result]], error: BaseException) -> None:
     for future in futures:
         if not future.done():
             future.set_exception(error)

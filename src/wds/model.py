@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 ID_LENGTH = 32
 """Characters of an event id: 128 bits in lower-case hex."""
+MAX_LABEL = 255
+"""Most characters of an event type or an idempotency key."""
 
 
 class Status(StrEnum):
@@ -145,6 +147,11 @@ class Settlement:
     attempt: Attempt | None
     status: Status = Status.DELIVERING
     delay_s: float = 0.0
+
+
+def is_label(value: object) -> bool:
+    """Tell whether `value` can name a type or a key: a short, printable, non-empty string."""
+    return isinstance(value, str) and 0 < len(value) <= MAX_LABEL and value.isprintable()
 
 
 def derived_id(source: str, idempotency_key: str) -> str:

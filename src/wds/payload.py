@@ -11,9 +11,8 @@ import json
 from typing import Any, NoReturn
 
 from wds.errors import Detail, Refusal
+from wds.model import MAX_LABEL, is_label
 
-MAX_LABEL = 255
-"""Most characters of an event type or an idempotency key."""
 MAX_BATCH = 1000
 """Most events in one batch request."""
 _WHITESPACE = " \t\n\r"
@@ -77,11 +76,6 @@ def split_batch(body: bytes) -> list[tuple[bytes, dict[str, Any]]]:
     return [(text.encode(), value) for text, value in items]
 
 
-def is_label(value: object) -> bool:
-    """Tell whether `value` can name a type or a key: a short, printable, non-empty string."""
-    return isinstance(value, str) and 0 < len(value) <= MAX_LABEL and value.isprintable()
-
-
 def event_type(value: dict[str, Any], *fallbacks: str | None) -> str | None:
     """Return the payload's `event_type`, else its `type`, else the first usable fallback.
 
@@ -103,7 +97,9 @@ def idempotency_key(value: dict[str, Any], fallback: str | None, path: str = "")
     Raises:
         Refusal: 422 if a key is given that is no label; ignoring it would lose the guard.
     """
-    key = value.get("idempotency_key", fallback)
+    key = value.get("idempotency_key")
+    if key is None:
+        key = fallback
     if key is None:
         return None
     if not is_label(key):

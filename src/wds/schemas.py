@@ -11,7 +11,7 @@ import marshmallow as ma
 from marshmallow import fields, validate
 
 from wds.errors import Detail, Refusal
-from wds.model import Status
+from wds.model import MAX_LABEL, Status, is_label
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,8 +68,23 @@ def cursor_after(received_at: datetime, event_id: str) -> str:
     return base64.urlsafe_b64encode(text.encode()).decode("ascii")
 
 
-def _boolean(**kwargs: Any) -> fields.Boolean:  # noqa: ANN401
-    return fields.Boolean(truthy={True}, falsy={False}, **kwargs)
+class StrictBoolean(fields.Boolean):
+    """true or false; nothing that merely counts as one of them."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        if not isinstance(value, bool):
+            raise self.make_error(key="invalid", input=value)
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
+def _event_type() -> fields.String:
+    return fields.String(validate=validate.And(validate.Length(1, MAX_LABEL), _printable))
+
+
+def _printable(value: str) -> None:
+    if not is_label(value):
+        msg = "Must be printable."
+        raise ma.ValidationError(msg)
 
 
 def _status() -> fields.String:
@@ -135,14 +150,14 @@ class SearchRequestSchema(ma.Schema):
     """Filters, page and extras of a search; no field is required."""
 
     status = OneOrMany(_status(), metadata={"description": "One or several."})
-    event_type = OneOrMany(fields.String(), metadata={"description": "One or several."})
+    event_type = OneOrMany(_event_type(), metadata={"description": "One or several."})
     from_ = Instant(data_key="from", metadata={"description": "Received at or after."})
     to = Instant(metadata={"description": "Received before."})
     skip = fields.Integer(strict=True, load_default=0, validate=validate.Range(0, MAX_SKIP))
     limit = fields.Integer(strict=True, load_default=50, validate=validate.Range(1, MAX_PAGE))
     cursor = Cursor(metadata={"type": "string", "description": "`next_cursor` of a page."})
-    include_payload = _boolean(load_default=False)
-    aggregations = _boolean(load_default=True)
+    include_payload = StrictBoolean(load_default=False)
+    aggregations = StrictBoolean(load_default=True)
 
     @ma.validates_schema
     def _range(self, data: Mapping[str, Any], **_: Any) -> None:  # noqa: ANN401

@@ -1,0 +1,167 @@
+"""The documents of both services say what the services do, and Swagger UI shows them."""
+
+from __future__ import annotations
+
+import re
+
+import aiohttp
+import pytest
+
+from wds import mock_downstream
+from wds.ingest import create_app
+from wds.server import listening
+
+SERVICES = ["ingest", "mock"]
+
+
+@pytest.fixture
+def make_app(settings, store, db):  # noqa: ARG001 - `db` drops the database
+    """Return a function that makes the application of a service."""
+
+    def make(service):
+        if service == "ingest":
+            return create_app(settings, store)
+        return mock_downstream.create_app()
+
+    return make
+
+
+@pytest.fixture(params=SERVICES)
+async def service(request, make_app):
+    """Serve each service; give its application and a function that gets a path."""
+    app = make_app(request.param)
+    async with listening(app, "127.0.0.1", 0) as port, aiohttp.ClientSession() as session:
+
+        async def get(path):
+            async with session.get(f"http://127.0.0.1:{port}{path}") as response:
+                return response.status, response.content_type, await response.read()
+
+        async def document():
+            async with session.get(f"http://127.0.0.1:{port}/docs/openapi.json") as response:
+                return await response.json()
+
+        get.document = document
+        yield app, get
+
+
+def routes(app):
+    """Return (method, path) of every route but the documents' own and the HEADs of GETs."""
+    return {
+        (route.method, route.resource.canonical)
+        for route in app.router.routes()
+        if route.method != "HEAD" and not route.resource.canonical.startswith("/docs")
+    }
+
+
+def operations(document):
+    """Return what is said of each (method, path)."""
+    return {
+        (method.upper(), path): operation
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+
+
+def references(node):
+    """Yield every `$ref` under `node`."""
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        for value in node.values():
+            yield from references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from references(value)
+
+
+async def test_every_route_is_documented_and_every_documented_route_exists(service):
+    app, get = service
+    documented = set(operations(await get.document()))
+
+    assert len(documented) >= 5
+    assert documented == routes(app)
+
+
+async def test_every_operation_says_what_it_answers_when_all_is_well(service):
+    _, get = service
+    answers = {
+        route: [status for status in operation["responses"] if status.startswith("2")]
+        for route, operation in operations(await get.document()).items()
+    }
+
+    assert answers
+    assert all(answers.values()), answers
+
+
+async def test_every_operation_is_summed_up_in_words_of_its_own(service):
+    _, get = service
+    summaries = [each["summary"] for each in operations(await get.document()).values()]
+
+    assert all(summaries)
+    assert len(set(summaries)) == len(summaries)
+
+
+async def test_every_reference_of_the_document_leads_somewhere(service):
+    _, get = service
+    document = await get.document()
+    wanted = set(references(document))
+
+    assert wanted
+    assert wanted <= {f"#/definitions/{name}" for name in document["definitions"]}
+
+
+async def test_every_path_parameter_is_documented(service):
+    _, get = service
+
+    for (_, path), operation in operations(await get.document()).items():
+        declared = {each["name"] for each in operation["parameters"] if each["in"] == "path"}
+        assert declared == set(re.findall(r"{(\w+)}", path))
+
+
+async def test_the_docs_are_swagger_ui_on_this_services_document(service):
+    _, get = service
+    status, kind, page = await get("/docs")
+
+    assert (status, kind) == (200, "text/html")
+    assert b"SwaggerUIBundle(" in page
+    assert b'url: "/docs/openapi.json"' in page
+
+
+async def test_every_file_of_swagger_ui_is_served_from_here(service):
+    _, get = service
+    _, _, page = await get("/docs")
+    files = re.findall(r'(?:src|href)="([^"]+)"', page.decode())
+
+    assert {file.rpartition("/")[2] for file in files} >= {"swagger-ui.css", "swagger-ui-bundle.js"}
+    for file in files:
+        status, _, content = await get(file)
+        assert (status, bool(content)) == (200, True), file
+
+
+@pytest.mark.parametrize("name", SERVICES)
+async def test_a_second_application_of_one_process_has_the_same_document(make_app, name):
+    documents = []
+    for app in (make_app(name), make_app(name)):
+        async with listening(app, "127.0.0.1", 0) as port, aiohttp.ClientSession() as session:
+            url = f"http://127.0.0.1:{port}/docs/openapi.json"
+            async with session.get(url) as response:
+                documents.append(await response.json())
+
+    assert documents[0] == documents[1]
+    assert operations(documents[1])
+
+
+async def test_the_documented_signature_headers_and_errors_are_the_contracts(make_app):
+    async with (
+        listening(make_app("ingest"), "127.0.0.1", 0) as port,
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{port}/docs/openapi.json") as response,
+    ):
+        ingest = operations(await response.json())["POST", "/webhooks/ingest"]
+    headers = {each["name"] for each in ingest["parameters"] if each["in"] == "header"}
+
+    assert headers >= {"X-Webhook-Signature", "X-Hub-Signature-256", "Idempotency-Key"}
+    assert set(ingest["responses"]) == {
+        *("200", "202"),
+        *("400", "401", "409", "413", "415", "422", "503"),
+    }

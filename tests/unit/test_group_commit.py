@@ -1,0 +1,256 @@
+"""What arrives while a write is in flight goes out as the next one."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from itertools import chain
+
+import pytest
+
+from wds.errors import QueueFullError
+from wds.group_commit import GroupCommit
+
+
+class BrokenError(Exception):
+    """The write that holds a chosen item fails."""
+
+
+class Commit:
+    """A write that takes until `finish`, and records what it was given."""
+
+    def __init__(self, *, broken=()):
+        self.batches = []
+        self.in_flight = self.most_in_flight = 0
+        self._broken = set(broken)
+        self._permits = asyncio.Semaphore(0)
+
+    async def __call__(self, items):
+        self.batches.append(list(items))
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        await self._permits.acquire()
+        self.in_flight -= 1
+        if self._broken & set(items):
+            raise BrokenError
+        return [f"r{item}" for item in items]
+
+    def finish(self, batches=1_000):
+        for _ in range(batches):
+            self._permits.release()
+
+
+def grouped(commit, *, max_batch=100, max_pending=100, **more):
+    return GroupCommit(commit, max_batch=max_batch, max_pending=max_pending, **more)
+
+
+async def turn():
+    """Let everything that is ready run until it waits: a fixed number of turns, no clock."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def submitted(group, *submissions):
+    """Start one submitter for each and let all of them wait for their results."""
+    tasks = [asyncio.create_task(group.submit(*items)) for items in submissions]
+    await turn()
+    return tasks
+
+
+async def outcomes(tasks):
+    """Return each task's result or exception; one that never ends is a failure."""
+    return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+
+
+async def test_results_come_in_the_order_of_submission():
+    commit = Commit()
+    tasks = await submitted(grouped(commit), (3, 1, 2), (9,), (8, 7))
+    commit.finish()
+    assert await outcomes(tasks) == [["r3", "r1", "r2"], ["r9"], ["r8", "r7"]]
+
+
+async def test_a_lone_item_waits_for_nothing():
+    commit = Commit()
+    tasks = await submitted(grouped(commit), (1,))
+    assert commit.batches == [[1]]
+    commit.finish()
+    assert await outcomes(tasks) == [["r1"]]
+
+
+async def test_what_arrives_while_a_commit_is_in_flight_forms_one_next_batch():
+    commit = Commit()
+    group = grouped(commit)
+    tasks = await submitted(group, (1,))
+    tasks += await submitted(group, (2,), (3, 4))
+    tasks += await submitted(group, (5,))
+    assert commit.batches == [[1]]
+    commit.finish(1)
+    await turn()
+    assert commit.batches == [[1], [2, 3, 4, 5]]
+    commit.finish()
+    assert await outcomes(tasks) == [["r1"], ["r2"], ["r3", "r4"], ["r5"]]
+
+
+async def test_only_one_batch_is_in_flight_at_a_time():
+    commit = Commit()
+    group = grouped(commit, max_batch=2)
+    tasks = await submitted(group, *[(n,) for n in range(20)])
+    commit.finish()
+    await outcomes(tasks)
+    assert len(commit.batches) >= 10 and commit.most_in_flight == 1
+
+
+async def test_a_failure_reaches_everyone_in_its_batch_and_nobody_else():
+    commit = Commit(broken=[3])
+    group = grouped(commit)
+    before = await submitted(group, (1,))
+    within = await submitted(group, (2,), (3,), (4,))
+    commit.finish(1)
+    await turn()
+    after = await submitted(group, (5,))
+    commit.finish()
+    assert await outcomes(before + after) == [["r1"], ["r5"]]
+    assert [type(each) for each in await outcomes(within)] == [BrokenError] * 3
+    assert commit.batches == [[1], [2, 3, 4], [5]]
+
+
+async def test_a_submission_that_spans_batches_fails_if_one_does_once_all_have_ended():
+    commit = Commit(broken=[4])
+    tasks = await submitted(grouped(commit, max_batch=2), (1, 2, 3, 4, 5))
+    commit.finish(2)
+    await turn()
+    assert not tasks[0].done()
+    commit.finish(1)
+    assert [type(each) for each in await outcomes(tasks)] == [BrokenError]
+    assert commit.batches == [[1, 2], [3, 4], [5]]
+
+
+async def test_a_full_queue_refuses_a_submission_whole():
+    commit = Commit()
+    group = grouped(commit, max_pending=3)
+    tasks = await submitted(group, (1,), (2, 3))
+    assert commit.batches == [[1, 2, 3]]
+    tasks += await submitted(group, (4, 5))
+    with pytest.raises(QueueFullError):
+        await group.submit(6, 7)
+    tasks += await submitted(group, (8,))
+    with pytest.raises(QueueFullError):
+        await group.submit(9)
+    commit.finish()
+    assert await outcomes(tasks) == [["r1"], ["r2", "r3"], ["r4", "r5"], ["r8"]]
+    assert commit.batches == [[1, 2, 3], [4, 5, 8]]
+
+
+async def test_a_full_queue_has_room_again_once_it_is_written():
+    commit = Commit()
+    group = grouped(commit, max_pending=2)
+    tasks = await submitted(group, (1,))
+    tasks += await submitted(group, (2, 3))
+    with pytest.raises(QueueFullError):
+        await group.submit(4)
+    commit.finish(1)
+    await turn()
+    tasks += await submitted(group, (5, 6))
+    commit.finish()
+    assert await outcomes(tasks) == [["r1"], ["r2", "r3"], ["r5", "r6"]]
+
+
+async def test_the_bound_is_on_weight_and_not_on_number():
+    commit = Commit()
+    group = grouped(commit, max_pending=100, weigh=lambda item: item)
+    tasks = await submitted(group, (1,))
+    tasks += await submitted(group, (60,))
+    with pytest.raises(QueueFullError):
+        await group.submit(41)
+    tasks += await submitted(group, (40,))
+    commit.finish()
+    assert await outcomes(tasks) == [["r1"], ["r60"], ["r40"]]
+
+
+async def test_a_submission_larger_than_the_bound_is_taken_when_nothing_waits():
+    commit = Commit()
+    tasks = await submitted(grouped(commit, max_pending=2), (1, 2, 3))
+    commit.finish()
+    assert await outcomes(tasks) == [["r1", "r2", "r3"]]
+
+
+async def test_a_batch_ends_before_it_gets_too_heavy():
+    commit = Commit()
+    group = grouped(commit, max_batch=10, weigh=lambda item: item)
+    tasks = await submitted(group, (1,))
+    tasks += await submitted(group, (4, 6), (5,), (20,), (1, 9), (10,))
+    commit.finish()
+    await outcomes(tasks)
+    assert commit.batches == [[1], [4, 6], [5], [20], [1, 9], [10]]
+
+
+@pytest.mark.parametrize("when", ["waiting", "in_flight"])
+async def test_a_cancelled_submitter_takes_nobodys_write_along(when):
+    commit = Commit()
+    group = grouped(commit)
+    first = await submitted(group, (1,))
+    tasks = await submitted(group, (2,), (3, 4), (5,))
+    if when == "in_flight":
+        commit.finish(1)
+        await turn()
+        assert commit.batches[-1] == [2, 3, 4, 5]
+    tasks[1].cancel()
+    await turn()
+    assert tasks[1].cancelled()
+    assert not any(task.done() for task in (tasks[0], tasks[2]))
+    commit.finish()
+    assert await outcomes([*first, tasks[0], tasks[2]]) == [["r1"], ["r2"], ["r5"]]
+    assert commit.batches == [[1], [2, 3, 4, 5]]
+    assert await outcomes(await submitted(group, (6,))) == [["r6"]]
+
+
+async def test_draining_waits_for_everything_including_late_arrivals():
+    commit = Commit(broken=[2])
+    group = grouped(commit)
+    tasks = await submitted(group, (1,), (2,))
+    drained = asyncio.create_task(group.drain())
+    tasks += await submitted(group, (3,))
+    commit.finish(1)
+    await turn()
+    assert commit.batches == [[1, 2], [3]] and not drained.done()
+    commit.finish(1)
+    assert await outcomes([drained]) == [None]
+    await turn()
+    assert all(task.done() for task in tasks)
+    assert [type(each) for each in await outcomes(tasks)] == [BrokenError, BrokenError, list]
+
+
+async def test_an_idle_group_drains_at_once_and_keeps_no_task():
+    commit = Commit()
+    group = grouped(commit)
+    await asyncio.wait_for(group.drain(), 5)
+    commit.finish()
+    await outcomes(await submitted(group, (1,)))
+    await asyncio.wait_for(group.drain(), 5)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_submitting_nothing_commits_nothing():
+    commit = Commit()
+    assert await asyncio.wait_for(grouped(commit).submit(), 5) == []
+    assert commit.batches == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_under_random_load_everyone_gets_the_own_results_in_order(seed):
+    rng = random.Random(seed)
+    commit = Commit()
+    group = grouped(commit, max_batch=7, max_pending=10_000)
+    numbers = iter(range(10_000))
+    submissions, tasks = [], []
+    for _ in range(200):
+        submissions.append([next(numbers) for _ in range(rng.randrange(1, 5))])
+        tasks.append(asyncio.create_task(group.submit(*submissions[-1])))
+        if rng.random() < 0.3:
+            commit.finish(rng.randrange(3))
+            await asyncio.sleep(0)
+    commit.finish()
+    expected = [[f"r{number}" for number in each] for each in submissions]
+    assert await outcomes(tasks) == expected
+    assert [*chain(*commit.batches)] == [*chain(*submissions)]
+    assert max(map(len, commit.batches)) == 7

@@ -1,0 +1,100 @@
+"""The fleet's totals and what names a metric."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+
+from wds import __version__, metrics
+from wds.metrics import FLEET_TOTALS, FleetCollector
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def collector():
+    return FleetCollector()
+
+
+@pytest.fixture
+def value(collector):
+    """Return a function that reads one sample of `collector` through a registry."""
+    registry = CollectorRegistry()
+    registry.register(collector)
+    return registry.get_sample_value
+
+
+def replica(role="dispatcher", silent_s=0.0, **totals):
+    return {
+        "owner": f"{role}-{silent_s}",
+        "role": role,
+        "seen_at": NOW - timedelta(seconds=silent_s),
+        "totals": totals,
+    }
+
+
+@pytest.mark.parametrize("key", FLEET_TOTALS)
+def test_a_total_is_the_sum_of_the_replicas_and_the_retired(collector, value, key):
+    replicas = [replica(**{key: 3}), replica("ingest", **{key: 40})]
+    collector.show({"now": NOW, "replicas": replicas, "retired": {key: 500}})
+    assert value(f"wds_fleet_{key}_total") == 543
+    assert sum(value(f"wds_fleet_{other}_total") for other in FLEET_TOTALS if other != key) == 0
+
+
+def test_a_silent_replica_keeps_its_part_of_the_totals(collector, value):
+    replicas = [replica(silent_s=600, events_received=3), replica(events_received=4)]
+    collector.show({"now": NOW, "replicas": replicas})
+    assert value("wds_fleet_events_received_total") == 7
+
+
+def test_replicas_heard_from_within_15_seconds_count_by_role(collector, value):
+    replicas = [
+        replica("ingest", 0),
+        replica("dispatcher", 0),
+        replica("dispatcher", 14.999),
+        replica("dispatcher", 15),
+        replica("ingest", 3600),
+    ]
+    collector.show({"now": NOW, "replicas": replicas, "retired": {}})
+    assert value("wds_fleet_replicas", {"role": "ingest"}) == 1
+    assert value("wds_fleet_replicas", {"role": "dispatcher"}) == 2
+
+
+def test_a_role_without_replicas_counts_zero(collector, value):
+    collector.show({"now": NOW, "replicas": [], "retired": {}})
+    assert value("wds_fleet_replicas", {"role": "ingest"}) == 0
+    assert value("wds_fleet_replicas", {"role": "dispatcher"}) == 0
+
+
+@pytest.mark.parametrize("document", [None, {}], ids=["none", "empty"])
+def test_without_a_document_nothing_is_shown(collector, document):
+    assert list(collector.collect()) == []
+    collector.show({"now": NOW, "replicas": [replica()]})
+    assert len(list(collector.collect())) == 5
+    collector.show(document)
+    assert list(collector.collect()) == []
+
+
+@pytest.mark.parametrize("key", FLEET_TOTALS)
+def test_a_process_reports_its_own_counters(key):
+    before = metrics.own_totals()
+    FLEET_TOTALS[key][2].inc(3)
+    after = metrics.own_totals()
+    assert after == {**before, key: before[key] + 3}
+    assert all(isinstance(total, int) for total in after.values())
+
+
+def test_the_version_is_a_metric():
+    assert REGISTRY.get_sample_value("wds_build_info", {"version": __version__}) == 1
+
+
+def test_every_metric_of_ours_says_what_it_means():
+    ours = [family for family in REGISTRY.collect() if family.name.startswith("wds_")]
+    assert len(ours) > 20
+    assert all(family.documentation.endswith(".") for family in ours)
+
+
+def test_no_creation_times_are_exposed():
+    assert b"_created" not in generate_latest(REGISTRY)

@@ -1,0 +1,253 @@
+"""What is read out of a body, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+
+import pytest
+
+from wds import payload
+from wds.errors import Detail, Refusal
+from wds.payload import parse_object, parse_request, split_batch
+
+DEEP = b'{"a":' * 200_000 + b"1" + b"}" * 200_000
+
+
+def refusal(call, *args):
+    with pytest.raises(Refusal) as caught:
+        call(*args)
+    return caught.value
+
+
+NOT_JSON = [
+    pytest.param(b"", id="empty"),
+    pytest.param(b" \n", id="white_space"),
+    pytest.param(b"{", id="cut_off"),
+    pytest.param(b'{"a":1} x', id="trailing_text"),
+    pytest.param(b'{"a":1}{"a":1}', id="two_documents"),
+    pytest.param(b'{"a":1,}', id="trailing_comma"),
+    pytest.param(b"{'a':1}", id="single_quotes"),
+    pytest.param(b'{"a":01}', id="leading_zero"),
+    pytest.param(b'{"a":+1}', id="plus_sign"),
+    pytest.param(b'{"a":.5}', id="no_digit_before_the_point"),
+    pytest.param('{"a":٣}'.encode(), id="digit_of_another_script"),
+    pytest.param(b'{"a":NaN}', id="nan"),
+    pytest.param(b'{"a":Infinity}', id="infinity"),
+    pytest.param(b'{"a":[-Infinity]}', id="minus_infinity"),
+    pytest.param(b'{"a":"\xff"}', id="invalid_utf8"),
+    pytest.param(b'{"a":"\xc0\xaf"}', id="overlong_utf8"),
+    pytest.param(b'{"a":"\xed\xa0\x80"}', id="surrogate_in_utf8"),
+    pytest.param('{"a":1}'.encode("utf-16"), id="utf16_with_mark"),
+    pytest.param('{"a":1}'.encode("utf-16-le"), id="utf16"),
+    pytest.param('{"a":1}'.encode("utf-32-be"), id="utf32"),
+    pytest.param(b'\xef\xbb\xbf{"a":1}', id="byte_order_mark"),
+    pytest.param(b'{"a":"\0"}', id="nul_in_a_string"),
+    pytest.param(b'{"a":1}\0', id="nul_after"),
+    pytest.param(b'{"a":"\n"}', id="raw_newline_in_a_string"),
+    pytest.param('\u00a0{"a":1}'.encode(), id="white_space_that_json_has_not"),
+    pytest.param(DEEP, id="deep_objects"),
+    pytest.param(b"[" * 200_000, id="deep_arrays"),
+]
+
+
+@pytest.mark.parametrize("read", [parse_object, parse_request, split_batch])
+@pytest.mark.parametrize("body", NOT_JSON)
+def test_what_is_not_json_is_refused_with_400(read, body):
+    refused = refusal(read, body)
+    assert (refused.status, refused.code) == (400, "invalid_json")
+    assert refused.message.startswith("the body is not") or "nested too deeply" in refused.message
+
+
+@pytest.mark.parametrize("bad", NOT_JSON[2:])
+def test_a_batch_around_something_that_is_not_json_is_refused(bad):
+    assert refusal(split_batch, b"[" + bad + b"]").status == 400
+    assert refusal(split_batch, b'{"events":[' + bad + b"]}").status == 400
+
+
+@pytest.mark.parametrize("body", [b"[]", b"[{}]", b'"a"', b"1", b"1.5", b"null", b"true", b" 0 "])
+def test_json_that_is_no_object_is_refused_with_422(body):
+    refused = refusal(parse_object, body)
+    assert (refused.status, refused.code) == (422, "invalid_request")
+    assert refused.details == (Detail("", "must be a JSON object"),)
+
+
+@pytest.mark.parametrize(
+    ("body", "value"),
+    [
+        pytest.param(b"{}", {}, id="empty_object"),
+        pytest.param(b' \t\r\n{ "a" : [ ] }\n', {"a": []}, id="white_space_around"),
+        pytest.param(b'{"a":1,"b":2,"a":3}', {"a": 3, "b": 2}, id="last_of_a_repeated_key"),
+        pytest.param(b'{"a":"\\u0000"}', {"a": "\0"}, id="nul_escape"),
+        pytest.param(b'{"a":"\\ud800"}', {"a": "\ud800"}, id="lone_surrogate_escape"),
+        pytest.param(b'{"\\udfff":1}', {"\udfff": 1}, id="lone_surrogate_in_a_name"),
+        pytest.param(b'{"a":"\\ud83d\\ude00"}', {"a": "😀"}, id="surrogate_pair"),
+        pytest.param('{"é":"やかん"}'.encode(), {"é": "やかん"}, id="utf8"),
+        pytest.param(b'{"$where":"1","a.b":{"$gt":""}}', {"$where": "1", "a.b": {"$gt": ""}}),
+        pytest.param(b'{"":null}', {"": None}, id="empty_name"),
+    ],
+)
+def test_any_json_object_is_read(body, value):
+    assert parse_object(body) == value
+    assert parse_request(body) == value
+
+
+@pytest.mark.parametrize("digits", [20, 5_000, 1_000_000])
+@pytest.mark.parametrize("sign", [b"", b"-"])
+def test_an_integer_of_any_length_is_accepted(digits, sign):
+    number = sign + b"9" * digits
+    assert isinstance(parse_object(b'{"a":' + number + b"}")["a"], float)
+    assert isinstance(parse_request(b'{"a":' + number + b"}")["a"], float)
+    assert split_batch(b'[{"a":' + number + b"}]")[0][0] == b'{"a":' + number + b"}"
+
+
+def test_a_number_beyond_every_float_is_accepted():
+    assert parse_object(b'{"a":1e999}') == {"a": math.inf}
+
+
+def test_a_request_keeps_integers_of_18_digits_exact():
+    value = parse_request(b'{"a":999999999999999999,"b":50}')
+    assert value == {"a": 999_999_999_999_999_999, "b": 50}
+    assert all(isinstance(number, int) for number in value.values())
+
+
+def test_what_is_wrong_with_json_is_said_with_its_place():
+    message = refusal(parse_object, b'{\n "a": x}').message
+    assert "line 2 column 7" in message
+
+
+@pytest.mark.parametrize("value", ["a", "order.created", "a" * 255, "größe 📏", " "])
+def test_short_printable_text_is_a_label(value):
+    assert payload.is_label(value)
+
+
+NO_LABELS = ["", "a" * 256, "a\nb", "\0", "\ud800", "\udcff", "\u200b", "\u202e", "\x7f"]
+NOT_TEXT = [0, 1.5, True, [], {}, ["a"], {"$gt": ""}]
+
+
+@pytest.mark.parametrize("value", [*NO_LABELS, *NOT_TEXT, None], ids=ascii)
+def test_anything_else_is_no_label(value):
+    assert not payload.is_label(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "fallbacks", "expected"),
+    [
+        ({"event_type": "a", "type": "b"}, ("c", "d"), "a"),
+        ({"type": "b"}, ("c", "d"), "b"),
+        ({}, ("c", "d"), "c"),
+        ({}, (None, "d"), "d"),
+        ({}, (None, None), None),
+        ({}, (), None),
+        ({"event_type": {"$gt": ""}, "type": 7}, ("c",), "c"),
+        ({"event_type": "", "type": "b"}, (), "b"),
+        ({"event_type": "\ud800", "type": None}, ("\udcff", "d"), "d"),
+    ],
+)
+def test_the_first_usable_type_counts(value, fallbacks, expected):
+    assert payload.event_type(value, *fallbacks) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "fallback", "expected"),
+    [
+        ({"idempotency_key": "a"}, None, "a"),
+        ({"idempotency_key": "a"}, "b", "a"),
+        ({"idempotency_key": "a"}, "\0", "a"),
+        ({}, "b", "b"),
+        ({}, None, None),
+        ({"idempotency_key": None}, None, None),
+    ],
+)
+def test_the_payloads_key_counts_before_the_headers(value, fallback, expected):
+    assert payload.idempotency_key(value, fallback) == expected
+
+
+@pytest.mark.parametrize("key", [*NO_LABELS, *NOT_TEXT], ids=ascii)
+def test_a_key_that_is_no_label_is_refused_and_not_ignored(key):
+    refused = refusal(payload.idempotency_key, {"idempotency_key": key}, "b", "events.3.")
+    assert refused.status == 422
+    assert [detail.field for detail in refused.details] == ["events.3.idempotency_key"]
+
+
+@pytest.mark.parametrize("key", NO_LABELS, ids=ascii)
+def test_a_header_that_is_no_label_is_refused_too(key):
+    assert refusal(payload.idempotency_key, {}, key).status == 422
+
+
+PIECES = [
+    b"{}",
+    b"{ }",
+    b'{"a":1 , "a":2}',
+    b'{\r\n\t"nested": [[[], {}], [1, [2, "]"]]]\n}',
+    '{"ключ": "\\"},{\\"", "é\\u0000": "📏"}'.encode(),
+    b'{"big":' + b"1" * 5_000 + b"}",
+    b'{"events":[{"events":[]}]}',
+    b'{"s":"\\ud800 \\\\","n":-0.0e-0}',
+]
+
+
+def test_a_batch_is_cut_into_the_exact_bytes_of_its_events():
+    """Slices and what stands between them re-join to the body, with any white space."""
+    rng = random.Random(4)
+
+    def gap():
+        return bytes(rng.choices(b" \t\r\n", k=rng.randrange(4)))
+
+    for _ in range(200):
+        pieces = rng.choices(PIECES, k=rng.randrange(1, 12))
+        inner = b",".join(gap() + piece + gap() for piece in pieces)
+        array = gap() + b"[" + inner + b"]" + gap()
+        wrapped = gap() + b"{" + gap() + b'"events"' + gap() + b":" + array + b"}" + gap()
+        for body in (array, wrapped, wrapped.replace(b'"events"', b'"\\u0065vents"', 1)):
+            cut = split_batch(body)
+            assert [text for text, _ in cut] == pieces
+            assert [value for _, value in cut] == [
+                json.loads(piece, parse_int=float) for piece in pieces
+            ]
+
+
+def problems(body):
+    refused = refusal(split_batch, body)
+    assert (refused.status, refused.code) == (422, "invalid_request")
+    return [detail.field for detail in refused.details]
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        pytest.param(b"[]", ["events"], id="no_events"),
+        pytest.param(b" [ ] \n", ["events"], id="no_events_and_white_space"),
+        pytest.param(b'{"events":[]}', ["events"], id="no_events_in_an_object"),
+        pytest.param(b"{}", ["events"], id="empty_object"),
+        pytest.param(b'{"events":{}}', ["events"], id="events_is_an_object"),
+        pytest.param(b'{"events":null}', ["events"], id="events_is_null"),
+        pytest.param(b'{"events":[{}],"events":[{}]}', ["events"], id="given_twice"),
+        pytest.param(b'{"events":1,"events":[{}]}', ["events"], id="given_twice_first_wrong"),
+        pytest.param(b'{"events":[{}],"events":1}', ["events"], id="given_twice_last_wrong"),
+        pytest.param(b'{"events":[{}],"a":1}', ["a"], id="unknown_member_after"),
+        pytest.param(b'{"a":[{}],"b":1}', ["a", "b", "events"], id="every_problem_listed"),
+        pytest.param(b'"events"', [""], id="string"),
+        pytest.param(b"7", [""], id="number"),
+        pytest.param(b"null", [""], id="null"),
+        pytest.param(b'[{},1,[],{},"a",null]', [f"events.{n}" for n in (1, 2, 4, 5)], id="items"),
+        pytest.param(b'{"events":[[{}],{}]}', ["events.0"], id="item_in_an_object"),
+    ],
+)
+def test_a_batch_of_the_wrong_shape_is_refused_with_every_problem(body, fields):
+    assert problems(body) == fields
+
+
+def test_a_long_unknown_member_is_named_by_its_beginning():
+    assert problems(b'{"events":[{}],"' + b"x" * 9_999 + b'":1}') == ["x" * 64]
+
+
+def test_a_batch_holds_up_to_1000_events():
+    assert len(split_batch(b"[" + b",".join([b"{}"] * 1000) + b"]")) == 1000
+    assert problems(b"[" + b",".join([b"{}"] * 1001) + b"]") == ["events"]
+
+
+@pytest.mark.parametrize("body", [b"[{} {}]", b"[{},]", b"[,{}]", b"[{}", b"[{}]]", b"[{};{}]"])
+def test_a_malformed_array_is_not_json(body):
+    assert refusal(split_batch, body).status == 400

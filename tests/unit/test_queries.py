@@ -1,0 +1,259 @@
+"""The shape of what is sent to MongoDB; the integration tests see what it does."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import bson
+import pytest
+
+from tests.support import new_event
+from wds import queries
+from wds.model import Attempt, Claim, Outcome, Settlement, Status
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+HOSTILE = ["$payload", "$$ROOT", "$$NOW", "$", "$$REMOVE", "$a.b", "plain"]
+
+
+def make_claim(number=1):
+    return Claim(
+        id=f"e{number}",
+        token=f"t{number}",
+        attempt_number=number,
+        leased_at=NOW,
+        held_since=0.0,
+        trusted_until=0.0,
+        destination="default",
+        event_type=None,
+        content_type="application/json",
+        payload=b"{}",
+    )
+
+
+def make_attempt(outcome=Outcome.FAILURE, text="HTTP 500", number=1):
+    return Attempt(
+        attempt_number=number,
+        timestamp=NOW,
+        outcome=outcome,
+        status_code=500,
+        duration_ms=12,
+        error=text,
+        response=text,
+    )
+
+
+def retry(delay_s=0.0, text="HTTP 500"):
+    return Settlement(make_claim(), make_attempt(text=text), Status.DELIVERING, delay_s)
+
+
+def final(status, text="HTTP 500"):
+    return Settlement(make_claim(), make_attempt(text=text), status)
+
+
+DEFER = Settlement(make_claim(), None)
+
+
+def write(settlement):
+    """Return the filter and the update of the one write that ends a claim."""
+    update = queries.settlement(settlement)
+    return update._filter, update._doc
+
+
+def evaluated(node):
+    """Yield every value of a pipeline that MongoDB would evaluate, names of fields apart."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            if name != "$literal":
+                yield from evaluated(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from evaluated(value)
+    else:
+        yield node
+
+
+def everything(node):
+    """Yield every value there is, whether evaluated or not."""
+    if isinstance(node, dict | list):
+        for value in node.values() if isinstance(node, dict) else node:
+            yield from everything(value)
+    else:
+        yield node
+
+
+MARK = "marked"
+
+
+@pytest.mark.parametrize(
+    "pipeline",
+    [
+        pytest.param(queries.claim(MARK, MARK, 1, 5), id="claim"),
+        pytest.param(write(retry(text=MARK))[1], id="retry"),
+        pytest.param(
+            queries.heartbeat({"owner": MARK, "role": MARK, "totals": {"a": 1}}, 1), id="heartbeat"
+        ),
+    ],
+)
+def test_text_from_outside_is_never_evaluated_in_a_pipeline(pipeline):
+    assert MARK in everything(pipeline)
+    assert MARK not in evaluated(pipeline)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_a_downstream_answered_is_kept_whole_within_a_literal(text):
+    [stage] = write(retry(text=text))[1]
+    old, [new] = stage["$set"]["attempts"]["$concatArrays"]
+    assert old == "$attempts"
+    assert new == {"$literal": queries.attempt_document(make_attempt(text=text))}
+
+
+@pytest.mark.parametrize("status", [Status.DELIVERED, Status.FAILED_PERMANENTLY])
+def test_a_final_settlement_drops_the_lease_and_the_due_time(status):
+    _, update = write(final(status, "$$ROOT"))
+    assert update == {
+        "$push": {"attempts": queries.attempt_document(make_attempt(text="$$ROOT"))},
+        "$set": {"status": status},
+        "$currentDate": {"finished_at": True},
+        "$unset": {"lease": "", "next_attempt_at": ""},
+    }
+
+
+@pytest.mark.parametrize(
+    ("delay_s", "delay_ms"), [(0, 0), (1, 1000), (0.05, 50), (1.0006, 1001), (300.0, 300_000)]
+)
+def test_a_retry_is_due_in_milliseconds_by_the_databases_clock(delay_s, delay_ms):
+    [stage] = write(retry(delay_s))[1]
+    assert stage["$set"]["next_attempt_at"] == {"$add": ["$$NOW", delay_ms]}
+    assert isinstance(stage["$set"]["next_attempt_at"]["$add"][1], int)
+
+
+def test_a_retry_drops_the_lease_and_leaves_status_and_count_alone():
+    [stage] = write(retry())[1]
+    assert set(stage["$set"]) == {"attempts", "next_attempt_at", "lease"}
+    assert stage["$set"]["lease"] == "$$REMOVE"
+
+
+def test_a_deferral_returns_the_lease_and_does_not_count_the_attempt():
+    [stage] = write(DEFER)[1]
+    assert stage["$set"]["lease"] == "$$REMOVE"
+    assert stage["$set"]["attempt_count"] == {"$subtract": ["$attempt_count", 1]}
+    assert stage["$set"]["next_attempt_at"] == "$lease.since"
+    assert "attempts" not in stage["$set"]
+
+
+@pytest.mark.parametrize(
+    "settlement",
+    [retry(), final(Status.DELIVERED), final(Status.FAILED_PERMANENTLY), DEFER],
+    ids=["retry", "delivered", "failed", "defer"],
+)
+def test_every_end_of_a_claim_is_fenced_by_its_token(settlement):
+    assert write(settlement)[0] == {"_id": "e1", "lease.token": "t1"}
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_an_attempt_counts_as_success_only_if_it_was_one(outcome):
+    document = queries.attempt_document(make_attempt(outcome))
+    assert document["success"] is (outcome is Outcome.SUCCESS)
+    assert document["outcome"] == outcome
+
+
+def test_a_lost_attempt_has_the_fields_of_any_other():
+    [stage] = queries.claim("t", "o", 1, 5)
+    _expired, taken_over, _otherwise = stage["$set"]["attempts"]["$cond"]
+    _old, [lost] = taken_over["$concatArrays"]
+    assert set(lost) == set(queries.attempt_document(make_attempt()))
+    assert lost["outcome"] == {"$literal": Outcome.UNKNOWN}
+
+
+def test_a_lease_expires_in_milliseconds_by_the_databases_clock():
+    [stage] = queries.claim("t", "o", 30_000, 5)
+    _exhausted, gone, expiry = stage["$set"]["next_attempt_at"]["$cond"]
+    assert gone == "$$REMOVE"
+    assert expiry == {"$add": ["$$NOW", 30_000]}
+
+
+def test_an_event_with_no_attempt_left_is_buried_and_not_leased():
+    [stage] = queries.claim("t", "o", 1, 5)
+    exhausted = {"$gte": ["$attempt_count", 5]}
+    for name, then in [
+        ("status", {"$literal": Status.FAILED_PERMANENTLY}),
+        ("next_attempt_at", "$$REMOVE"),
+        ("lease", "$$REMOVE"),
+        ("finished_at", "$$NOW"),
+    ]:
+        assert stage["$set"][name]["$cond"][:2] == [exhausted, then], name
+
+
+def test_a_new_event_is_due_when_it_is_received():
+    document = queries.event_document(new_event(b'{"a":1}'), NOW)
+    assert document["received_at"] == document["next_attempt_at"] == NOW
+    assert (document["status"], document["attempt_count"]) == (Status.RECEIVED, 0)
+    assert document["attempts"] == [] and "lease" not in document
+    assert document["payload"] == b'{"a":1}'
+
+
+def test_an_idempotency_key_is_stored_only_where_there_is_one():
+    assert "idempotency_key" not in queries.event_document(new_event(), NOW)
+    assert queries.event_document(new_event(key="k"), NOW)["idempotency_key"] == "k"
+
+
+def test_due_is_judged_by_the_databases_clock_and_fits_the_partial_index():
+    due = queries.due("default")
+    assert due["destination"] == "default"
+    assert due["$expr"] == {"$lte": ["$next_attempt_at", "$$NOW"]}
+    partial = queries.CLAIM_INDEX.document["partialFilterExpression"]
+    assert partial.items() <= due.items() and partial.items() <= queries.live().items()
+
+
+def test_only_a_known_outcome_of_this_attempt_tells_that_a_settlement_is_recorded():
+    third = Settlement(make_claim(3), make_attempt(number=3), Status.DELIVERED)
+    clauses = queries.settled([retry(), DEFER, third])["$or"]
+    assert [clause["_id"] for clause in clauses] == ["e1", "e3"]
+    assert clauses[1]["attempts"] == {
+        "$elemMatch": {"attempt_number": 3, "outcome": {"$ne": Outcome.UNKNOWN}}
+    }
+
+
+def test_a_search_without_filters_matches_every_instant():
+    first = datetime.min.replace(tzinfo=UTC)
+    assert queries.search_match() == {"received_at": {"$gte": first}}
+
+
+def test_a_search_includes_from_and_excludes_to():
+    later = NOW.replace(hour=13)
+    match = queries.search_match(received_from=NOW, received_to=later)
+    assert match == {"received_at": {"$gte": NOW, "$lt": later}}
+
+
+def test_what_an_operator_looks_for_is_compared_and_not_interpreted():
+    match = queries.search_match(statuses=["$where"], event_types=["$gt", "a"])
+    assert match["status"] == {"$in": ["$where"]}
+    assert match["event_type"] == {"$in": ["$gt", "a"]}
+
+
+def test_a_cursor_narrows_the_filters_and_never_widens_them():
+    match = queries.search_match(statuses=["DELIVERED"], received_to=NOW)
+    narrowed = queries.after(match, NOW, "e1")
+    assert match in narrowed["$and"]
+    assert {"received_at": NOW, "_id": {"$lt": "e1"}} in narrowed["$and"][-1]["$or"]
+
+
+def test_counting_needs_only_what_the_search_index_holds():
+    indexes = {index.document["name"]: index.document["key"] for index in queries.EVENT_INDEXES}
+    wanted = queries.counts({})[1]["$project"]
+    assert {name for name, shown in wanted.items() if shown} <= set(indexes["search"])
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        queries.event_document(new_event(key="k", headers={"user-agent": "x"}), NOW),
+        {"p": queries.claim("t", "o", 1, 5)},
+        {"p": [write(each)[1] for each in (retry(), final(Status.DELIVERED), DEFER)]},
+        queries.settled([retry()]),
+        {"p": queries.counts(queries.search_match(statuses=[*Status]))},
+    ],
+    ids=["event", "claim", "settlement", "settled", "counts"],
+)
+def test_everything_can_be_written_as_bson(document):
+    assert bson.decode(bson.encode(document), bson.CodecOptions(tz_aware=True)) == document

@@ -1,0 +1,185 @@
+"""The wire shape of a search."""
+
+from __future__ import annotations
+
+import base64
+import random
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from wds import schemas
+from wds.errors import Refusal
+from wds.payload import parse_request
+from wds.schemas import MAX_PAGE, MAX_SKIP, SearchRequestSchema, cursor_after
+
+OPERATORS = [{"$gt": ""}, {"$ne": None}, {"$where": "1"}, [{"$gt": ""}], [["a"]], {}]
+
+
+def load(**body):
+    return schemas.load(SearchRequestSchema(), body)
+
+
+def problems(**body):
+    with pytest.raises(Refusal) as caught:
+        load(**body)
+    assert (caught.value.status, caught.value.code) == (422, "invalid_request")
+    return [detail.field for detail in caught.value.details]
+
+
+def test_an_empty_request_is_the_first_50_with_aggregations():
+    assert load() == {"skip": 0, "limit": 50, "include_payload": False, "aggregations": True}
+
+
+@pytest.mark.parametrize("field", ["status", "event_type"])
+def test_one_value_or_many_are_read_as_a_list(field):
+    assert load(**{field: "DELIVERED"})[field] == ["DELIVERED"]
+    assert load(**{field: ["DELIVERED", "RECEIVED"]})[field] == ["DELIVERED", "RECEIVED"]
+
+
+@pytest.mark.parametrize("field", ["status", "event_type"])
+@pytest.mark.parametrize("count", [0, 101])
+def test_a_list_holds_1_to_100_values(field, count):
+    assert len(load(**{field: ["DELIVERED"] * 100})[field]) == 100
+    assert problems(**{field: ["DELIVERED"] * count}) == [field]
+
+
+@pytest.mark.parametrize("field", ["status", "event_type"])
+@pytest.mark.parametrize("value", [None, 7, True, ["DELIVERED", 7], *OPERATORS], ids=str)
+def test_only_text_is_a_status_or_a_type(field, value):
+    [place] = problems(**{field: value})
+    assert place.split(".")[0] == field
+
+
+@pytest.mark.parametrize("value", ["delivered", "", "DELIVERED ", "GONE"])
+def test_a_status_that_does_not_exist_is_refused(value):
+    assert problems(status=["RECEIVED", value]) == ["status.1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "instant"),
+    [
+        ("2026-03-01T12:00:00Z", datetime(2026, 3, 1, 12, tzinfo=UTC)),
+        ("2026-03-01T12:00:00", datetime(2026, 3, 1, 12, tzinfo=UTC)),
+        ("2026-03-01T12:00:00.250+02:00", datetime(2026, 3, 1, 10, 0, 0, 250_000, tzinfo=UTC)),
+        ("2026-03-01T23:30:00-05:45", datetime(2026, 3, 2, 5, 15, tzinfo=UTC)),
+        ("2026-03-01", datetime(2026, 3, 1, tzinfo=UTC)),
+        ("0001-01-01T00:00:00Z", datetime(1, 1, 1, tzinfo=UTC)),
+    ],
+)
+@pytest.mark.parametrize("field", ["from", "to"])
+def test_an_instant_is_read_as_utc(field, text, instant):
+    read = load(**{field: text})["from_" if field == "from" else field]
+    assert read == instant and read.utcoffset() == timedelta(0)
+
+
+@pytest.mark.parametrize("field", ["from", "to"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *["", "yesterday", "2026-13-01", "12:00", "2026-03-01T25:00:00Z", "2026-03-01\0"],
+        *["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"],
+        *[0, 1772000000, True, None, *OPERATORS],
+    ],
+    ids=ascii,
+)
+def test_what_is_no_instant_is_refused(field, value):
+    assert problems(**{field: value}) == [field]
+
+
+def test_from_must_not_be_after_to():
+    early, late = "2026-03-01T12:00:00Z", "2026-03-01T12:00:01Z"
+    assert load(**{"from": early, "to": late})["from_"] < load(to=late)["to"]
+    assert load(**{"from": early, "to": early})["to"]
+    assert problems(**{"from": late, "to": early}) == ["to"]
+    assert problems(**{"from": "2026-03-01T12:00:00-01:00", "to": "2026-03-01T12:30:00Z"}) == ["to"]
+
+
+@pytest.mark.parametrize(
+    ("field", "least", "most"), [("limit", 1, MAX_PAGE), ("skip", 0, MAX_SKIP)]
+)
+def test_limit_and_skip_have_bounds(field, least, most):
+    assert load(**{field: least})[field] == least
+    assert load(**{field: most})[field] == most
+    for beyond in (least - 1, most + 1, -1, 10**9, -(10**30)):
+        assert problems(**{field: beyond}) == [field]
+
+
+@pytest.mark.parametrize("field", ["limit", "skip"])
+@pytest.mark.parametrize("value", ["5", "", 5.0, 5.5, True, None, [], float("inf"), *OPERATORS])
+def test_limit_and_skip_are_integers_and_nothing_like_them(field, value):
+    assert problems(**{field: value}) == [field]
+
+
+@pytest.mark.parametrize("number", ["9" * 30, "9" * 5_000, "1e999", "-1e999", "5e1"], ids=len)
+def test_an_odd_number_in_json_is_refused_and_raises_nothing_else(number):
+    body = parse_request(f'{{"limit":{number},"skip":{number}}}'.encode())
+    assert sorted(problems(**body)) == ["limit", "skip"]
+
+
+@pytest.mark.parametrize("field", ["include_payload", "aggregations"])
+def test_true_and_false_are_booleans(field):
+    assert load(**{field: True})[field] is True
+    assert load(**{field: False})[field] is False
+
+
+@pytest.mark.parametrize("field", ["include_payload", "aggregations"])
+@pytest.mark.parametrize("value", ["true", "false", "yes", "on", "1", "", 2, None, *OPERATORS])
+def test_nothing_else_is_a_boolean(field, value):
+    assert problems(**{field: value}) == [field]
+
+
+def test_unknown_fields_are_refused_by_name():
+    found = problems(**{"$where": "1", "statuses": [], "from_": "2026-03-01"})
+    assert sorted(found) == ["$where", "from_", "statuses"]
+    assert problems(**{"x" * 9_999: 1}) == ["x" * 64]
+
+
+def test_every_problem_is_listed():
+    found = problems(status="GONE", limit=0, skip=-1, cursor="?", other=1)
+    assert sorted(found) == ["cursor", "limit", "other", "skip", "status.0"]
+
+
+def test_a_cursor_leads_back_to_its_event():
+    rng = random.Random(5)
+    for _ in range(2_000):
+        instant = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(
+            milliseconds=rng.randrange(4_102_444_800_000)
+        )
+        event_id = f"{rng.getrandbits(128):032x}"
+        cursor = cursor_after(instant, event_id)
+        assert load(cursor=cursor)["cursor"] == (instant, event_id)
+
+
+def test_a_cursor_can_stand_in_a_url():
+    cursor = cursor_after(datetime(2026, 3, 1, tzinfo=UTC), "~~~???>>>")
+    assert not set(cursor) & set("+/&?# ")
+    assert load(cursor=cursor)["cursor"][1] == "~~~???>>>"
+
+
+def encoded(text):
+    return base64.urlsafe_b64encode(text).decode()
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "x", "====", "é", "a b", 7, True, None]
+    + [encoded(b":"), encoded(b"now:a"), encoded(b"1e3:a"), encoded(b"nan:a"), encoded(b"\xff:a")]
+    + [encoded(b"9" * count + b":a") for count in (15, 30, 400, 5_000)]
+    + [encoded(b"-" + b"9" * 15 + b":a"), encoded(b"1:ab") + "\n", *OPERATORS],
+    ids=lambda value: ascii(value)[:24],
+)
+def test_what_is_no_cursor_is_refused(value):
+    assert problems(cursor=value) == ["cursor"]
+
+
+def test_random_cursors_are_read_or_refused_and_raise_nothing_else():
+    rng = random.Random(6)
+    for _ in range(5_000):
+        text = bytes(rng.choices(b"0123456789:-+_. ea\xff\0", k=rng.randrange(30)))
+        try:
+            instant, event_id = load(cursor=encoded(text))["cursor"]
+        except Refusal:
+            continue
+        else:
+            assert instant.tzinfo is UTC and isinstance(event_id, str)
