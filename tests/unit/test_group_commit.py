@@ -230,6 +230,26 @@ async def test_an_idle_group_drains_at_once_and_keeps_no_task():
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
+async def test_a_commit_with_too_few_results_is_an_error_and_not_a_wait_for_ever():
+    async def short(_):
+        return ["only one"]
+
+    group = GroupCommit(short, max_batch=9, max_pending=9)
+    with pytest.raises(ValueError, match="shorter"):
+        await asyncio.wait_for(group.submit(1, 2), 5)
+
+
+async def test_a_cancelled_commit_lets_go_of_everyone_who_waits():
+    async def cancelled(_):
+        raise asyncio.CancelledError
+
+    group = GroupCommit(cancelled, max_batch=1, max_pending=9)
+    waiting = [asyncio.create_task(group.submit(number)) for number in range(3)]
+    done, pending = await asyncio.wait(waiting, timeout=5)
+    assert not pending
+    assert all(task.cancelled() for task in done)
+
+
 async def test_submitting_nothing_commits_nothing():
     commit = Commit()
     assert await asyncio.wait_for(grouped(commit).submit(), 5) == []

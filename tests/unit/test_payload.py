@@ -158,6 +158,7 @@ def test_the_first_usable_type_counts(value, fallbacks, expected):
         ({}, "b", "b"),
         ({}, None, None),
         ({"idempotency_key": None}, None, None),
+        ({"idempotency_key": None}, "header", "header"),
     ],
 )
 def test_the_payloads_key_counts_before_the_headers(value, fallback, expected):

@@ -111,6 +111,13 @@ def test_limit_and_skip_are_integers_and_nothing_like_them(field, value):
     assert problems(**{field: value}) == [field]
 
 
+@pytest.mark.parametrize(
+    "value", ["", "\ud800", "a\0b", "x" * 256], ids=["empty", "surrogate", "nul", "long"]
+)
+def test_a_type_that_no_event_can_have_is_refused(value):
+    assert set(problems(event_type=value)) == {"event_type.0"}
+
+
 @pytest.mark.parametrize("number", ["9" * 30, "9" * 5_000, "1e999", "-1e999", "5e1"], ids=len)
 def test_an_odd_number_in_json_is_refused_and_raises_nothing_else(number):
     body = parse_request(f'{{"limit":{number},"skip":{number}}}'.encode())
@@ -124,7 +131,7 @@ def test_true_and_false_are_booleans(field):
 
 
 @pytest.mark.parametrize("field", ["include_payload", "aggregations"])
-@pytest.mark.parametrize("value", ["true", "false", "yes", "on", "1", "", 2, None, *OPERATORS])
+@pytest.mark.parametrize("value", ["true", "on", "1", "", 0, 1, 1.0, 2, None, *OPERATORS])
 def test_nothing_else_is_a_boolean(field, value):
     assert problems(**{field: value}) == [field]
 

@@ -1,0 +1,64 @@
+"""The README's commands, pasted as they stand, against what `make up` starts."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import processes
+from tests.support import SECRET, eventually
+
+ROOT = Path(__file__).parents[2]
+BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+async def paste(script: str, cwd: Path) -> str:
+    shell = await asyncio.create_subprocess_exec(
+        *("bash", "-euo", "pipefail", "-c", script),
+        cwd=cwd,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    said, complained = await shell.communicate()
+    assert shell.returncode == 0, f"{script}\n{said.decode()}\n{complained.decode()}"
+    return said.decode()
+
+
+@pytest.fixture
+def home(tmp_path):
+    """Make a directory like a checkout after `make up`: a secret and the virtual environment."""
+    assert all(map(is_free, (8000, 8001, 9101, 9102))), "the README's ports are in use"
+    (tmp_path / ".env").write_text(f"WDS_HMAC_SECRET={SECRET}\n")
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    return tmp_path
+
+
+async def test_every_command_works_when_pasted_and_shows_what_the_readme_says(home):
+    assert all(map(shutil.which, ("bash", "curl", "openssl", "python3")))
+    async with processes.running("up", env={}, cwd=home) as stack:
+        await eventually(
+            lambda: asyncio.sleep(0, any(line.startswith("[up] ready") for line in stack.lines)),
+            within_s=60,
+        )
+        said = [await paste(f". ./.env\n{block}", home) for block in BLOCKS]
+        first, found, search, batch, watch = said
+        assert '"status":"RECEIVED","duplicate":false' in first
+        assert '"event_type":"order.created"' in found
+        assert found.endswith('"idempotency_key": "order-1042", "total": 99.5}')
+        assert '"by_status":{"RECEIVED"' in search
+        assert '"accepted":2,"duplicates":0' in batch
+        assert "5 stored, 0 repeated, 0 refused" in batch
+        assert "wds_fleet_events_received_total" in watch
+        assert '"most_in_one_second"' in watch
+        assert await stack.stop() == 0

@@ -1,0 +1,135 @@
+"""The documents say what is there, and what they name exists."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from prometheus_client.metrics import MetricWrapperBase
+
+from wds import metrics, mock_downstream
+from wds.config import Settings
+from wds.ingest import create_app
+from wds.store import Store
+
+ROOT = Path(__file__).parents[2]
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+README = (ROOT / "README.md").read_text()
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
+ALL = "\n".join(
+    path.read_text() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "Makefile"]
+)
+
+
+def shown(default: object) -> str:
+    if isinstance(default, tuple):
+        return ",".join(f"{number:g}" for number in default)
+    if isinstance(default, bool):
+        return str(default).lower()
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def test_every_setting_is_documented_with_its_default_and_meaning():
+    rows = re.findall(r"^\| `(WDS_\w+)` \| (.*?) \| (.*) \|$", OPERATIONS, re.MULTILINE)
+    expected = []
+    for spec in fields(Settings):
+        default = "" if spec.default in (None, ()) else f"`{shown(spec.default)}`"
+        expected.append((spec.metadata["env"], default, spec.metadata["doc"]))
+    assert rows == expected
+
+
+def test_no_document_names_a_setting_that_does_not_exist():
+    known = {spec.metadata["env"] for spec in fields(Settings)}
+    mentioned = set(re.findall(r"\bWDS_[A-Z_]+[A-Z]", ALL + (ROOT / ".env.example").read_text()))
+    assert mentioned <= known
+
+
+def documented_metrics() -> dict[str, str]:
+    rows = re.findall(r"^\| `(wds_\w+)` \| (.*) \|$", OPERATIONS, re.MULTILINE)
+    return dict(rows)
+
+
+def existing_metrics() -> dict[str, str]:
+    found = {}
+    for value in vars(metrics).values():
+        if isinstance(value, MetricWrapperBase):
+            [family] = value.describe()
+            suffix = "_total" if family.type == "counter" else ""
+            found[family.name + suffix] = family.documentation
+    for name, meaning, _ in metrics.FLEET_TOTALS.values():
+        found[f"{name}_total"] = meaning
+    return found | {"wds_fleet_replicas": "Replicas heard from in the last 15 seconds, by role."}
+
+
+def test_every_metric_is_documented_and_every_documented_one_exists():
+    assert documented_metrics() == existing_metrics()
+
+
+def commands() -> set[str]:
+    said = subprocess.run(
+        [sys.executable, "-m", "wds", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    return set(re.findall(r"^    ([a-z-]+) ", said, re.MULTILINE))
+
+
+def test_every_command_is_documented_and_every_documented_one_exists():
+    existing = commands()
+    assert existing >= {"ingest", "dispatcher", "mock-downstream", "up", "demo", "send"}
+    assert set(re.findall(r"python -m wds ([a-z-]+)", ALL)) == existing
+
+
+def test_every_make_target_that_is_mentioned_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    documents = ALL.replace((ROOT / "Makefile").read_text(), "")
+    mentioned = set(re.findall(r"(?:^|`)make ([a-z-]+)", documents, re.MULTILINE))
+    assert {"demo", "test", "up", "lint"} <= mentioned <= targets
+
+
+async def routes() -> set[str]:
+    store = Store("mongodb://127.0.0.1:1", "never_opened")
+    apps = (create_app(Settings(hmac_secrets=("s",)), store), mock_downstream.create_app())
+    found = {
+        resource.canonical
+        for app in apps
+        for resource in app.router.resources()
+        if not resource.canonical.startswith("/docs/")
+    }
+    await store.close()
+    return found
+
+
+async def test_every_route_that_a_document_names_exists():
+    existing = await routes()
+    paths = set(re.findall(r"127\.0\.0\.1:800[01](/[\w/{}$-]*[\w}])", README))
+    paths |= set(re.findall(r"`(?:GET|POST|PUT) (/[\w/{}-]+)`", ALL))
+    assert paths
+    assert {path.replace("$id", "{id}") for path in paths} <= existing
+
+
+def test_every_test_that_the_architecture_names_exists():
+    named = re.findall(r"`(test_\w+\.py)(?:::(test_\w+))?`", ARCHITECTURE)
+    assert len(named) >= 10
+    for file, test in named:
+        [path] = ROOT.glob(f"tests/*/{file}")
+        assert not test or f"def {test}(" in path.read_text(), test
+
+
+def test_every_module_is_on_the_map_and_every_module_on_the_map_exists():
+    table = ARCHITECTURE.split("## Modules")[1].split("##")[0]
+    named = {
+        name
+        for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", row)
+    }
+    existing = {path.stem for path in (ROOT / "src" / "wds").glob("*.py")} - {"__init__"}
+    assert named == existing
+
+
+@pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_every_link_to_a_file_leads_somewhere(document):
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / document).read_text()):
+        assert (ROOT / target).exists(), target
