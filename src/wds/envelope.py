@@ -48,7 +48,7 @@ async def envelope(  # noqa: PLR0911 - one answer for each kind of error
     except web.HTTPException as error:
         if error.status < HTTPStatus.BAD_REQUEST:
             raise
-        return _answer(request, _of_http(error))
+        return _answer(request, _of_http(error), allow=error.headers.get("Allow"))
     except (web.RequestPayloadError, ConnectionError):
         return _answer(request, Refusal(400, "incomplete_body", "the body did not arrive whole"))
     except Exception:
@@ -56,7 +56,7 @@ async def envelope(  # noqa: PLR0911 - one answer for each kind of error
         return _answer(request, Refusal(500, "internal_error", "an error in wds; it is logged"))
 
 
-def _answer(request: web.Request, refusal: Refusal) -> web.Response:
+def _answer(request: web.Request, refusal: Refusal, *, allow: str | None = None) -> web.Response:
     metrics.REFUSALS.labels(refusal.code).inc()
     log.info(
         "refused",
@@ -67,7 +67,7 @@ def _answer(request: web.Request, refusal: Refusal) -> web.Response:
     )
     details = [{"field": d.field, "message": d.message} for d in refusal.details[:MAX_DETAILS]]
     body = {"error": {"code": refusal.code, "message": refusal.message, "details": details}}
-    headers = {}
+    headers = {} if allow is None else {"Allow": allow}
     if refusal.retry_after_s is not None:
         headers["Retry-After"] = str(refusal.retry_after_s)
     if refusal.status == HTTPStatus.UNAUTHORIZED and refusal.code == "operators_only":

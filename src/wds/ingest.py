@@ -57,8 +57,15 @@ class Ingest:
         self._store = store
         self._commits: GroupCommit[NewEvent, Receipt | Conflict] = GroupCommit(
             self._commit,
-            weigh=lambda event: len(event.payload) + _EVENT_OVERHEAD_BYTES,
+            weigh=_weight,
             max_batch=MAX_BATCH_BYTES,
+            max_pending=MAX_PENDING_BYTES,
+        )
+        # One request's batch is one transaction: they are queued, never joined.
+        self._batches: GroupCommit[tuple[NewEvent, ...], list[Receipt | Conflict]] = GroupCommit(
+            self._commit_batch,
+            weigh=lambda events: sum(map(_weight, events)),
+            max_batch=1,
             max_pending=MAX_PENDING_BYTES,
         )
 
@@ -82,22 +89,19 @@ class Ingest:
     async def batch(self, request: web.Request) -> web.Response:
         """Store 1 to 1,000 events, all or none.
 
-        Every event is checked before any is stored. An `Idempotency-Key` header makes the
-        whole batch repeatable: event number n gets the key with `/n` appended, unless it has
-        one of its own. Sign the raw body, as for one event.
+        Stored in one transaction, after every event was checked. An `Idempotency-Key` header
+        makes the whole batch repeatable: event number n gets the key with `/n` appended,
+        unless it has one of its own. Sign the raw body, as for one event.
         """
         body, content_type = await self._verified(request)
         events = _batch_events(request, body, content_type)
-        clashes = _clashes(events) or await self._store.conflicts(events)
-        if clashes:
+        if clashes := _clashes(events):
             raise _conflict(*map(_clash, clashes))
-        results = await self._commits.submit(*events)
-        receipts = [result for result in results if isinstance(result, Receipt)]
+        [results] = await self._batches.submit(tuple(events))
+        if clashes := [n for n, each in enumerate(results) if isinstance(each, Conflict)]:
+            raise _conflict(*map(_clash, clashes))
+        receipts = [each for each in results if isinstance(each, Receipt)]
         _count(receipts)
-        if len(receipts) < len(results):
-            # Lost a race with another payload under the same key, sent at the same moment.
-            lost = [index for index, each in enumerate(results) if isinstance(each, Conflict)]
-            raise _conflict(*map(_clash, lost))
         duplicates = sum(receipt.duplicate for receipt in receipts)
         return json_answer(
             {
@@ -111,10 +115,19 @@ class Ingest:
     async def drain(self) -> None:
         """Return once every accepted body is stored or refused."""
         await self._commits.drain()
+        await self._batches.drain()
 
     async def _commit(self, events: Sequence[NewEvent]) -> list[Receipt | Conflict]:
         metrics.COMMIT_EVENTS.observe(len(events))
         return await aio.time(metrics.COMMIT_SECONDS, self._store.insert(events))
+
+    async def _commit_batch(
+        self, batches: Sequence[tuple[NewEvent, ...]]
+    ) -> list[list[Receipt | Conflict]]:
+        return [
+            await aio.time(metrics.COMMIT_SECONDS, self._store.insert_all(events))
+            for events in batches
+        ]
 
     async def _verified(self, request: web.Request) -> tuple[bytes, str]:
         """Read the body and return it with its content type, if the sender may be trusted.
@@ -131,6 +144,10 @@ class Ingest:
                 401, "invalid_signature", "must be sha256= and the hex HMAC-SHA256 of the raw body"
             )
         return body, _content_type(request)
+
+
+def _weight(event: NewEvent) -> int:
+    return len(event.payload) + _EVENT_OVERHEAD_BYTES
 
 
 def _content_type(request: web.Request) -> str:
@@ -158,17 +175,20 @@ def _content_type(request: web.Request) -> str:
 def _batch_events(request: web.Request, body: bytes, content_type: str) -> list[NewEvent]:
     whole_key = _header(request, "Idempotency-Key")
     if whole_key is not None:
-        payload.idempotency_key({}, whole_key + "/999")
+        payload.idempotency_key({}, whole_key)
+        payload.idempotency_key({}, f"{whole_key}/{payload.MAX_BATCH - 1}")
     events: list[NewEvent] = []
     wrong: list[Detail] = []
     for index, (text, value) in enumerate(payload.split_batch(body)):
         fallback = None if whole_key is None else f"{whole_key}/{index}"
+        path = f"events.{index}"
         try:
-            key = payload.idempotency_key(value, fallback, f"events.{index}.")
+            checked = payload.checked_object(value, path)
+            key = payload.idempotency_key(checked, fallback, f"{path}.")
         except Refusal as refusal:
             wrong.extend(refusal.details)
         else:
-            events.append(_event(request, text, content_type, value, key))
+            events.append(_event(request, text, content_type, checked, key))
     if wrong:
         raise Refusal(422, "invalid_request", "the request has the wrong shape", tuple(wrong))
     return events
@@ -272,7 +292,7 @@ def operations(ingest: Ingest, store: Store, settings: Settings) -> list[openapi
             body=schemas.BatchSchema,
             parameters=(*_SIGNATURE, _KEY, _TYPE),
         ),
-        *search.operations(store, settings),
+        *search.operations(store.archive, settings),
         openapi.Operation(
             "GET",
             "/metrics",

@@ -208,7 +208,7 @@ class MockDownstream:
             changes = BehaviourSchema().load(wanted)
         except ma.ValidationError as error:
             return _refused(422, "invalid_request", error.messages)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError, LookupError):
             return _refused(400, "invalid_json", {})
         self._behaviour = replace(self._initial, **changes)
         return web.json_response(vars(self._behaviour))
@@ -288,7 +288,7 @@ def create_app(
     change = _Route("PUT", behave, mock.behave, "Change it", BehaviourSchema, BehaviourSchema)
     _add(app, change)
     _add(app, _Route("GET", "/healthz", healthz, "Does it live?", AnswerSchema))
-    app.router.add_get("/metrics", metrics_page)
+    _add(app, _Route("GET", "/metrics", metrics_page, "Prometheus metrics", None))
     with warnings.catch_warnings():
         # aiohttp_apispec keeps its state under plain strings, which aiohttp warns of.
         warnings.simplefilter("ignore", web.NotAppKeyWarning)
@@ -310,7 +310,7 @@ class _Route:
     path: str
     handler: Handler
     summary: str
-    answer: type[ma.Schema]
+    answer: type[ma.Schema] | None
     body: type[ma.Schema] | None = None
 
 
@@ -321,8 +321,11 @@ def _add(app: web.Application, route: _Route) -> None:
         return await route.handler(request)
 
     text = " ".join((route.handler.__doc__ or "").split())
-    annotated: Any = docs(summary=route.summary, description=text)(described)
-    annotated = response_schema(route.answer, 200)(annotated)
+    plain = {"produces": ["text/plain"], "responses": {"200": {"description": "As text"}}}
+    more: Any = plain if route.answer is None else {}
+    annotated: Any = docs(summary=route.summary, description=text, **more)(described)
+    if route.answer is not None:
+        annotated = response_schema(route.answer, 200)(annotated)
     if route.method == "POST":
         failures = {"429": {"description": "Past the limit"}, "500": {"description": "Failed"}}
         annotated = docs(responses=failures)(annotated)

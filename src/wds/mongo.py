@@ -7,13 +7,14 @@ standalone server is refused: it has no majority, and it can lose what it acknow
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 from bson import CodecOptions
-from motor.motor_asyncio import AsyncIOMotorClient
+from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorClientSession
 from pymongo.errors import (
     BulkWriteError,
     ConnectionFailure,
@@ -33,13 +34,14 @@ from tenacity import (
 from wds.errors import StandaloneRefusedError, StartError, StoreUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from tenacity import RetryCallState
 
     from wds.queries import Document
 
 T = TypeVar("T")
+Session = AsyncIOMotorClientSession
 
 log = structlog.get_logger(__name__)
 
@@ -133,6 +135,21 @@ class Connection:
             self._clock_ahead_s = hello["localTime"].timestamp() - now
         instant = datetime.fromtimestamp(now + self._clock_ahead_s, UTC)
         return instant.replace(microsecond=instant.microsecond // 1000 * 1000)
+
+    async def in_transaction(self, call: Callable[[Session], Coroutine[Any, Any, None]]) -> None:
+        """Run `call` in a transaction; the driver repeats it after a conflict of writes.
+
+        Raises:
+            StoreUnavailableError: not confirmed within `WRITE_BUDGET_S`; done whole or not at all.
+        """
+        try:
+            async with (
+                asyncio.timeout(WRITE_BUDGET_S),
+                await self._client.start_session() as session,
+            ):
+                await session.with_transaction(call)
+        except TimeoutError as error:
+            raise StoreUnavailableError from error
 
     async def try_for(self, budget_s: float, call: Callable[[], Awaitable[T]]) -> T:
         """Await `call`, again after a transport error while `budget_s` lasts.

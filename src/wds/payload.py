@@ -47,16 +47,14 @@ def parse_request(body: bytes) -> dict[str, Any]:
 
 
 def _object(decoder: json.JSONDecoder, body: bytes) -> dict[str, Any]:
-    value = _guard(decoder.decode, body)
-    if not isinstance(value, dict):
-        raise _wrong_shape(Detail("", "must be a JSON object"))
-    return value
+    return checked_object(_guard(decoder.decode, body), "")
 
 
-def split_batch(body: bytes) -> list[tuple[bytes, dict[str, Any]]]:
-    """Cut a batch into its events: the exact bytes of each, and each parsed.
+def split_batch(body: bytes) -> list[tuple[bytes, Any]]:
+    """Cut a batch into its elements: the exact bytes of each, and each parsed.
 
-    `body` is a JSON array of objects, or `{"events": [...]}` with nothing beside it.
+    `body` is a JSON array, or `{"events": [...]}` with nothing beside it. `checked_object` says
+    which elements are events.
 
     Raises:
         Refusal: 400 if it is not JSON, 422 listing every problem of its shape.
@@ -66,14 +64,18 @@ def split_batch(body: bytes) -> list[tuple[bytes, dict[str, Any]]]:
         raise _wrong_shape(Detail("events", "must hold at least one event"))
     if len(items) > MAX_BATCH:
         raise _wrong_shape(Detail("events", f"must hold at most {MAX_BATCH} events"))
-    wrong = tuple(
-        Detail(f"events.{index}", "must be a JSON object")
-        for index, (_, value) in enumerate(items)
-        if not isinstance(value, dict)
-    )
-    if wrong:
-        raise _wrong_shape(*wrong)
     return [(text.encode(), value) for text, value in items]
+
+
+def checked_object(value: object, path: str) -> dict[str, Any]:
+    """Return `value`, which is at `path` of the request, if it is a JSON object.
+
+    Raises:
+        Refusal: 422 if it is not.
+    """
+    if not isinstance(value, dict):
+        raise _wrong_shape(Detail(path, "must be a JSON object"))
+    return value
 
 
 def event_type(value: dict[str, Any], *fallbacks: str | None) -> str | None:

@@ -19,17 +19,17 @@ from wds.payload import parse_request
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from wds.archive import Archive
     from wds.config import Settings
     from wds.queries import Document
-    from wds.store import Store
 
 
 class Search:
-    """Handlers over one store."""
+    """Handlers over one archive."""
 
-    def __init__(self, store: Store) -> None:
-        """Take the store to read."""
-        self._store = store
+    def __init__(self, archive: Archive) -> None:
+        """Take the archive to read."""
+        self._archive = archive
         self._schema = schemas.SearchRequestSchema()
 
     async def search(self, request: web.Request) -> web.Response:
@@ -45,7 +45,7 @@ class Search:
             received_to=wanted.get("to"),
         )
         limit = wanted["limit"]
-        documents = await self._store.page(
+        documents = await self._archive.page(
             match,
             skip=wanted["skip"],
             limit=limit + 1,
@@ -60,11 +60,11 @@ class Search:
             else None
         }
         if wanted["aggregations"]:
-            groups = await self._store.counts(match)
+            groups = await self._archive.counts(match)
             answer["total"] = sum(group["count"] for group in groups)
             answer["aggregations"] = _aggregations(groups)
         else:
-            answer["total"] = await self._store.count(match)
+            answer["total"] = await self._archive.count(match)
         rest = json.dumps(answer, separators=(",", ":"))
         events = ",".join(_event_json(document) for document in page)
         return _json_text(f'{{"events":[{events}],{rest[1:]}')
@@ -86,15 +86,15 @@ class Search:
         )
 
     async def _found(self, request: web.Request) -> Document:
-        document = await self._store.get(request.match_info["id"])
+        document = await self._archive.get(request.match_info["id"])
         if document is None:
             raise Refusal(404, "not_found", "no event has this id")
         return document
 
 
-def operations(store: Store, settings: Settings) -> list[Operation]:
+def operations(archive: Archive, settings: Settings) -> list[Operation]:
     """Return the operators' routes, guarded."""
-    handlers = Search(store)
+    handlers = Search(archive)
     found = {200: ("The event", schemas.EventSchema)}
     exact: dict[int, tuple[str, None]] = {200: ("The exact bytes received", None)}
     one = "/webhooks/events/{id}"

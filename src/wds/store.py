@@ -1,4 +1,4 @@
-"""The durable queue and its archive: every operation on events, over `mongo` and `queries`.
+"""The durable queue: insert, claim, settle, and what is needed to watch it.
 
 Trust: every write is acknowledged by a majority and journaled, so what this module returns
 survives any one node. A lost connection leaves a write's outcome unknown; each method says
@@ -20,6 +20,7 @@ from pymongo.errors import BulkWriteError, PyMongoError
 from pymongo.read_concern import ReadConcern
 
 from wds import queries
+from wds.archive import Archive
 from wds.errors import StoreUnavailableError
 from wds.model import Claim, Conflict, NewEvent, Receipt, Settlement, Status
 from wds.mongo import DUPLICATE_KEY, FOREVER, WRITE_BUDGET_S, Connection, transient
@@ -28,13 +29,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime, timedelta
 
+    from wds.mongo import Session
     from wds.queries import Document
 
 log = structlog.get_logger(__name__)
 
 READ_BUDGET_S = 5.0
 """Seconds that a read is retried where giving up would leave a write's outcome unknown."""
-SEARCH_TIMEOUT_MS = 10_000
 PEEK_FACTOR = 4
 """Due ids looked at for each one leased: replicas that sample do not race for the same head."""
 PEEK_LEAST = 16
@@ -76,6 +77,7 @@ class Store:
             StartError: the URL is malformed. It is not repeated, it may hold a password.
         """
         self._mongo = Connection(url, database)
+        self.archive = Archive(self._mongo)
         self._try_for = self._mongo.try_for
         self._events = self._mongo.db[queries.EVENTS]
         self._fleet = self._mongo.db[queries.FLEET]
@@ -132,52 +134,85 @@ class Store:
         ]
         if repeated:
             stored = await self._committed({events[index].id for index in repeated})
-            ours = {event.id: index for index, event in reversed(list(enumerate(events)))}
+            first = {event.id: index for index, event in reversed(list(enumerate(events)))}
             for index in repeated:
                 event = events[index]
-                found = stored[event.id]
                 # Only a second try can meet a document that the first one wrote.
-                mine = tries > 1 and ours[event.id] == index and found["received_at"] == now
-                if found["payload_sha256"] != event.payload_sha256:
-                    results[index] = Conflict(event.id)
-                else:
-                    results[index] = Receipt(event.id, Status(found["status"]), not mine)
+                mine = now if tries > 1 and first[event.id] == index else None
+                results[index] = _verdict(event, stored[event.id], mine)
         return results
 
-    async def conflicts(self, events: Sequence[NewEvent]) -> list[int]:
-        """Return the indexes of events whose idempotency key has another payload stored."""
-        keyed = {event.id for event in events if event.idempotency_key is not None}
-        if not keyed:
-            return []
-        found = await self._try_for(
-            READ_BUDGET_S,
-            lambda: self._events.find({"_id": {"$in": list(keyed)}}, {"payload_sha256": 1}).to_list(
-                None
-            ),
-        )
-        hashes = {document["_id"]: document["payload_sha256"] for document in found}
-        return [
-            index
-            for index, event in enumerate(events)
-            if hashes.get(event.id, event.payload_sha256) != event.payload_sha256
-        ]
+    async def insert_all(self, events: Sequence[NewEvent]) -> list[Receipt | Conflict]:
+        """Store all of `events` or, if one of them is a `Conflict`, none.
+
+        In one transaction, the only place that needs one. Events that are stored already are
+        left out of it; two of `events` under one id must be equal.
+
+        Raises:
+            StoreUnavailableError: no confirmation in time; either all were stored or none.
+        """
+        now = await self._mongo.now()
+        wanted = {event.id: event for event in events}
+        stored: dict[str, Document] = {}
+        tries = 0
+
+        async def write() -> None:
+            nonlocal tries
+            tries += 1
+            while not any(_contradicts(wanted[event_id], stored[event_id]) for event_id in stored):
+                new = [event for event in wanted.values() if event.id not in stored]
+                documents = [queries.event_document(event, now) for event in new]
+                if not documents or await self._insert_in_transaction(documents):
+                    return
+                found = await self._read_committed([event.id for event in new])
+                if not found:
+                    raise StoreUnavailableError  # not yet on a majority
+                stored.update(found)
+
+        await self._try_for(WRITE_BUDGET_S, write)
+        results: list[Receipt | Conflict] = []
+        met: set[str] = set()
+        for event in events:
+            if event.id in stored:
+                mine = now if tries > 1 and event.id not in met else None
+                results.append(_verdict(event, stored[event.id], mine))
+            else:
+                results.append(Receipt(event.id, Status.RECEIVED, event.id in met))
+            met.add(event.id)
+        return results
+
+    async def _insert_in_transaction(self, documents: list[Document]) -> bool:
+        """Insert all or none; False if one of them is there already."""
+
+        async def insert(session: Session) -> None:
+            await self._events.insert_many(documents, session=session)
+
+        try:
+            await self._mongo.in_transaction(insert)
+        except BulkWriteError as error:
+            return not _duplicates(error)
+        return True
 
     async def _committed(self, ids: set[str]) -> dict[str, Document]:
         """Read documents that exist on the primary, once a majority has them.
 
         A repeat is acknowledged too, so the first write must be durable by then.
         """
-        majority = self._events.with_options(read_concern=ReadConcern("majority"))
 
         async def read() -> dict[str, Document]:
-            found = await majority.find(
-                {"_id": {"$in": list(ids)}}, {"payload_sha256": 1, "status": 1, "received_at": 1}
-            ).to_list(None)
+            found = await self._read_committed(list(ids))
             if len(found) < len(ids):
                 raise StoreUnavailableError
-            return {document["_id"]: document for document in found}
+            return found
 
         return await self._try_for(READ_BUDGET_S, read)
+
+    async def _read_committed(self, ids: list[str]) -> dict[str, Document]:
+        """Read what a majority has of these documents, without their payloads."""
+        majority = self._events.with_options(read_concern=ReadConcern("majority"))
+        fields = {"payload_sha256": 1, "status": 1, "received_at": 1}
+        found = await majority.find({"_id": {"$in": ids}}, fields).to_list(None)
+        return {document["_id"]: document for document in found}
 
     # -- the lease queue -------------------------------------------------------------------
 
@@ -289,44 +324,7 @@ class Store:
             recorded = {document["_id"] for document in found}
         return [each.attempt is None or each.claim.id in recorded for each in settlements]
 
-    # -- operators -------------------------------------------------------------------------
-
-    async def get(self, event_id: str) -> Document | None:
-        """Return a whole event, or None."""
-        return await self._try_for(READ_BUDGET_S, lambda: self._events.find_one({"_id": event_id}))
-
-    async def page(
-        self,
-        match: Document,
-        *,
-        skip: int,
-        limit: int,
-        after: tuple[datetime, str] | None,
-        include_payload: bool,
-    ) -> list[Document]:
-        """Return matching events, newest first, from `skip` on or from a cursor position."""
-        wanted = match if after is None else queries.after(match, *after)
-        found = self._events.find(
-            wanted, None if include_payload else {"payload": 0}, max_time_ms=SEARCH_TIMEOUT_MS
-        )
-        ordered = found.sort(queries.PAGE_ORDER).skip(skip).limit(limit)
-        return await self._try_for(0, lambda: ordered.to_list(None))
-
-    async def count(self, match: Document) -> int:
-        """Count the matching events."""
-        return await self._try_for(
-            0,
-            lambda: self._events.count_documents(
-                match, hint=queries.COVERING_INDEX, maxTimeMS=SEARCH_TIMEOUT_MS
-            ),
-        )
-
-    async def counts(self, match: Document) -> list[Document]:
-        """Count matching events per `{status, event_type, hour}`."""
-        found = self._events.aggregate(
-            queries.counts(match), hint=queries.COVERING_INDEX, maxTimeMS=SEARCH_TIMEOUT_MS
-        )
-        return await self._try_for(0, lambda: found.to_list(None))
+    # -- watching --------------------------------------------------------------------------
 
     async def backlog(self, destination: str) -> Backlog:
         """Measure what is due now, by the database's clock."""
@@ -346,8 +344,6 @@ class Store:
         age: timedelta = hello["localTime"] - oldest["next_attempt_at"]
         return Backlog(count, max(age.total_seconds(), 0.0))
 
-    # -- the fleet -------------------------------------------------------------------------
-
     async def report(self, *, owner: str, role: str, totals: dict[str, int]) -> None:
         """Write this replica's heartbeat; totals are absolute, so repeating it is harmless."""
         update = queries.heartbeat(
@@ -362,6 +358,17 @@ class Store:
         found = self._fleet.aggregate(queries.fleet_now())
         documents = await self._try_for(0, lambda: found.to_list(1))
         return documents[0] if documents else {}
+
+
+def _contradicts(event: NewEvent, stored: Document) -> bool:
+    return bool(stored["payload_sha256"] != event.payload_sha256)
+
+
+def _verdict(event: NewEvent, stored: Document, mine: datetime | None) -> Receipt | Conflict:
+    """Judge an event whose id is taken; `mine` is when this process may have written it itself."""
+    if _contradicts(event, stored):
+        return Conflict(event.id)
+    return Receipt(event.id, Status(stored["status"]), stored["received_at"] != mine)
 
 
 def _claim(document: Document, token: str, held_since: float, trusted_until: float) -> Claim:

@@ -114,6 +114,39 @@ async def test_an_insert_that_is_never_confirmed_is_an_error(store, db, monkeypa
         await db.client.admin.command("configureFailPoint", "failCommand", mode="off")
 
 
+async def test_a_batch_is_stored_whole_or_not_at_all(store, db):
+    [first] = await store.insert([new_event(key="k")])
+    batch = [new_event(), new_event(b'{"n":2}', key="k"), new_event()]
+    results = await store.insert_all(batch)
+    assert Conflict(first.id) in results
+    assert await db.events.count_documents({}) == 1
+    batch[1] = new_event(key="k")
+    repeated = new_event(key="twice")
+    results = await store.insert_all([*batch, repeated, repeated])
+    assert [each.duplicate for each in results] == [False, True, False, False, True]
+    assert await db.events.count_documents({}) == 4
+
+
+async def test_a_batch_whose_commit_was_not_answered_is_stored_once(store, db):
+    fail = {"failCommands": ["commitTransaction"], "closeConnection": True}
+    await db.client.admin.command("configureFailPoint", "failCommand", mode={"times": 2}, data=fail)
+    results = await store.insert_all([new_event(), new_event(key="k")])
+    assert [each.duplicate for each in results] == [False, False]
+    assert await db.events.count_documents({}) == 2
+
+
+async def test_a_batch_that_is_never_confirmed_leaves_nothing(store, db, monkeypatch):
+    monkeypatch.setattr("wds.store.WRITE_BUDGET_S", 0.3)
+    fail = {"failCommands": ["insert"], "errorCode": 11600}
+    await db.client.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=fail)
+    try:
+        with pytest.raises(StoreUnavailableError):
+            await store.insert_all([new_event(), new_event()])
+    finally:
+        await db.client.admin.command("configureFailPoint", "failCommand", mode="off")
+    assert await db.events.count_documents({}) == 0
+
+
 async def test_a_new_event_is_due_at_once_whatever_this_machines_clock_says(store, db, monkeypatch):
     wrong = datetime.now(UTC) + timedelta(minutes=5)
     real = time.time

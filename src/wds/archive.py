@@ -1,0 +1,64 @@
+"""Reading events, finished or not, as operators do. Never in the way of the queue."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from wds import queries
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from wds.mongo import Connection
+    from wds.queries import Document
+
+READ_BUDGET_S = 5.0
+"""Seconds that reading one event is retried on transport errors."""
+SEARCH_TIMEOUT_MS = 10_000
+"""A search that takes longer is ended by the server."""
+
+
+class Archive:
+    """Read access to the events of one database. What cannot be read is `StoreUnavailableError`."""
+
+    def __init__(self, mongo: Connection) -> None:
+        """Take the connection to read over."""
+        self._events = mongo.db[queries.EVENTS]
+        self._try_for = mongo.try_for
+
+    async def get(self, event_id: str) -> Document | None:
+        """Return a whole event, or None."""
+        return await self._try_for(READ_BUDGET_S, lambda: self._events.find_one({"_id": event_id}))
+
+    async def page(
+        self,
+        match: Document,
+        *,
+        skip: int,
+        limit: int,
+        after: tuple[datetime, str] | None,
+        include_payload: bool,
+    ) -> list[Document]:
+        """Return matching events, newest first, from `skip` on or from a cursor position."""
+        wanted = match if after is None else queries.after(match, *after)
+        found = self._events.find(
+            wanted, None if include_payload else {"payload": 0}, max_time_ms=SEARCH_TIMEOUT_MS
+        )
+        ordered = found.sort(queries.PAGE_ORDER).skip(skip).limit(limit)
+        return await self._try_for(0, lambda: ordered.to_list(None))
+
+    async def count(self, match: Document) -> int:
+        """Count the matching events."""
+        return await self._try_for(
+            0,
+            lambda: self._events.count_documents(
+                match, hint=queries.COVERING_INDEX, maxTimeMS=SEARCH_TIMEOUT_MS
+            ),
+        )
+
+    async def counts(self, match: Document) -> list[Document]:
+        """Count matching events per `{status, event_type, hour}`."""
+        found = self._events.aggregate(
+            queries.counts(match), hint=queries.COVERING_INDEX, maxTimeMS=SEARCH_TIMEOUT_MS
+        )
+        return await self._try_for(0, lambda: found.to_list(None))
