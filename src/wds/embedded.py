@@ -101,7 +101,9 @@ async def start_mongod(
         str(_binary(*_MONGOD)),
         *("--dbpath", str(data_dir), "--port", str(port), "--bind_ip", "127.0.0.1"),
         *("--replSet", REPLICA_SET, "--nounixsocket", "--wiredTigerCacheSizeGB", "0.5"),
-        *("--oplogSize", "256", "--quiet", *extra),
+        *("--oplogSize", "256", "--quiet"),
+        # A batch whose ingest process was killed keeps its ids locked for no longer than this.
+        *("--setParameter", "transactionLifetimeLimitSeconds=10", *extra),
     ]
     return await _start("mongod", arguments, port, data_dir / "mongod.log")
 

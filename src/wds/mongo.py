@@ -137,7 +137,9 @@ class Connection:
         return instant.replace(microsecond=instant.microsecond // 1000 * 1000)
 
     async def in_transaction(self, call: Callable[[Session], Coroutine[Any, Any, None]]) -> None:
-        """Run `call` in a transaction; the driver repeats it after a conflict of writes.
+        """Run `call` in a transaction; again from the start after a conflict of writes.
+
+        Not by motor's `with_transaction`, which does not repeat a commit whose answer was lost.
 
         Raises:
             StoreUnavailableError: not confirmed within `WRITE_BUDGET_S`; done whole or not at all.
@@ -147,9 +149,24 @@ class Connection:
                 asyncio.timeout(WRITE_BUDGET_S),
                 await self._client.start_session() as session,
             ):
-                await session.with_transaction(call)
+                async for attempt in _while_labelled("TransientTransactionError"):
+                    with attempt:
+                        await self._transact(session, call)
         except TimeoutError as error:
             raise StoreUnavailableError from error
+
+    async def _transact(
+        self, session: Session, call: Callable[[Session], Coroutine[Any, Any, None]]
+    ) -> None:
+        session.start_transaction()
+        try:
+            await call(session)
+        except Exception:
+            await session.abort_transaction()
+            raise
+        async for attempt in _while_labelled("UnknownTransactionCommitResult"):
+            with attempt:
+                await session.commit_transaction()
 
     async def try_for(self, budget_s: float, call: Callable[[], Awaitable[T]]) -> T:
         """Await `call`, again after a transport error while `budget_s` lasts.
@@ -210,6 +227,17 @@ async def _move_replica_set(client: AsyncIOMotorClient[Document], config: Docume
         return
     moved = {**current, "members": config["members"], "version": current["version"] + 1}
     await client.admin.command("replSetReconfig", moved, force=True)
+
+
+def _while_labelled(label: str) -> AsyncRetrying:
+    """Repeat for as long as the driver labels the error so; the caller bounds the time."""
+    return AsyncRetrying(
+        retry=retry_if_exception(
+            lambda error: isinstance(error, PyMongoError) and error.has_error_label(label)
+        ),
+        wait=wait_random_exponential(multiplier=0.01, max=0.2),
+        reraise=True,
+    )
 
 
 def _log_retry(state: RetryCallState) -> None:

@@ -155,6 +155,22 @@ async def test_events_come_newest_first_and_ties_by_id(client):
     assert order == sorted(order, reverse=True)
 
 
+@pytest.mark.parametrize(
+    "wanted",
+    [{}, {"status": ["RECEIVED", "DELIVERED"]}, {"event_type": ["a", "b"]}],
+    ids=["nothing", "two statuses", "two types"],
+)
+async def test_events_of_one_instant_come_by_id_under_any_filter(client, db, past, wanted):  # noqa: ARG001
+    # So many others that MongoDB goes through one index range for each value and merges them.
+    kinds = [("RECEIVED", "a"), ("DELIVERED", "b"), *[("FAILED_PERMANENTLY", "c")] * 8]
+    await db.events.insert_many(document(n, *kinds[n % 10], START) for n in range(400))
+    events = (await search(client, limit=500, **wanted))["events"]
+    order = [(event["received_at"], event["id"]) for event in events]
+
+    assert len(order) >= 80
+    assert order == sorted(order, reverse=True)
+
+
 @pytest.mark.usefixtures("past")
 async def test_skip_and_limit_cut_a_page_out_of_the_order(client):
     everything = await numbers(client)
