@@ -17,6 +17,7 @@ from dotenv import dotenv_values
 
 from wds import (
     __version__,
+    check,
     demo,
     dispatcher,
     embedded,
@@ -152,6 +153,14 @@ def _send(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return asyncio.run(sending.send(url, settings.hmac_secrets[0], postings, total))
 
 
+def _check(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    settings = Settings.load(environ, require=("WDS_MONGO_URL",))
+    found = asyncio.run(
+        check.check(settings, overdue_s=arguments.overdue, payloads=arguments.payloads)
+    )
+    return FAILED if found else 0
+
+
 def _samples(count: int, seed: int) -> Iterator[sending.Posting]:
     for number, sample in enumerate(samples.generate(count, seed)):
         yield sending.Posting(sample.body, f"sample-{seed}-{number}", sample.event_type)
@@ -233,6 +242,15 @@ def _parser() -> argparse.ArgumentParser:
     post.add_argument("--url", help="default: http://WDS_HOST:WDS_PORT/webhooks/ingest")
     post.add_argument("--event-type", help="sent as X-Event-Type")
     post.add_argument("--idempotency-key", help="default: a random one")
+    audit = command("check", _check, "audit the database against the guarantees")
+    audit.add_argument(
+        "--overdue",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long an event may be due before it counts as stuck (default: 60)",
+    )
+    audit.add_argument("--payloads", action="store_true", help="compare every payload's hash too")
     return parser
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from wds import queries
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from datetime import datetime
 
     from wds.mongo import Connection
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 READ_BUDGET_S = 5.0
 """Seconds that reading one event is retried on transport errors."""
+SCAN_PAGE = 500
 SEARCH_TIMEOUT_MS = 10_000
 """A search that takes longer is ended by the server."""
 
@@ -46,6 +48,29 @@ class Archive:
         )
         ordered = found.sort(queries.PAGE_ORDER).skip(skip).limit(limit)
         return await self._try_for(0, lambda: ordered.to_list(None))
+
+    async def estimated_count(self) -> int:
+        """Return about how many events there are, at once."""
+        return await self._try_for(READ_BUDGET_S, self._events.estimated_document_count)
+
+    async def scan(self, *, payloads: bool) -> AsyncIterator[list[Document]]:
+        """Yield all events, a page at a time, in the order of their ids; memory stays flat.
+
+        Each page is a query of its own, so a scan can take as long as it needs.
+        """
+        fields = None if payloads else {"payload": 0}
+        last = ""
+        while page := await self._try_for(READ_BUDGET_S, self._page_after(last, fields)):
+            yield page
+            last = page[-1]["_id"]
+
+    def _page_after(
+        self, event_id: str, fields: Document | None
+    ) -> Callable[[], Awaitable[list[Document]]]:
+        found = {"_id": {"$gt": event_id}}
+        return lambda: (
+            self._events.find(found, fields).sort("_id", 1).limit(SCAN_PAGE).to_list(None)
+        )
 
     async def count(self, match: Document) -> int:
         """Count the matching events."""

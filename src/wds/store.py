@@ -324,6 +324,10 @@ class Store:
             recorded = {document["_id"] for document in found}
         return [each.attempt is None or each.claim.id in recorded for each in settlements]
 
+    async def now(self) -> datetime:
+        """Return the database's time, at most a few seconds of drift from it; UTC."""
+        return await self._mongo.now()
+
     # -- watching --------------------------------------------------------------------------
 
     async def backlog(self, destination: str) -> Backlog:

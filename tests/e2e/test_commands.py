@@ -11,7 +11,7 @@ import socket
 import pytest
 
 from tests.e2e import processes
-from tests.support import SECRET, eventually
+from tests.support import SECRET, eventually, new_event
 from wds import embedded
 
 
@@ -184,3 +184,23 @@ async def test_no_secret_reaches_a_log_or_an_error(engines, db, tmp_path):
         assert "hush" not in text
     assert '"attempt"' in dispatcher.text
     assert os.environ.get("WDS_HMAC_SECRET") is None
+
+
+async def test_check_finds_a_database_sound_and_finds_out_one_that_is_not(
+    engines, db, store, tmp_path
+):
+    env = {**engines.environ(), "WDS_MONGO_DB": db.name}
+    await store.insert([new_event(key=f"k{number}") for number in range(1200)])
+    async with processes.running("check", "--payloads", env=env, cwd=tmp_path) as made:
+        assert await made.ended() == 0, made.text
+    assert "1,200 events checked" in made.text
+    assert made.lines[-1] == "all invariants hold"
+    broken = new_event(key="k7").id
+    await db.events.update_one({"_id": broken}, {"$set": {"payload": b"x", "attempt_count": 9}})
+    async with processes.running("check", env=env, cwd=tmp_path) as made:
+        assert await made.ended() == 1
+    assert made.lines[-1] == "2 violations"  # the count and the limit
+    async with processes.running("check", "--payloads", env=env, cwd=tmp_path) as made:
+        assert await made.ended() == 1
+    assert made.lines[-1] == "3 violations"
+    assert broken[:8] in made.text

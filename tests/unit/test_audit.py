@@ -1,0 +1,119 @@
+"""Each invariant, on an event that keeps it and on one that breaks just it."""
+
+from __future__ import annotations
+
+import hashlib
+from copy import deepcopy
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from wds.audit import INVARIANTS, Expectations, violations
+from wds.model import derived_id
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+EXPECTED = Expectations(now=NOW, max_attempts=3, schedule=(1.0, 2.0), overdue_s=60)
+
+
+def ago(seconds: float) -> datetime:
+    return NOW - timedelta(seconds=seconds)
+
+
+def attempt(number: int, seconds_ago: float, outcome: str = "failure") -> dict:
+    return {
+        "attempt_number": number,
+        "timestamp": ago(seconds_ago),
+        "outcome": outcome,
+        "success": outcome == "success",
+    }
+
+
+def event(**fields) -> dict:
+    base = {
+        "_id": derived_id("default", "k"),
+        "source": "default",
+        "idempotency_key": "k",
+        "received_at": ago(100),
+        "payload": b"{}",
+        "payload_sha256": hashlib.sha256(b"{}").digest(),
+    }
+    return {**base, **fields}
+
+
+LEASE = {"token": "t", "owner": "o", "since": ago(1)}
+RECEIVED = event(status="RECEIVED", attempt_count=0, attempts=[], next_attempt_at=ago(1))
+LEASED = event(
+    status="DELIVERING",
+    attempt_count=2,
+    attempts=[attempt(1, 90)],
+    next_attempt_at=ago(-20),
+    lease=LEASE,
+)
+WAITING = event(
+    status="DELIVERING", attempt_count=1, attempts=[attempt(1, 90)], next_attempt_at=ago(-5)
+)
+DELIVERED = event(
+    status="DELIVERED",
+    attempt_count=3,
+    attempts=[attempt(1, 90), attempt(2, 80, "unknown"), attempt(3, 80, "success")],
+    finished_at=ago(79),
+)
+BURIED = event(
+    status="FAILED_PERMANENTLY",
+    attempt_count=3,
+    attempts=[attempt(1, 90), attempt(2, 80), attempt(3, 70)],
+    finished_at=ago(69),
+)
+
+
+@pytest.mark.parametrize("sound", [RECEIVED, LEASED, WAITING, DELIVERED, BURIED])
+def test_a_sound_event_violates_nothing(sound):
+    assert list(violations(sound, EXPECTED)) == []
+
+
+BROKEN = [
+    ("status", RECEIVED, {"status": "SENT"}),
+    ("live", RECEIVED, {"next_attempt_at": None}),
+    ("live", DELIVERED, {"next_attempt_at": ago(0)}),
+    ("finished", WAITING, {"finished_at": ago(1)}),
+    ("finished", BURIED, {"finished_at": None}),
+    ("lease", LEASED, {"lease": {"token": "t"}}),
+    ("lease", DELIVERED, {"lease": LEASE, "attempt_count": 4}),
+    (
+        "numbers",
+        DELIVERED,
+        {"attempts": [attempt(1, 90), attempt(1, 80), attempt(3, 70, "success")]},
+    ),
+    ("count", WAITING, {"attempt_count": 2}),
+    ("count", LEASED, {"attempt_count": 1}),
+    (
+        "limit",
+        BURIED,
+        {"attempt_count": 4, "attempts": [attempt(n, 99 - 9 * n) for n in range(1, 5)]},
+    ),
+    ("untouched", RECEIVED, {"attempt_count": 1, "attempts": [attempt(1, 90)]}),
+    ("success", DELIVERED, {"attempts": DELIVERED["attempts"][:2], "attempt_count": 2}),
+    ("success", BURIED, {"attempts": [attempt(1, 9, "success")], "attempt_count": 1}),
+    ("success", WAITING, {"attempts": [{**attempt(1, 90), "success": True}]}),
+    ("early", BURIED, {"attempts": [attempt(1, 90), attempt(2, 89.5), attempt(3, 70)]}),
+    ("early", BURIED, {"attempts": [attempt(1, 90), attempt(2, 80), attempt(3, 78.5)]}),
+    ("order", WAITING, {"attempts": [attempt(1, 101)]}),
+    ("key", RECEIVED, {"idempotency_key": "other"}),
+    ("payload", RECEIVED, {"payload": b"[]"}),
+    ("overdue", RECEIVED, {"next_attempt_at": ago(61)}),
+    ("overdue", LEASED, {"next_attempt_at": ago(61)}),
+]
+
+
+@pytest.mark.parametrize(("name", "sound", "change"), BROKEN)
+def test_a_broken_event_is_found_out(name, sound, change):
+    broken = {**deepcopy(sound), **change}
+    assert name in list(violations(broken, EXPECTED))
+
+
+def test_every_invariant_has_an_event_that_breaks_it():
+    assert {name for name, _, _ in BROKEN} == set(INVARIANTS)
+
+
+def test_the_payload_may_be_left_out():
+    assert list(violations({**RECEIVED, "payload": None}, EXPECTED)) == []
