@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 READ_BUDGET_S = 5.0
 """Seconds that reading one event is retried on transport errors."""
+PAGE_BYTES = 8 * 1024 * 1024
+PAYLOADS_AT_ONCE = 8
 SCAN_PAGE = 500
 SEARCH_TIMEOUT_MS = 10_000
 """A search that takes longer is ended by the server."""
@@ -40,14 +42,33 @@ class Archive:
         limit: int,
         after: tuple[datetime, str] | None,
         include_payload: bool,
-    ) -> list[Document]:
-        """Return matching events, newest first, from `skip` on or from a cursor position."""
+    ) -> tuple[list[Document], bool]:
+        """Return matching events, newest first, from `skip` on or from a cursor position.
+
+        At most `limit` of them and no more once they hold `PAGE_BYTES` of payload; True with
+        them if there are others after.
+        """
         wanted = match if after is None else queries.after(match, *after)
         found = self._events.find(
-            wanted, None if include_payload else {"payload": 0}, max_time_ms=SEARCH_TIMEOUT_MS
+            wanted,
+            None if include_payload else {"payload": 0},
+            batch_size=PAYLOADS_AT_ONCE if include_payload else limit + 1,
+            max_time_ms=SEARCH_TIMEOUT_MS,
         )
-        ordered = found.sort(queries.PAGE_ORDER).skip(skip).limit(limit)
-        return await self._try_for(0, lambda: ordered.to_list(None))
+        ordered = found.sort(queries.PAGE_ORDER).skip(skip).limit(limit + 1)
+
+        async def read() -> tuple[list[Document], bool]:
+            page: list[Document] = []
+            size = 0
+            async for document in ordered:
+                if len(page) == limit or size >= PAGE_BYTES:
+                    await ordered.close()
+                    return page, True
+                page.append(document)
+                size += len(document.get("payload", b""))
+            return page, False
+
+        return await self._try_for(0, read)
 
     async def estimated_count(self) -> int:
         """Return about how many events there are, at once."""

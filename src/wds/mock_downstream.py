@@ -329,6 +329,9 @@ def _add(app: web.Application, route: _Route) -> None:
     if route.method == "POST":
         failures = {"429": {"description": "Past the limit"}, "500": {"description": "Failed"}}
         annotated = docs(responses=failures)(annotated)
+    if route.method == "PUT":
+        wrong = {"400": {"description": "Not JSON"}, "422": {"description": "No behaviour"}}
+        annotated = docs(responses=wrong)(annotated)
     if route.body is not None:
         annotated = json_schema(route.body)(annotated)
     app.router.add_route(route.method, route.path, annotated)

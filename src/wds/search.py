@@ -35,7 +35,8 @@ class Search:
     async def search(self, request: web.Request) -> web.Response:
         """Find events, newest first, and count all that match.
 
-        Deep pages: pass `next_cursor` back as `cursor`; it stays right while events arrive.
+        A page with payloads may be shorter than `limit`: it ends at 8 MiB of them. For the next
+        page pass `next_cursor` back as `cursor`; it stays right while events arrive.
         """
         wanted = schemas.load(self._schema, parse_request(await request.read() or b"{}"))
         match = queries.search_match(
@@ -44,16 +45,13 @@ class Search:
             received_from=wanted.get("from_"),
             received_to=wanted.get("to"),
         )
-        limit = wanted["limit"]
-        documents = await self._archive.page(
+        page, more = await self._archive.page(
             match,
             skip=wanted["skip"],
-            limit=limit + 1,
+            limit=wanted["limit"],
             after=wanted.get("cursor"),
             include_payload=wanted["include_payload"],
         )
-        page = documents[:limit]
-        more = len(documents) > limit
         answer: dict[str, Any] = {
             "next_cursor": schemas.cursor_after(page[-1]["received_at"], page[-1]["_id"])
             if more

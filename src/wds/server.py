@@ -49,6 +49,7 @@ def readyz(checks: Mapping[str, Check]) -> Handler:
     """Return a handler that answers 200 if every check passes in time, else 503 with reasons."""
 
     async def handler(_request: web.Request) -> web.Response:
+        """Answer whether what this process depends on answers."""
         results = dict(
             zip(checks, await asyncio.gather(*map(_passes, checks.values())), strict=True)
         )

@@ -270,3 +270,19 @@ async def test_searches_at_once_answer_each_its_own_question(client, past):  # n
     found = await asyncio.gather(*(numbers(client, **each) for each in wanted))
 
     assert [set(each) for each in found] == [expected for _, expected in FILTERS.values()]
+
+
+async def test_a_page_with_payloads_is_bounded_in_bytes_and_the_cursor_goes_on(client, store):
+    big = b'{"x":"' + b"y" * 3_000_000 + b'"}'
+    await store.insert([new_event(big, key=f"k{number}") for number in range(7)])
+    query, ids = {"include_payload": True, "limit": 500}, []
+    while True:
+        status, page = await client.post("/webhooks/search", json.dumps(query).encode())
+        assert status == 200
+        assert 1 <= len(page["events"]) <= 3
+        assert all(len(event["payload"]["x"]) == 3_000_000 for event in page["events"])
+        ids += [event["id"] for event in page["events"]]
+        if page["next_cursor"] is None:
+            break
+        query["cursor"] = page["next_cursor"]
+    assert len(ids) == len(set(ids)) == 7
