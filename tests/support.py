@@ -92,6 +92,9 @@ class Request:
     at: float
     headers: dict[str, str]
     body: bytes
+    status: int = 0
+    """What it was answered with; 0 while it is not."""
+    answered_at: float = 0.0
 
 
 @dataclass
@@ -105,10 +108,21 @@ class Receiver:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         at = time.monotonic()
         body = await request.read()
-        self.requests.append(Request(at, dict(request.headers), body))
-        if self.answer is not None:
-            return await self.answer(request)
-        return web.Response(text="ok")
+        seen = Request(at, dict(request.headers), body)
+        self.requests.append(seen)
+        answer = web.Response(text="ok") if self.answer is None else await self.answer(request)
+        seen.status, seen.answered_at = answer.status, time.monotonic()
+        return answer
+
+    def exposed(self, recording_s: float = 0.25) -> int:
+        """Return how many requests a kill can now make unknown.
+
+        Those not answered, and those answered so lately that it may not be recorded yet.
+        """
+        now = time.monotonic()
+        return sum(
+            not each.status or each.answered_at > now - recording_s for each in self.requests
+        )
 
     @property
     def ids(self) -> list[str]:

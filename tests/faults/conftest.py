@@ -1,0 +1,49 @@
+"""How hard to hurt, and from which seed the schedule of faults follows."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Numbers of one run; `long` is what the guarantees are measured with."""
+
+    events: int
+    kills: int
+    stops: int
+    primaries: int
+    stalls: int
+    cuts: int
+    outages: int
+    redis_stall_s: float
+
+
+SCALES = {
+    "short": Scale(1500, 8, 4, 2, 1, 30, 2, 3),
+    "long": Scale(20_000, 100, 50, 20, 5, 300, 10, 30),
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--scale", choices=sorted(SCALES), default="short")
+    parser.addoption("--seed", type=int, default=None, help="replays a schedule of faults")
+
+
+@pytest.fixture
+def scale(request: pytest.FixtureRequest) -> Scale:
+    return SCALES[request.config.getoption("--scale")]
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """Return the schedule's seed, and print the command that replays it if the test fails."""
+    given = request.config.getoption("--seed")
+    chosen = secrets.randbelow(2**31) if given is None else given
+    size = request.config.getoption("--scale")
+    sys.stdout.write(f"replay: pytest '{request.node.nodeid}' --scale {size} --seed {chosen}\n")
+    return chosen

@@ -1,0 +1,236 @@
+"""A whole system of real processes to hurt.
+
+It has engines of its own, senders and a receiver that write everything down, and a seed from
+which the schedule of faults follows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+from motor.motor_asyncio import AsyncIOMotorClient
+
+from tests.e2e import processes
+from tests.faults.verdict import FINAL, Verdict, judge
+from tests.support import SECRET, Receiver, receiving, signed
+from wds import embedded
+from wds.audit import Expectations
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
+
+
+@dataclass
+class Sender:
+    """Posts events under keys of their own, again and again until each is acknowledged."""
+
+    urls: list[str]
+    acknowledged: dict[str, str] = field(default_factory=dict)
+    """Idempotency key -> event id, for every 2xx that arrived."""
+    answered_at: list[tuple[float, float]] = field(default_factory=list)
+    """(monotonic instant, seconds it took) of every 2xx."""
+    refused: int = 0
+    stopped: bool = False
+
+    async def send(self, count: int, *, connections: int = 16, prefix: str = "e") -> None:
+        """Send `count` events; returns when all are acknowledged."""
+        numbers = iter(range(count))
+        timeout = aiohttp.ClientTimeout(total=15)
+        async with aiohttp.ClientSession(timeout=timeout) as session, asyncio.TaskGroup() as group:
+            for _ in range(connections):
+                group.create_task(self._work(session, numbers, prefix))
+
+    async def _work(self, session: aiohttp.ClientSession, numbers: Any, prefix: str) -> None:
+        for number in numbers:
+            if self.stopped:
+                return
+            key = f"{prefix}{number}"
+            body = json.dumps({"idempotency_key": key, "type": "fault", "n": number}).encode()
+            tries = number
+            while not await self._post(session, self.urls[tries % len(self.urls)], key, body):
+                self.refused += 1
+                tries += 1
+                await asyncio.sleep(0.05)
+
+    async def _post(self, session: aiohttp.ClientSession, url: str, key: str, body: bytes) -> bool:
+        started = time.monotonic()
+        try:
+            target = f"{url}/webhooks/ingest"
+            async with session.post(target, data=body, headers=signed(body)) as response:
+                answer = await response.json()
+                if response.status not in (200, 202):
+                    assert response.status == 503, answer
+                    return False
+        except (aiohttp.ClientError, TimeoutError, ConnectionError):
+            return False
+        now = time.monotonic()
+        self.acknowledged[key] = answer["id"]
+        self.answered_at.append((now, now - started))
+        return True
+
+
+@dataclass
+class Replica:
+    """A process that can be killed and replaced."""
+
+    command: str
+    env: dict[str, str]
+    cwd: Path
+    port: int
+    process: processes.Process | None = None
+    past: list[processes.Process] = field(default_factory=list)
+    stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        made = processes.running(self.command, env=self.env, cwd=self.cwd, url=self.url)
+        if self.process is not None:
+            self.past.append(self.process)
+        self.process = await self.stack.enter_async_context(made)
+
+    async def ready(self) -> None:
+        assert self.process is not None
+        await processes.ready(self.process, "/readyz")
+
+    def signal(self, sig: int) -> None:
+        assert self.process is not None
+        self.process.process.send_signal(sig)
+
+
+@dataclass
+class System:
+    """Everything that runs, and what is known of it."""
+
+    home: Path
+    rng: random.Random
+    env: dict[str, str]
+    mongods: list[embedded.Server]
+    redis: embedded.Server
+    receiver: Receiver
+    db: Any
+    ingests: list[Replica]
+    dispatchers: list[Replica]
+    sender: Sender
+    redis_stall_s: float = 0.0
+
+    def report(self, figure: str) -> None:
+        """Print a measured figure; `pytest -s` and `-rP` show it."""
+        sys.stdout.write(f"figure: {figure}\n")
+
+    async def settled(self, count: int, within_s: float) -> None:
+        """Wait until `count` events are final; the verdict tells what is missing if not."""
+        deadline = time.monotonic() + within_s
+        final = {"status": {"$in": sorted(FINAL)}}
+        while time.monotonic() < deadline:
+            if await self.db.events.count_documents(final) >= count:
+                return
+            await asyncio.sleep(0.1)
+
+    async def verdict(self, *, overdue_s: float = 60) -> Verdict:
+        """Join the three logs."""
+        hello = await self.db.command("hello")
+        documents = await self.db.events.find().to_list(None)
+        schedule = [float(part) for part in self.env["WDS_BACKOFF"].split(",")]
+        attempts = int(self.env.get("WDS_MAX_ATTEMPTS", "5"))
+        expected = Expectations(hello["localTime"], attempts, schedule, overdue_s)
+        return judge(self.sender.acknowledged.values(), documents, self.receiver.requests, expected)
+
+
+async def start_replica_set(nodes: int, home: Path) -> list[embedded.Server]:
+    """Start `nodes` mongods as one replica set that fails over quickly, with a primary."""
+    members = [
+        await embedded.start_mongod(
+            home / f"mongo-{number}", extra=("--setParameter", "enableTestCommands=1")
+        )
+        for number in range(nodes)
+    ]
+    config = {
+        "_id": embedded.REPLICA_SET,
+        "members": [
+            {"_id": number, "host": f"127.0.0.1:{server.port}"}
+            for number, server in enumerate(members)
+        ],
+        "settings": {"electionTimeoutMillis": 2000, "heartbeatIntervalMillis": 500},
+    }
+    client: AsyncIOMotorClient[Any] = AsyncIOMotorClient(
+        "127.0.0.1", members[0].port, directConnection=True
+    )
+    await client.admin.command("replSetInitiate", config)
+    client.close()
+    return members
+
+
+def mongo_url(members: list[embedded.Server]) -> str:
+    hosts = ",".join(f"127.0.0.1:{server.port}" for server in members)
+    return f"mongodb://{hosts}/?replicaSet={embedded.REPLICA_SET}"
+
+
+@asynccontextmanager
+async def system(
+    tmp_path: Path,
+    *,
+    seed: int,
+    nodes: int = 1,
+    ingests: int = 2,
+    dispatchers: int = 4,
+    settings: Mapping[str, str] | None = None,
+) -> AsyncIterator[System]:
+    """Run everything; every process of it is gone afterwards."""
+    async with AsyncExitStack() as stack:
+        mongods = await start_replica_set(nodes, tmp_path)
+        for server in mongods:
+            stack.push_async_callback(server.stop, 9)
+        redis = await embedded.start_redis(tmp_path / "redis")
+        stack.push_async_callback(redis.stop, 9)
+        receiver = await stack.enter_async_context(receiving())
+        env = {
+            "WDS_HMAC_SECRET": SECRET,
+            "WDS_MONGO_URL": mongo_url(mongods),
+            "WDS_REDIS_URL": f"redis://127.0.0.1:{redis.port}/0",
+            "WDS_DOWNSTREAM_URL": receiver.url,
+            "WDS_RATE_LIMIT": "0",
+            "WDS_LEASE": "3",
+            "WDS_REQUEST_TIMEOUT": "1",
+            "WDS_BACKOFF": "0.2,0.4,0.8",
+            "WDS_MAX_ATTEMPTS": "8",
+            **(settings or {}),
+        }
+        client: AsyncIOMotorClient[Any] = AsyncIOMotorClient(
+            env["WDS_MONGO_URL"], tz_aware=True, w="majority", readConcernLevel="majority"
+        )
+        stack.callback(client.close)
+        replicas = []
+        for command, count in (("ingest", ingests), ("dispatcher", dispatchers)):
+            for _ in range(count):
+                port = embedded.free_port()
+                name = "WDS_PORT" if command == "ingest" else "WDS_METRICS_PORT"
+                replica = Replica(command, {**env, name: str(port)}, tmp_path, port)
+                await stack.enter_async_context(replica.stack)
+                await replica.start()
+                replicas.append(replica)
+        for replica in replicas:
+            await replica.ready()
+        yield System(
+            home=tmp_path,
+            rng=random.Random(seed),
+            env=env,
+            mongods=mongods,
+            redis=redis,
+            receiver=receiver,
+            db=client["wds"],
+            ingests=replicas[:ingests],
+            dispatchers=replicas[ingests:],
+            sender=Sender([replica.url for replica in replicas[:ingests]]),
+        )

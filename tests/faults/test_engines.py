@@ -1,0 +1,202 @@
+"""The death and the stalling of MongoDB and Redis, under load."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from motor.motor_asyncio import AsyncIOMotorClient
+from pymongo.errors import PyMongoError
+from redis.asyncio import Redis
+
+from tests.faults.harness import System, system
+from tests.support import eventually
+from wds import embedded
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ACK_AGAIN_S = 15.0
+"""Seconds within which ingest must answer 202 again after the primary has gone."""
+
+
+async def primary_of(members: Sequence[embedded.Server]) -> embedded.Server:
+    """Return the member that is primary now, waiting for an election to end."""
+
+    async def look() -> embedded.Server | None:
+        for server in members:
+            client: AsyncIOMotorClient[Any] = AsyncIOMotorClient(
+                "127.0.0.1",
+                server.port,
+                directConnection=True,
+                serverSelectionTimeoutMS=300,
+                socketTimeoutMS=1000,
+            )
+            try:
+                if (await client.admin.command("hello")).get("isWritablePrimary"):
+                    return server
+            except PyMongoError:
+                continue
+            finally:
+                client.close()
+        return None
+
+    found = await eventually(look, within_s=60)
+    assert found is not None
+    return found
+
+
+async def acknowledged_again(running: System, since: float) -> float:
+    """Wait for a 2xx to a request that began after `since`; return the seconds it took."""
+
+    async def look() -> float:
+        fresh = [at - since for at, took in running.sender.answered_at if at - took > since]
+        return min(fresh, default=0.0)
+
+    return await eventually(look, within_s=60)
+
+
+async def kill(running: System) -> None:
+    victim = await primary_of(running.mongods)
+    number = running.mongods.index(victim)
+    await victim.stop(signal.SIGKILL)
+    await primary_of([each for each in running.mongods if each is not victim])
+    running.mongods[number] = await embedded.start_mongod(
+        running.home / f"mongo-{number}",
+        port=victim.port,
+        extra=("--setParameter", "enableTestCommands=1"),
+    )
+
+
+async def step_down(running: System) -> None:
+    victim = await primary_of(running.mongods)
+    client: AsyncIOMotorClient[Any] = AsyncIOMotorClient(
+        "127.0.0.1", victim.port, directConnection=True
+    )
+    await client.admin.command({"replSetStepDown": 5, "force": True})
+    client.close()
+
+
+async def stall(running: System) -> None:
+    victim = await primary_of(running.mongods)
+    victim.process.send_signal(signal.SIGSTOP)
+    await asyncio.sleep(20)
+    victim.process.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("fault", [kill, step_down, stall], ids=lambda fault: fault.__name__)
+async def test_the_primary_goes_and_nothing_acknowledged_is_lost(tmp_path, seed, scale, fault):
+    times = {kill: scale.primaries, step_down: scale.primaries, stall: scale.stalls}[fault]
+    slowest = 0.0
+    async with system(tmp_path, seed=seed, nodes=3, dispatchers=2) as running:
+        sending = asyncio.create_task(running.sender.send(10**6, connections=4))
+        for _ in range(times):
+            await asyncio.sleep(running.rng.uniform(0.5, 1.5))
+            gone = time.monotonic()
+            hurting = asyncio.create_task(fault(running))
+            await asyncio.sleep(0.5)
+            slowest = max(slowest, await acknowledged_again(running, gone + 0.5) + 0.5)
+            await hurting
+        running.sender.stopped = True
+        await sending
+        await running.settled(len(running.sender.acknowledged), within_s=120)
+        verdict = await running.verdict()
+    running.report(f"{fault.__name__} x {times}: 202 again after at most {slowest:.1f} s")
+    assert verdict.faults == {}
+    assert slowest <= ACK_AGAIN_S
+    assert len(running.sender.acknowledged) > 100
+
+
+@pytest.mark.parametrize("command", ["insert", "findAndModify", "update"])
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_connections_are_cut_around_a_write_and_it_counts_once(
+    tmp_path, seed, scale, command, when
+):
+    """Cut before the write by `closeConnection`, after it by an answer that says unknown."""
+    cut: dict[str, Any] = {"failCommands": [command], "appName": "wds"}
+    if when == "before":
+        cut["closeConnection"] = True
+    else:
+        cut["writeConcernError"] = {"code": 64, "errmsg": "not confirmed"}
+    async with system(tmp_path, seed=seed, dispatchers=2) as running:
+        sending = asyncio.create_task(running.sender.send(scale.events))
+        for _ in range(scale.cuts // 3):
+            fail = {"mode": {"times": 3}, "data": cut}
+            await running.db.client.admin.command({"configureFailPoint": "failCommand", **fail})
+            await asyncio.sleep(running.rng.uniform(0.01, 0.05))
+        await running.db.client.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
+        await sending
+        await running.settled(scale.events, within_s=120)
+        verdict = await running.verdict()
+    assert verdict.faults == {}
+    assert len(running.sender.acknowledged) == scale.events
+
+
+async def killed(running: System, client: Redis) -> None:
+    del client
+    port = running.redis.port
+    await running.redis.stop(signal.SIGKILL)
+    await asyncio.sleep(1)
+    running.redis = await embedded.start_redis(running.home / "redis", port=port)
+
+
+async def stopped(running: System, client: Redis) -> None:
+    del client
+    running.redis.process.send_signal(signal.SIGSTOP)
+    await asyncio.sleep(running.redis_stall_s)
+    running.redis.process.send_signal(signal.SIGCONT)
+
+
+async def flushed(_: System, client: Redis) -> None:
+    await client.flushall()
+
+
+async def without_scripts(_: System, client: Redis) -> None:
+    await client.script_flush()
+
+
+async def without_memory(_: System, client: Redis) -> None:
+    await client.config_set("maxmemory", 1)
+    await asyncio.sleep(1)
+    await client.config_set("maxmemory", 0)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [killed, stopped, flushed, without_scripts, without_memory],
+    ids=lambda fault: fault.__name__,
+)
+async def test_redis_suffers_and_the_limit_holds(tmp_path, seed, scale, fault):
+    limit = 20
+    settings = {"WDS_RATE_LIMIT": str(limit), "WDS_LEASE": "4"}
+    slowest = 0.0
+    async with system(tmp_path, seed=seed, settings=settings) as running:
+        running.redis_stall_s = scale.redis_stall_s
+        client = Redis.from_url(running.env["WDS_REDIS_URL"])
+        sending = asyncio.create_task(running.sender.send(limit * 3, connections=4))
+        for _ in range(scale.outages):
+            await asyncio.sleep(running.rng.uniform(1.2, 1.6))
+            await running.sender.send(limit * 2, prefix=f"more-{running.rng.random()}-")
+            await fault(running, client)
+            back, seen = time.monotonic(), len(running.receiver.requests)
+            sent_again = await eventually(
+                lambda seen=seen: asyncio.sleep(0, running.receiver.requests[seen:])
+            )
+            slowest = max(slowest, sent_again[0].at - back)
+        await sending
+        await running.settled(len(running.sender.acknowledged), within_s=120)
+        await client.aclose()
+        verdict = await running.verdict()
+    took = sorted(took for _, took in running.sender.answered_at)
+    running.report(
+        f"{fault.__name__} x {scale.outages}: sends again after at most {slowest:.2f} s, most in a"
+        f" second {verdict.most_in_a_second}, ingest p99 {took[int(len(took) * 0.99)]:.3f} s"
+    )
+    assert verdict.faults == {}
+    assert slowest <= 2
+    # Where Redis keeps its memory, nothing may exceed the limit; else one window may be doubled.
+    forgets = fault in (killed, flushed)
+    assert verdict.most_in_a_second <= limit * (2 if forgets else 1)

@@ -1,0 +1,139 @@
+"""The death and the stalling of our own processes, under load."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+
+from aiohttp import web
+
+from tests.faults.harness import system
+from tests.support import eventually
+
+
+async def slowly(_: web.Request) -> web.Response:
+    """Answer after a while, so that there is always something in flight to kill."""
+    await asyncio.sleep(0.05)
+    return web.Response()
+
+
+async def test_dispatchers_are_killed_and_nothing_is_lost(tmp_path, seed, scale):
+    async with system(tmp_path, seed=seed) as running:
+        running.receiver.answer = slowly
+        sending = asyncio.create_task(running.sender.send(scale.events))
+        exposed = 0
+        for _ in range(scale.kills):
+            await asyncio.sleep(running.rng.uniform(0.05, 0.4))
+            victim = running.rng.choice(running.dispatchers)
+            exposed += running.receiver.exposed()
+            victim.signal(signal.SIGKILL)
+            await victim.start()
+        await sending
+        await running.settled(scale.events, within_s=120)
+        verdict = await running.verdict()
+    assert verdict.faults == {}
+    assert len(running.sender.acknowledged) == scale.events
+    unknown = sum(verdict.duplicated.values())
+    running.report(f"{scale.kills} kills, {exposed} exposed, {unknown} sent twice")
+    assert unknown <= exposed
+
+
+async def test_control_the_judge_finds_what_is_lost_and_what_is_sent_twice(tmp_path, seed):
+    async with system(tmp_path, seed=seed, dispatchers=1, ingests=1) as running:
+        await running.sender.send(20)
+        await running.settled(20, within_s=30)
+        ids = sorted(running.sender.acknowledged.values())
+        await running.db.events.delete_one({"_id": ids[0]})
+        again = [each for each in running.receiver.requests if each.headers["webhook-id"] == ids[1]]
+        running.receiver.requests += again
+        verdict = await running.verdict()
+    assert verdict.lost == [ids[0]]
+    assert verdict.duplicated == {ids[1]: 1}
+    assert verdict.unexplained == [ids[1]]
+
+
+async def test_an_orphan_is_sent_again_soon_after_its_lease(tmp_path, seed):
+    release = asyncio.Event()
+
+    async def hang_at_first(_: web.Request) -> web.Response:
+        if len(running.receiver.requests) == 1:
+            await release.wait()
+        return web.Response()
+
+    async with system(tmp_path, seed=seed, dispatchers=1, ingests=1) as running:
+        running.receiver.answer = hang_at_first
+        await running.sender.send(1)
+        await eventually(lambda: asyncio.sleep(0, len(running.receiver.requests)))
+        running.dispatchers[0].signal(signal.SIGKILL)
+        await running.dispatchers[0].start()
+        await running.settled(1, within_s=20)
+        release.set()
+        first, second = running.receiver.requests
+        verdict = await running.verdict()
+    assert verdict.faults == {}
+    lease = float(running.env["WDS_LEASE"])
+    assert lease <= second.at - first.at <= lease + 2
+
+
+async def test_ingests_are_killed_and_every_key_is_one_event(tmp_path, seed, scale):
+    async with system(tmp_path, seed=seed) as running:
+        sending = asyncio.create_task(running.sender.send(scale.events))
+        for _ in range(max(scale.kills // 2, 4)):
+            await asyncio.sleep(running.rng.uniform(0.05, 0.3))
+            victim = running.rng.choice(running.ingests)
+            victim.signal(signal.SIGKILL)
+            await victim.start()
+            await victim.ready()
+        await sending
+        await running.settled(scale.events, within_s=120)
+        verdict = await running.verdict()
+        stored = await running.db.events.count_documents({})
+    assert verdict.faults == {}
+    assert verdict.duplicated == {}
+    assert stored == len(running.sender.acknowledged) == scale.events
+    assert running.sender.refused > 0, "no fault was felt"
+
+
+async def test_dispatchers_stall_past_their_lease_and_their_results_are_refused(
+    tmp_path, seed, scale
+):
+    async with system(tmp_path, seed=seed, ingests=1) as running:
+        running.receiver.answer = slowly
+        sending = asyncio.create_task(running.sender.send(scale.events, connections=4))
+        lease = float(running.env["WDS_LEASE"])
+        left = scale.stops
+        while left > 0:
+            await asyncio.sleep(running.rng.uniform(0.1, 0.5))
+            stalled = running.rng.sample(running.dispatchers, min(left, 2))
+            for victim in stalled:
+                victim.signal(signal.SIGSTOP)
+            await asyncio.sleep(lease + 0.5)
+            for victim in stalled:
+                victim.signal(signal.SIGCONT)
+            left -= len(stalled)
+        await sending
+        await running.settled(scale.events, within_s=120)
+        verdict = await running.verdict()
+    assert verdict.faults == {}
+
+
+async def test_rolling_restarts_lose_nothing_and_send_nothing_twice(tmp_path, seed, scale):
+    async with system(tmp_path, seed=seed) as running:
+        running.receiver.answer = slowly
+        sending = asyncio.create_task(running.sender.send(scale.events))
+        slowest = 0.0
+        for number in range(max(scale.kills // 5, 4)):
+            await asyncio.sleep(running.rng.uniform(0.1, 0.4))
+            victim = running.dispatchers[number % len(running.dispatchers)]
+            assert victim.process is not None
+            started = time.monotonic()
+            assert await victim.process.stop(signal.SIGTERM) == 0
+            slowest = max(slowest, time.monotonic() - started)
+            await victim.start()
+        await sending
+        await running.settled(scale.events, within_s=120)
+        verdict = await running.verdict()
+    assert verdict.faults == {}
+    assert verdict.duplicated == {}
+    assert slowest <= float(running.env["WDS_REQUEST_TIMEOUT"]) + 5
