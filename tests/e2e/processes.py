@@ -57,11 +57,15 @@ class Process:
 
 @asynccontextmanager
 async def running(
-    *arguments: str, env: Mapping[str, str], cwd: Path | None = None, url: str = ""
+    *arguments: str,
+    env: Mapping[str, str],
+    cwd: Path | None = None,
+    url: str = "",
+    command: tuple[str, ...] = (sys.executable, "-m", "wds"),
 ) -> AsyncIterator[Process]:
     """Run `python -m wds ARGUMENTS`; whatever is left of it at the end is killed."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "wds", *arguments),
+        *(*command, *arguments),
         env={**CLEAN_ENVIRON, **env},
         cwd=cwd,
         stdin=asyncio.subprocess.DEVNULL,

@@ -21,11 +21,12 @@ class Scale:
     cuts: int
     outages: int
     redis_stall_s: float
+    limit_s: int
 
 
 SCALES = {
-    "short": Scale(1500, 8, 4, 2, 1, 30, 2, 3),
-    "long": Scale(20_000, 100, 50, 20, 5, 300, 10, 30),
+    "short": Scale(1500, 8, 4, 2, 1, 30, 2, 3, 10),
+    "long": Scale(20_000, 100, 50, 20, 5, 300, 10, 30, 300),
 }
 
 

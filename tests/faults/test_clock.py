@@ -1,0 +1,74 @@
+"""Dispatchers whose wall clock is minutes wrong, in both directions, change nothing."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AsyncExitStack
+
+import pytest
+from aiohttp import web
+
+from tests.e2e import processes
+from tests.faults.harness import system
+
+# What `python -m wds` would see on a machine whose clock is wrong: time() and datetime.now().
+WRONG_CLOCK = """
+import datetime, runpy, sys, time
+shift = float(sys.argv.pop(1))
+right = time.time
+time.time = lambda: right() + shift
+class Wrong(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return super().now(tz) + datetime.timedelta(seconds=shift)
+datetime.datetime = Wrong
+runpy.run_module("wds", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("minutes", [-5, 5])
+async def test_a_wrong_clock_retries_nothing_early_and_leases_nothing_twice(
+    tmp_path, seed, minutes
+):
+    answered: set[str] = set()
+
+    async def fail_once(request: web.Request) -> web.Response:
+        event_id = request.headers["webhook-id"]
+        known = event_id in answered
+        answered.add(event_id)
+        return web.Response(status=200 if known else 500)
+
+    script = tmp_path / "wrong_clock.py"
+    script.write_text(WRONG_CLOCK)
+    settings = {"WDS_BACKOFF": "1,1,1"}
+    async with system(tmp_path, seed=seed, dispatchers=1, settings=settings) as running:
+        running.receiver.answer = fail_once
+        async with AsyncExitStack() as stack:
+            wrong = {**running.env, "WDS_METRICS_PORT": "0"}
+            command = (sys.executable, str(script), str(minutes * 60), "dispatcher")
+            made = processes.running(env=wrong, cwd=tmp_path, command=command)
+            process = await stack.enter_async_context(made)
+            await running.sender.send(200)
+            await running.settled(200, within_s=60)
+            verdict = await running.verdict()
+            owners = await running.db.fleet.find_one({})
+            assert len([r for r in owners["replicas"] if r["role"] == "dispatcher"]) == 2
+            assert process.text.count('"event": "attempt"') > 20, "the wrong clock did no work"
+    stamps = [int(each.headers["webhook-timestamp"]) for each in running.receiver.requests]
+    assert max(stamps) - min(stamps) > 240, "no clock was wrong"
+    assert verdict.faults == {}
+    assert verdict.duplicated == {}
+    assert all(verdict_of_waits(running.receiver.requests))
+
+
+def verdict_of_waits(requests) -> list[bool]:
+    """Tell for each event whether its second request came a second or more after the first."""
+    first: dict[str, float] = {}
+    waits = []
+    for each in requests:
+        event_id = each.headers["webhook-id"]
+        if event_id in first:
+            waits.append(1 <= each.at - first[event_id] < 5)
+        else:
+            first[event_id] = each.at
+    return waits

@@ -1,0 +1,27 @@
+"""The limit over several dispatchers for a long while, by the receiver's own clock."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.faults.harness import system
+
+
+async def test_fifty_a_second_over_four_dispatchers_is_never_exceeded_and_is_used(
+    tmp_path, seed, scale
+):
+    limit = 50
+    count = limit * scale.limit_s
+    settings = {"WDS_RATE_LIMIT": str(limit), "WDS_LEASE": "5"}
+    async with system(tmp_path, seed=seed, settings=settings) as running:
+        sending = asyncio.create_task(running.sender.send(count))
+        await running.settled(count, within_s=scale.limit_s * 2)
+        await sending
+        verdict = await running.verdict(overdue_s=count / limit + 60)
+    instants = sorted(request.at for request in running.receiver.requests)
+    used = (count - limit) / limit / (instants[-1] - instants[0])
+    running.report(f"{used:.1%} used, most in a second {verdict.most_in_a_second}")
+    assert verdict.faults == {}
+    assert verdict.duplicated == {}
+    assert verdict.most_in_a_second <= limit
+    assert used >= 0.95
