@@ -2,10 +2,11 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+MINUTES ?= 30
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo up test test-unit test-promtool coverage lint format lock clean
+.PHONY: help demo up test test-unit test-promtool test-faults soak coverage lint format lock clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -24,6 +25,13 @@ test-unit: $(VENV)/dev.done ## the tests that need no engine
 
 test-promtool: $(VENV)/dev.done ## lint the metrics with promtool, which must be installed
 	$(PYTEST) tests/tools/test_promtool.py
+
+test-faults: $(VENV)/dev.done ## kill and stall everything for a few minutes
+	$(PYTEST) tests/faults $(ARGS)
+
+soak: $(VENV)/dev.done ## the same with all it has, over and over: MINUTES=30
+	@end=$$(($$(date +%s) + $(MINUTES) * 60)); while [ $$(date +%s) -lt $$end ]; do \
+	  $(PYTEST) tests/faults --scale long -x -rP $(ARGS) || exit 1; done
 
 coverage: $(VENV)/dev.done ## all tests, with branch coverage
 	$(PYTEST) --cov --cov-report=term $(ARGS)
@@ -55,7 +63,7 @@ clean: ## remove the virtual environment and all local data
 $(VENV)/%.done: requirements/%.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "wds needs Python 3.11 or newer; set PYTHON=")'
 	@echo "installing into $(VENV) ..."
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

@@ -29,7 +29,7 @@ from wds import (
     server,
     up,
 )
-from wds.config import Settings, unknown
+from wds.config import NAMES, Settings, unknown
 from wds.errors import SettingsError, StartError, WdsError
 
 if TYPE_CHECKING:
@@ -125,7 +125,9 @@ def _demo(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         "WDS_METRICS_PORT": "0",
         "WDS_MOCK_SEED": "7",
     }
-    environ = {**{k: v for k, v in environ.items() if k != "WDS_DOWNSTREAM_URL"}, **own}
+    # None of the user's own settings, here or in a .env that the children would read: a
+    # demonstration must never touch a database that is in use. Empty means unset.
+    environ = {**environ, **dict.fromkeys(NAMES, ""), **own}
     settings = Settings.load(environ)
 
     async def show(_: asyncio.Event) -> None:

@@ -102,9 +102,13 @@ class Archive:
             ),
         )
 
-    async def counts(self, match: Document) -> list[Document]:
-        """Count matching events per `{status, event_type, hour}`."""
+    async def counts(self, match: Document) -> Document:
+        """Count matching events: `by_status`, `by_event_type`, `histogram`, each of `{_id, count}`.
+
+        All from one reading, so they agree. Types are the commonest, at most `MAX_EVENT_TYPES`.
+        """
         found = self._events.aggregate(
             queries.counts(match), hint=queries.COVERING_INDEX, maxTimeMS=SEARCH_TIMEOUT_MS
         )
-        return await self._try_for(0, lambda: found.to_list(None))
+        [counts] = await self._try_for(0, lambda: found.to_list(None))
+        return counts

@@ -17,7 +17,9 @@ from marshmallow import validate
 
 from wds.errors import SettingsError
 
-SLOT_WAIT_S = 1.5
+SETTLE_MARGIN_S = 0.5
+"""What a lease must leave, after the longest request, for its outcome to be recorded."""
+SLOT_WAIT_S = 1.2
 """The furthest ahead, in seconds, that a dispatcher reserves a slot of the rate limit."""
 
 _WEEK_S = 7 * 24 * 3600
@@ -247,20 +249,24 @@ class Settings:
         return SLOT_WAIT_S if self.rate_limit else 0.0
 
     def _contradictions(self) -> list[str]:
-        longest = self.request_timeout + self.slot_wait
+        longest = self.request_timeout + self.slot_wait + SETTLE_MARGIN_S
         if self.lease > longest:
             return []
         problem = (
             f"WDS_LEASE ({self.lease:g} s) must be longer than WDS_REQUEST_TIMEOUT"
             f" ({self.request_timeout:g} s) plus the wait for a slot ({self.slot_wait:g} s)"
+            f" plus {SETTLE_MARGIN_S:g} s"
         )
         return [problem]
 
 
+NAMES: tuple[str, ...] = tuple(spec.metadata["env"] for spec in dataclass_fields(Settings))
+"""The environment variable of every setting."""
+
+
 def unknown(environ: Mapping[str, str]) -> list[str]:
     """Return the names in `environ` that look like settings and are none: likely typing errors."""
-    known = {f.metadata["env"] for f in dataclass_fields(Settings)}
-    return sorted(name for name in environ if name.startswith("WDS_") and name not in known)
+    return sorted(name for name in environ if name.startswith("WDS_") and name not in NAMES)
 
 
 def _named(parse: ma.fields.Field[Any], env: str) -> ma.fields.Field[Any]:

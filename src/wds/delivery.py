@@ -3,24 +3,36 @@
 Policy: 2xx is success and everything else is failure, redirects included, because a receiver
 that moved has not received. Whatever the downstream does - hang, drip, endless or compressed
 bodies - an attempt ends within the timeout and keeps at most the first KiB of the answer.
+
+The connection is made first and the request leaves when the caller's gate opens, so that
+looking up a name, TCP and TLS do not come between a slot of the rate limit and its request.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
 from wds import __version__, backoff
+from wds.errors import WdsError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from aiohttp.connector import Connection
+
     from wds.model import Claim
 
+
+Gate = Callable[[], Awaitable[bool]]
+"""Waits until a request may leave: True; False if it must not."""
 
 USER_AGENT = f"wds/{__version__}"
 KEPT_RESPONSE_BYTES = 1024
@@ -37,7 +49,8 @@ class Result:
         status_code: None if no answer came.
         error: None exactly on success.
         response: the beginning of the answer's body, undecodable bytes replaced.
-        duration_ms: of the whole exchange.
+        duration_ms: from when the request left, or if it did not from the attempt's start.
+        sent_at: `time.monotonic()` of the same instant.
         retry_after_s: what the answer's `Retry-After` asks for, 0 for nothing.
     """
 
@@ -45,7 +58,42 @@ class Result:
     error: str | None
     response: str | None
     duration_ms: int
+    sent_at: float
     retry_after_s: float = 0.0
+
+
+class NotSentError(WdsError):
+    """The gate stayed shut, or the connection was gone when it opened: no request was made."""
+
+
+_gate: ContextVar[Gate] = ContextVar("gate")
+
+
+class _GatedConnector(aiohttp.TCPConnector):
+    """Hands a connection out only once the gate of the current task has opened."""
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Any],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's signature
+    ) -> Connection:
+        connection = await super().connect(req, traces, timeout)
+        usable = False
+        try:
+            opened = await _gate.get()()
+            protocol = connection.protocol
+            usable = opened and protocol is not None and protocol.is_connected()
+        finally:
+            if not usable:
+                connection.release()
+        if not usable:
+            raise NotSentError
+        return connection
+
+
+async def _open() -> bool:
+    return True
 
 
 class Deliverer:
@@ -56,24 +104,46 @@ class Deliverer:
         self._url = url
         self._timeout_s = timeout_s
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=connections),
-            timeout=aiohttp.ClientTimeout(total=timeout_s),
+            connector=_GatedConnector(limit=connections),
+            timeout=aiohttp.ClientTimeout(total=None),  # which would round up; see `post`
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
             headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
         )
 
-    async def post(self, claim: Claim) -> Result:
-        """Send the event's exact bytes once. Never raises for anything the downstream does."""
+    async def post(self, claim: Claim, gate: Gate = _open) -> Result:
+        """Send the event's exact bytes once, when `gate` says so.
+
+        Connecting and the exchange together take no longer than the timeout; waiting at the
+        gate does not count. Never raises for anything the downstream does.
+
+        Raises:
+            NotSentError: no request was made.
+        """
         started = time.monotonic()
         status: int | None = None
         response: str | None = None
         asked_s = 0.0
+
+        async def timed_gate() -> bool:
+            nonlocal started
+            connecting_s = time.monotonic() - started
+            deadline.reschedule(None)
+            opened = await gate()
+            started = time.monotonic()
+            now = asyncio.get_running_loop().time()
+            deadline.reschedule(now + self._timeout_s - connecting_s)
+            return opened
+
+        _gate.set(timed_gate)
         try:
-            async with self._session.post(
-                self._url, data=claim.payload, headers=_headers(claim), allow_redirects=False
-            ) as answer:
+            async with (
+                asyncio.timeout(self._timeout_s) as deadline,
+                self._session.post(
+                    self._url, data=claim.payload, headers=_headers(claim), allow_redirects=False
+                ) as answer,
+            ):
                 status = answer.status
                 asked_s = _asked_s(answer.headers)
                 body = await _beginning(answer)
@@ -83,7 +153,8 @@ class Deliverer:
             error = f"no complete answer within {self._timeout_s:g} s"
         except (aiohttp.ClientError, OSError, ValueError) as failure:
             error = self._reason(failure)
-        return Result(status, error, response, round((time.monotonic() - started) * 1000), asked_s)
+        duration_ms = round((time.monotonic() - started) * 1000)
+        return Result(status, error, response, duration_ms, started, asked_s)
 
     def _reason(self, failure: Exception) -> str:
         """Say what went wrong without the URL, which may carry a secret of the downstream's."""

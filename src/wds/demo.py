@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from wds import samples
+from wds.config import Settings
 from wds.errors import WdsError
 from wds.model import Status
 from wds.send import Posting, Sender
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from wds.config import Settings
 
 EVENTS = 20
 BATCH = 6
@@ -221,7 +221,7 @@ def _show(
             if name.endswith("_total")
         )
     )
-    here = f"http://{settings.host}:8000"
+    here = f"http://{settings.host}:{Settings().port}"
     console.print(
         "\nEverything has been stopped again. Keep it running with [bold]make up[/bold], then look"
         f" at\n  {here}/docs              the API, to try in the browser"

@@ -25,7 +25,8 @@ from prometheus_async import aio
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from wds import backoff, fleet, metrics, server
-from wds.delivery import Deliverer
+from wds.config import SETTLE_MARGIN_S
+from wds.delivery import Deliverer, NotSentError
 from wds.errors import LimiterUnavailableError, StoreUnavailableError
 from wds.group_commit import GroupCommit
 from wds.limiter import Limiter
@@ -33,7 +34,6 @@ from wds.model import Attempt, Outcome, Settlement, Status
 from wds.store import Store
 
 if TYPE_CHECKING:
-    from aiohttp import web
     from tenacity import RetryCallState
 
     from wds.config import Settings
@@ -49,6 +49,8 @@ AHEAD_S = 0.25
 """Claim at most this many seconds' worth of the allowance before it can be sent, at least one."""
 DRAIN_MARGIN_S = 4.0
 """How much longer than the request timeout stopping may take, for settlements."""
+MOST_PATIENCE_S = 1.0
+"""Longest wait for slots before asking again, whatever Redis's clock says."""
 PAUSE_MOST_S = 1.0
 """Longest wait between two looks at a database or a Redis that does not answer."""
 
@@ -91,19 +93,24 @@ class Dispatcher:
     async def run(self) -> None:
         """Take turns until `stop`, waiting with backoff while MongoDB or Redis is away."""
         patiently = AsyncRetrying(
-            retry=retry_if_exception_type((StoreUnavailableError, LimiterUnavailableError)),
+            retry=retry_if_exception_type(Exception),  # a defect must not end deliveries
             wait=wait_random_exponential(multiplier=0.05, max=PAUSE_MOST_S),
             stop=lambda _: self._stopping.is_set(),
             sleep=self._pause,
             before_sleep=_log_outage,
             retry_error_callback=lambda _: 0.0,
         )
-        try:
-            while not self._stopping.is_set():
-                await self._pause(await patiently(self.run_once))
-                await self._room_to_claim()
-        finally:
-            await self._drain()
+        while not self._stopping.is_set():
+            await self._pause(await patiently(self.run_once))
+            await self._room_to_claim()
+        while self._deliveries:
+            await asyncio.wait(self._deliveries)
+        await self._settler.drain()
+
+    def abandon(self) -> None:
+        """Let go of every delivery under way; their leases expire."""
+        for task in self._deliveries:
+            task.cancel()
 
     async def run_once(self) -> float:
         """Claim and start what can be sent soon; return the seconds until the next turn is due.
@@ -146,13 +153,13 @@ class Dispatcher:
         if not left_over:
             return 0.0
         await self._defer(*left_over)
-        return max(granted.retry_in_s, self._settings.poll_interval)
+        return max(min(granted.retry_in_s, MOST_PATIENCE_S), self._settings.poll_interval)
 
     # -- one claim, from lease to settlement -----------------------------------------------
 
     def _start(self, claim: Claim, slot: Slot | None) -> None:
         if slot is not None:
-            self._waiting += 1
+            self._count_waiting(1)
         task = asyncio.create_task(self._deliver(claim, slot), name=f"deliver {claim.id}")
         self._deliveries.add(task)
         task.add_done_callback(self._finished)
@@ -165,41 +172,55 @@ class Dispatcher:
             log.error("delivery_crashed", task=task.get_name(), exc_info=task.exception())
 
     async def _deliver(self, claim: Claim, slot: Slot | None) -> None:
-        if slot is not None and not await self._reach(slot):
+        counted = slot is not None
+
+        def no_longer_waiting() -> None:
+            nonlocal counted
+            if counted:
+                counted = False
+                self._count_waiting(-1)
+
+        async def gate() -> bool:
+            reached = slot is None or await self._reach(slot)
+            no_longer_waiting()
+            return reached and self._may_send(claim)
+
+        try:
+            result = await aio.track_inprogress(
+                metrics.IN_FLIGHT, self._deliverer.post(claim, gate)
+            )
+        except NotSentError:
             await self._defer(claim)
             return
-        sent_at = time.monotonic()
-        if sent_at + self._settings.request_timeout > claim.trusted_until:
-            # Stalled since the claim: the lease could pass to another while this one sends.
-            log.warning("claim_too_old_to_send", event_id=claim.id, attempt=claim.attempt_number)
-            await self._defer(claim)
-            return
-        result = await aio.time(
-            metrics.ATTEMPT_SECONDS,
-            aio.track_inprogress(metrics.IN_FLIGHT, self._deliverer.post(claim)),
-        )
-        await self._settle(claim, result, sent_at)
+        finally:
+            no_longer_waiting()
+        metrics.ATTEMPT_SECONDS.observe(result.duration_ms / 1000)
+        await self._settle(claim, result)
+
+    def _may_send(self, claim: Claim) -> bool:
+        """Tell whether the lease outlasts a request and its settlement; if not, time was lost."""
+        needed = self._settings.request_timeout + SETTLE_MARGIN_S
+        if time.monotonic() + needed <= claim.trusted_until:
+            return True
+        log.warning("claim_too_old_to_send", event_id=claim.id, attempt=claim.attempt_number)
+        return False
 
     async def _reach(self, slot: Slot) -> bool:
         """Sleep until a slot may be used: True. False if none can be had or on stopping."""
         since = time.monotonic()
-        try:
-            while await self._sleep_until(slot.ready_at):
-                now = time.monotonic()
-                if now <= slot.use_by:
-                    metrics.SLOT_WAIT_SECONDS.observe(now - since)
-                    return True
-                metrics.SLOTS_MISSED.inc()
-                wanted = 1 if now - since < self._settings.slot_wait else 0
-                granted = await self._give_back(slot, wanted)
-                if granted is None:
-                    return False
-                slot = granted
-            await self._give_back(slot, 0)
-            return False
-        finally:
-            self._waiting -= 1
-            self._room_changed.set()
+        while await self._sleep_until(slot.ready_at):
+            now = time.monotonic()
+            if now <= slot.use_by:
+                metrics.SLOT_WAIT_SECONDS.observe(now - since)
+                return True
+            metrics.SLOTS_MISSED.inc()
+            wanted = 1 if now - since < self._settings.slot_wait else 0
+            granted = await self._give_back(slot, wanted)
+            if granted is None:
+                return False
+            slot = granted
+        await self._give_back(slot, 0)
+        return False
 
     async def _give_back(self, slot: Slot, wanted: int) -> Slot | None:
         """Return an unused slot to Redis and reserve `wanted` (0 or 1) others in its place."""
@@ -219,8 +240,8 @@ class Dispatcher:
         except StoreUnavailableError:
             log.warning("defer_failed", events=len(claims), consequence="leases will expire")
 
-    async def _settle(self, claim: Claim, result: Result, sent_at: float) -> None:
-        settlement = self._decide(claim, result, sent_at)
+    async def _settle(self, claim: Claim, result: Result) -> None:
+        settlement = self._decide(claim, result)
         facts = {
             "event_id": claim.id,
             "attempt": claim.attempt_number,
@@ -240,11 +261,11 @@ class Dispatcher:
         _count_settled(settlement)
         log.info("attempt", **facts, status=settlement.status, retry_in_s=_retry_in(settlement))
 
-    def _decide(self, claim: Claim, result: Result, sent_at: float) -> Settlement:
+    def _decide(self, claim: Claim, result: Result) -> Settlement:
         succeeded = result.error is None
         attempt = Attempt(
             attempt_number=claim.attempt_number,
-            timestamp=claim.leased_at + timedelta(seconds=sent_at - claim.held_since),
+            timestamp=claim.leased_at + timedelta(seconds=result.sent_at - claim.held_since),
             outcome=Outcome.SUCCESS if succeeded else Outcome.FAILURE,
             status_code=result.status_code,
             duration_ms=result.duration_ms,
@@ -259,6 +280,11 @@ class Dispatcher:
         return Settlement(claim, attempt, Status.DELIVERING, delay)
 
     # -- waiting ---------------------------------------------------------------------------
+
+    def _count_waiting(self, change: int) -> None:
+        self._waiting += change
+        metrics.SLOT_WAITING.set(self._waiting)
+        self._room_changed.set()
 
     def _room(self) -> int:
         return min(self._ahead - self._waiting, self._settings.concurrency - len(self._deliveries))
@@ -278,19 +304,6 @@ class Dispatcher:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), remaining)
         return not self._stopping.is_set()
-
-    async def _drain(self) -> None:
-        """Wait for what is in flight, for a bounded time, then let go of the rest."""
-        self.stop()
-        try:
-            async with asyncio.timeout(self._settings.request_timeout + DRAIN_MARGIN_S):
-                while self._deliveries:
-                    await asyncio.wait(self._deliveries)
-                await self._settler.drain()
-        except TimeoutError:
-            log.warning("drain_cut_short", events=len(self._deliveries))
-            for task in self._deliveries:
-                task.cancel()
 
 
 def _count_claimed(claimed: Claimed) -> None:
@@ -323,7 +336,10 @@ def _retry_in(settlement: Settlement) -> float | None:
 
 def _log_outage(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
-    log.warning("waiting_for", cause=type(error).__name__, detail=str(error))
+    if isinstance(error, (StoreUnavailableError, LimiterUnavailableError)):
+        log.warning("waiting_for", cause=type(error).__name__, detail=str(error))
+    else:
+        log.error("turn_crashed", exc_info=error)
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
@@ -347,32 +363,34 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     try:
         if not await server.opened(store, stop):
             return
+        checks = {"mongodb": store.ping}
+        if limiter is not None:
+            checks["redis"] = limiter.ping
         dispatcher = Dispatcher(
             settings, owner=owner, store=store, limiter=limiter, deliverer=deliverer
         )
         async with (
             fleet.reporting(store, limiter, owner=owner, role="dispatcher"),
-            server.listening(_watch_app(store, limiter), settings.host, settings.metrics_port),
+            server.listening(
+                server.watch_app(checks), settings.host, settings.metrics_port, shutdown_s=0.2
+            ),
         ):
             running = asyncio.create_task(dispatcher.run())
             stopping = asyncio.create_task(stop.wait())
             await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
             dispatcher.stop()
-            await running
+            patience = settings.request_timeout + DRAIN_MARGIN_S
+            _, unfinished = await asyncio.wait({running}, timeout=patience)
+            if unfinished:
+                log.warning("drain_cut_short", consequence="leases will expire")
+                dispatcher.abandon()
+                running.cancel()
+                await asyncio.wait({running})
+            else:
+                running.result()
     finally:
         await deliverer.close()
         if limiter is not None:
             await limiter.close()
         await store.close()
-
-
-def _watch_app(store: Store, limiter: Limiter | None) -> web.Application:
-    app = server.new_app()
-    checks = {"mongodb": store.ping}
-    if limiter is not None:
-        checks["redis"] = limiter.ping
-    app.router.add_get("/metrics", server.metrics_page)
-    app.router.add_get("/healthz", server.healthz)
-    app.router.add_get("/readyz", server.readyz(checks))
-    return app

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 INTERVAL_S = 2.0
+LAST_REPORT_S = 0.5
+"""What the last report may take; stopping in time matters more."""
 
 
 def owner_name() -> str:
@@ -79,4 +81,6 @@ async def reporting(
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-        await report_once(store, limiter, owner=owner, role=role)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_REPORT_S):
+                await report_once(store, limiter, owner=owner, role=role)

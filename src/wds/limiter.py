@@ -41,6 +41,7 @@ TIMEOUT_S = 0.5
 # ARGV: limit, window, farthest (all but the first in microseconds), slots wanted, name prefix
 #       of new members, members to give back ...
 # Returns {now, microseconds until another slot could be had, instant, instant, ...}.
+# An instant beyond `farthest` was granted before Redis's clock stepped back, and is forgotten.
 # New instants never precede old ones, so looking `limit` places back is enough.
 _RESERVE = """
 local key, limit = KEYS[1], tonumber(ARGV[1])
@@ -49,6 +50,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 for i = 6, #ARGV do redis.call('ZREM', key, ARGV[i]) end
 redis.call('ZREMRANGEBYSCORE', key, '-inf', now - window)
+redis.call('ZREMRANGEBYSCORE', key, now + farthest + 1, '+inf')
 local function next_instant()
   local last = redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')[2]
   local full = redis.call('ZRANGE', key, -limit, -limit, 'WITHSCORES')[2]
@@ -67,7 +69,7 @@ for i = 1, tonumber(ARGV[4]) do
   answer[#answer + 1] = at
 end
 answer[2] = math.max(next_instant() - now - farthest, 0)
-redis.call('PEXPIRE', key, math.ceil((2 * window + farthest) / 1000))
+if #answer > 2 then redis.call('PEXPIRE', key, math.ceil((2 * window + farthest) / 1000)) end
 return answer
 """
 

@@ -56,10 +56,30 @@ CLOCK_TRUST_S = 5.0
 """Seconds after which the database's clock is looked at again."""
 
 DUPLICATE_KEY = 11000
-# NotWritablePrimary, shutdown, stepdown, failover, network and time-limit codes of
+# NotWritablePrimary, shutdown, stepdown, failover, lost cursor, network and time-limit codes of
 # https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml
 _TRANSIENT_CODES = frozenset(
-    {6, 7, 50, 64, 89, 91, 100, 112, 133, 189, 202, 262, 9001, 10107, 11600, 11602, 13435, 13436}
+    {
+        6,
+        7,
+        43,
+        50,
+        64,
+        89,
+        91,
+        100,
+        112,
+        133,
+        189,
+        202,
+        262,
+        9001,
+        10107,
+        11600,
+        11602,
+        13435,
+        13436,
+    }
 )
 _ALREADY_INITIALIZED = 23
 _AWARE: CodecOptions[Document] = CodecOptions(tz_aware=True)
@@ -94,6 +114,7 @@ class Connection:
             msg = f"WDS_MONGO_URL cannot be used: {type(error).__name__}"
             raise StartError(msg) from error
         self.db = self._client[database]
+        self._endings: set[asyncio.Future[None]] = set()
         self._clock_read_at = -CLOCK_TRUST_S
         self._clock_ahead_s = 0.0
 
@@ -106,9 +127,8 @@ class Connection:
         """
         try:
             hello = await self.try_for(FOREVER, self.hello)
-        except OperationFailure as error:
-            reason = (error.details or {}).get("codeName", error.code)
-            msg = f"MongoDB at WDS_MONGO_URL refuses this client: {reason}"
+        except StoreUnavailableError as error:
+            msg = f"MongoDB at WDS_MONGO_URL refuses this client: {error}"
             raise StartError(msg) from error
         if "setName" not in hello and hello.get("msg") != "isdbgrid":
             msg = (
@@ -144,16 +164,19 @@ class Connection:
         Raises:
             StoreUnavailableError: not confirmed within `WRITE_BUDGET_S`; done whole or not at all.
         """
+        session = await self._client.start_session()
         try:
-            async with (
-                asyncio.timeout(WRITE_BUDGET_S),
-                await self._client.start_session() as session,
-            ):
+            async with asyncio.timeout(WRITE_BUDGET_S):
                 async for attempt in _while_labelled("TransientTransactionError"):
                     with attempt:
                         await self._transact(session, call)
         except TimeoutError as error:
             raise StoreUnavailableError from error
+        finally:
+            # Not by leaving a context: motor would block the loop there until MongoDB answers.
+            ending = asyncio.ensure_future(session.end_session())
+            self._endings.add(ending)
+            ending.add_done_callback(self._endings.discard)
 
     async def _transact(
         self, session: Session, call: Callable[[Session], Coroutine[Any, Any, None]]
@@ -169,23 +192,31 @@ class Connection:
                 await session.commit_transaction()
 
     async def try_for(self, budget_s: float, call: Callable[[], Awaitable[T]]) -> T:
-        """Await `call`, again after a transport error while `budget_s` lasts.
+        """Await `call`, again after a transport error while `budget_s` lasts; 0 for one try.
 
         Raises:
-            StoreUnavailableError: the last try failed in transport.
+            StoreUnavailableError: no try succeeded in time, or MongoDB refused the call for a
+                reason that time does not mend, which is logged as the defect it is.
         """
         try:
-            async for attempt in AsyncRetrying(
-                retry=retry_if_exception(transient),
-                stop=stop_after_delay(budget_s),
-                wait=wait_random_exponential(multiplier=0.05, max=0.5),
-                before_sleep=_log_retry,
-            ):
-                with attempt:
-                    return await call()
+            async with asyncio.timeout(budget_s if 0 < budget_s < FOREVER else None):
+                async for attempt in AsyncRetrying(
+                    retry=retry_if_exception(transient),
+                    stop=stop_after_delay(budget_s),
+                    wait=wait_random_exponential(multiplier=0.05, max=0.5),
+                    before_sleep=_log_retry,
+                ):
+                    with attempt:
+                        return await call()
         except RetryError as error:
             cause = error.last_attempt.exception()
             raise StoreUnavailableError(type(cause).__name__) from cause
+        except TimeoutError as error:
+            raise StoreUnavailableError from error
+        except PyMongoError as error:
+            log.exception("mongodb_refused")
+            details: Any = getattr(error, "details", None) or {}
+            raise StoreUnavailableError(details.get("codeName", type(error).__name__)) from error
         raise AssertionError  # the loop returns or raises
 
 

@@ -117,7 +117,8 @@ def claim(token: str, owner: str, lease_ms: int, max_attempts: int) -> list[Docu
     """Lease a due event, or bury it if it has no attempt left.
 
     A lease still present on a due event has expired: its attempt is recorded as unknown in
-    the same write. An event already at `max_attempts` gets no lease and becomes
+    the same write. `lease.due_at` keeps the place in the queue, should the claim be deferred.
+    An event already at `max_attempts` gets no lease and becomes
     FAILED_PERMANENTLY, so a claim never starts one attempt too many. `lease.recovered` is
     present (and true) only where this claim took over from an expired lease.
     """
@@ -137,6 +138,7 @@ def claim(token: str, owner: str, lease_ms: int, max_attempts: int) -> list[Docu
         "token": {"$literal": token},
         "owner": {"$literal": owner},
         "since": "$$NOW",
+        "due_at": "$next_attempt_at",
         "recovered": {"$cond": [expired, {"$literal": True}, "$$REMOVE"]},
     }
     return [
@@ -214,7 +216,7 @@ def _retry(attempt: Document, delay_ms: int) -> list[Document]:
 
 
 def _defer() -> list[Document]:
-    """Undo a claim: due since the lease began, the attempt not counted."""
+    """Undo a claim: due since when it was before, the attempt not counted."""
     return [
         {
             "$set": {
@@ -226,7 +228,7 @@ def _defer() -> list[Document]:
                     ]
                 },
                 "attempt_count": {"$subtract": ["$attempt_count", 1]},
-                "next_attempt_at": "$lease.since",
+                "next_attempt_at": "$lease.due_at",
                 "lease": "$$REMOVE",
             }
         }
@@ -306,20 +308,37 @@ def counts(match: Document) -> list[Document]:
                 "count": {"$sum": 1},
             }
         },
+        {
+            "$facet": {
+                "by_status": _sums("$_id.status"),
+                "by_event_type": [
+                    *_sums({"$ifNull": ["$_id.event_type", ""]}),
+                    {"$sort": {"count": DESCENDING, "_id": ASCENDING}},
+                    {"$limit": MAX_EVENT_TYPES},
+                ],
+                "histogram": [*_sums("$_id.hour"), {"$sort": {"_id": ASCENDING}}],
+            }
+        },
     ]
 
 
-def heartbeat(replica: Document, forget_after_ms: int) -> list[Document]:
+def _sums(key: object) -> list[Document]:
+    return [{"$group": {"_id": key, "count": {"$sum": "$count"}}}]
+
+
+def heartbeat(replica: Document, last: Document | None, forget_after_ms: int) -> list[Document]:
     """Put one replica's report into the fleet document, and fold in those long silent.
 
     `replica` is `{owner, role, totals}`. Totals are absolute, so a repeated write changes
     nothing; a replica unheard for `forget_after_ms` leaves the list and its totals move to
-    `retired`, in this same write.
+    `retired`, in this same write. `last` is what this replica reported before, if it did: when
+    it was folded in meanwhile, that is taken out of `retired` again.
     """
     owner = {"$literal": replica["owner"]}
     everyone = {"$ifNull": ["$replicas", []]}
     silent = {"$lt": ["$$each.seen_at", {"$subtract": ["$$NOW", forget_after_ms]}]}
     others = {"$ne": ["$$each.owner", owner]}
+    folded = {"$not": [{"$in": [owner, {"$ifNull": ["$replicas.owner", []]}]}]}
     mine = {"$mergeObjects": [{"$literal": replica}, {"seen_at": "$$NOW"}]}
 
     def pick(condition: Document) -> Document:
@@ -332,6 +351,7 @@ def heartbeat(replica: Document, forget_after_ms: int) -> list[Document]:
                     name: {
                         "$add": [
                             {"$ifNull": [f"$retired.{name}", 0]},
+                            {"$cond": [folded, -(last or {}).get(name, 0), 0]},
                             {
                                 "$sum": {
                                     "$map": {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,6 @@ from wds.openapi import Operation
 from wds.payload import parse_request
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from wds.archive import Archive
     from wds.config import Settings
     from wds.queries import Document
@@ -58,9 +55,9 @@ class Search:
             else None
         }
         if wanted["aggregations"]:
-            groups = await self._archive.counts(match)
-            answer["total"] = sum(group["count"] for group in groups)
-            answer["aggregations"] = _aggregations(groups)
+            counts = await self._archive.counts(match)
+            answer["total"] = sum(each["count"] for each in counts["by_status"])
+            answer["aggregations"] = _aggregations(counts)
         else:
             answer["total"] = await self._archive.count(match)
         rest = json.dumps(answer, separators=(",", ":"))
@@ -128,20 +125,14 @@ def operations(archive: Archive, settings: Settings) -> list[Operation]:
     ]
 
 
-def _aggregations(groups: Sequence[Document]) -> dict[str, Any]:
-    by_status = Counter({str(status): 0 for status in Status})
-    by_type: Counter[str] = Counter()
-    by_hour: Counter[datetime] = Counter()
-    for group in groups:
-        key, count = group["_id"], group["count"]
-        by_status[key["status"]] += count
-        by_type[key.get("event_type") or ""] += count
-        by_hour[key["hour"]] += count
+def _aggregations(counts: Document) -> dict[str, Any]:
+    by_status = dict.fromkeys(map(str, Status), 0)
+    by_status.update({each["_id"]: each["count"] for each in counts["by_status"]})
     return {
-        "by_status": dict(by_status),
-        "by_event_type": dict(by_type.most_common(queries.MAX_EVENT_TYPES)),
+        "by_status": by_status,
+        "by_event_type": {each["_id"]: each["count"] for each in counts["by_event_type"]},
         "histogram": [
-            {"hour": _instant(hour), "count": count} for hour, count in sorted(by_hour.items())
+            {"hour": _instant(each["_id"]), "count": each["count"]} for each in counts["histogram"]
         ],
     }
 

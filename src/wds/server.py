@@ -69,8 +69,19 @@ async def _passes(check: Check) -> str:
     return "ok"
 
 
+def watch_app(checks: Mapping[str, Check]) -> web.Application:
+    """Return an application for watching a process that serves nothing else."""
+    app = new_app()
+    app.router.add_get("/metrics", metrics_page)
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz(checks))
+    return app
+
+
 @asynccontextmanager
-async def listening(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
+async def listening(
+    app: web.Application, host: str, port: int, *, shutdown_s: float = SHUTDOWN_TIMEOUT_S
+) -> AsyncIterator[int]:
     """Serve `app` inside the block; the value is the port, useful where 0 was asked for.
 
     On leaving, no new connection is taken and running requests may finish. Bodies are handed
@@ -79,9 +90,7 @@ async def listening(app: web.Application, host: str, port: int) -> AsyncIterator
     Raises:
         StartError: the address cannot be had.
     """
-    runner = web.AppRunner(
-        app, access_log=None, auto_decompress=False, shutdown_timeout=SHUTDOWN_TIMEOUT_S
-    )
+    runner = web.AppRunner(app, access_log=None, auto_decompress=False, shutdown_timeout=shutdown_s)
     await runner.setup()
     try:
         try:

@@ -8,6 +8,7 @@ documents.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import secrets
 import time
@@ -36,6 +37,8 @@ log = structlog.get_logger(__name__)
 
 READ_BUDGET_S = 5.0
 """Seconds that a read is retried where giving up would leave a write's outcome unknown."""
+READ_BACK_TRIES = 10
+READ_BACK_WAIT_S = 0.05
 PEEK_FACTOR = 4
 """Due ids looked at for each one leased: replicas that sample do not race for the same head."""
 PEEK_LEAST = 16
@@ -80,7 +83,10 @@ class Store:
         self.archive = Archive(self._mongo)
         self._try_for = self._mongo.try_for
         self._events = self._mongo.db[queries.EVENTS]
+        # What decides whether a write took place is read where no failover can undo it.
+        self._majority = self._events.with_options(read_concern=ReadConcern("majority"))
         self._fleet = self._mongo.db[queries.FLEET]
+        self._reported: dict[str, dict[str, int]] = {}
 
     async def open(self) -> None:
         """Check what kind of server this is and make the indexes, once it answers.
@@ -209,9 +215,8 @@ class Store:
 
     async def _read_committed(self, ids: list[str]) -> dict[str, Document]:
         """Read what a majority has of these documents, without their payloads."""
-        majority = self._events.with_options(read_concern=ReadConcern("majority"))
         fields = {"payload_sha256": 1, "status": 1, "received_at": 1}
-        found = await majority.find({"_id": {"$in": ids}}, fields).to_list(None)
+        found = await self._majority.find({"_id": {"$in": ids}}, fields).to_list(None)
         return {document["_id"]: document for document in found}
 
     # -- the lease queue -------------------------------------------------------------------
@@ -282,19 +287,30 @@ class Store:
         chosen = {"_id": {"$in": ids}}
         try:
             written = await self._events.update_many({**chosen, **due}, update)
-            modified = written.modified_count
         except PyMongoError as error:
             if not transient(error):
                 raise
             log.warning("claim_outcome_unknown", error=type(error).__name__, events=len(ids))
-            modified = 0
-        found = await self._try_for(
-            READ_BUDGET_S,
-            lambda: self._events.find(
-                {**chosen, "lease.token": token}, queries.CLAIM_PROJECTION
-            ).to_list(None),
-        )
-        return found, max(modified - len(found), 0)
+            return await self._claimed_after_all(ids, token), 0
+        found = await self._try_for(READ_BUDGET_S, lambda: self._held_by(ids, token))
+        return found, max(written.modified_count - len(found), 0)
+
+    async def _held_by(self, ids: list[str], token: str) -> list[Document]:
+        wanted = {"_id": {"$in": ids}, "lease.token": token}
+        return await self._majority.find(wanted, queries.CLAIM_PROJECTION).to_list(None)
+
+    async def _claimed_after_all(self, ids: list[str], token: str) -> list[Document]:
+        """Find what a claim without an answer took, once a majority has it; wait a while for all.
+
+        What is overlooked waits for its lease to expire, with an attempt recorded as unknown.
+        """
+        found: list[Document] = []
+        for _ in range(READ_BACK_TRIES):
+            found = await self._try_for(READ_BUDGET_S, lambda: self._held_by(ids, token))
+            if len(found) == len(ids):
+                break
+            await asyncio.sleep(READ_BACK_WAIT_S)
+        return found
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
         """End claims in one round trip: record the attempt and give the lease back.
@@ -319,7 +335,7 @@ class Store:
         if attempted:
             found = await self._try_for(
                 READ_BUDGET_S,
-                lambda: self._events.find(queries.settled(attempted), {"_id": 1}).to_list(None),
+                lambda: self._majority.find(queries.settled(attempted), {"_id": 1}).to_list(None),
             )
             recorded = {document["_id"] for document in found}
         return [each.attempt is None or each.claim.id in recorded for each in settlements]
@@ -351,11 +367,14 @@ class Store:
     async def report(self, *, owner: str, role: str, totals: dict[str, int]) -> None:
         """Write this replica's heartbeat; totals are absolute, so repeating it is harmless."""
         update = queries.heartbeat(
-            {"owner": owner, "role": role, "totals": totals}, round(FORGET_REPLICA_S * 1000)
+            {"owner": owner, "role": role, "totals": totals},
+            self._reported.get(owner),
+            round(FORGET_REPLICA_S * 1000),
         )
         await self._try_for(
             0, lambda: self._fleet.update_one({"_id": queries.FLEET}, update, upsert=True)
         )
+        self._reported[owner] = dict(totals)
 
     async def fleet(self) -> Document:
         """Return the fleet document and the database's time as `now`; empty before any report."""

@@ -49,6 +49,7 @@ class Stack:
     mongo_url: str
     redis_url: str
     children: list[Child] = field(default_factory=list)
+    engines: list[tuple[str, asyncio.subprocess.Process]] = field(default_factory=list)
 
 
 @asynccontextmanager
@@ -68,16 +69,19 @@ async def running(
         StartError: a part did not start; everything that did has been stopped.
     """
     async with AsyncExitStack() as engines:
-        mongo_url = settings.mongo_url or await _mongod(engines, data_dir)
-        redis_url = settings.redis_url or await _redis(engines, data_dir)
+        started: list[tuple[str, asyncio.subprocess.Process]] = []
+        mongo_url = settings.mongo_url or await _mongod(engines, started, data_dir)
+        redis_url = settings.redis_url or await _redis(engines, started, data_dir)
         stack = Stack(
             ingest_url=f"http://{settings.host}:{settings.port}",
             mock_url=f"http://{settings.host}:{settings.mock_port}",
             mongo_url=mongo_url,
             redis_url=redis_url,
+            engines=started,
         )
         env = {**environ, "WDS_MONGO_URL": mongo_url, "WDS_REDIS_URL": redis_url}
-        env.setdefault("WDS_DOWNSTREAM_URL", f"{stack.mock_url}/downstream/receive")
+        if not env.get("WDS_DOWNSTREAM_URL"):
+            env["WDS_DOWNSTREAM_URL"] = f"{stack.mock_url}/downstream/receive"
         try:
             await _start_parts(stack, settings, env, dispatchers, say)
             yield stack
@@ -108,7 +112,8 @@ async def up(
             ready.set()
             here = stack.ingest_url
             say(f"[up] ready: POST {here}/webhooks/ingest, docs at {here}/docs; Ctrl-C stops it")
-            watching = [asyncio.create_task(_tell_end(child, say)) for child in stack.children]
+            parts = [*stack.engines, *((child.name, child.process) for child in stack.children)]
+            watching = [asyncio.create_task(_tell_end(*part, say)) for part in parts]
             await stop.wait()
             say("[up] stopping")
             for task in watching:
@@ -118,26 +123,40 @@ async def up(
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({body, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
-    if not ready.is_set():
-        body.cancel()
+    if ready.is_set() or body.done():
+        await body
+        return
+    body.cancel()
     with suppress(asyncio.CancelledError):
         await body
 
 
-async def _tell_end(child: Child, say: Callable[[str], None]) -> None:
-    code = await child.process.wait()
-    say(f"[up] {child.name} ended with status {code}; the others go on")
+async def _tell_end(
+    name: str, process: asyncio.subprocess.Process, say: Callable[[str], None]
+) -> None:
+    code = await process.wait()
+    say(f"[up] {name} ended with status {code}; the others go on")
 
 
-async def _mongod(engines: AsyncExitStack, data_dir: Path) -> str:
+async def _mongod(
+    engines: AsyncExitStack,
+    started: list[tuple[str, asyncio.subprocess.Process]],
+    data_dir: Path,
+) -> str:
     server = await embedded.start_mongod(data_dir / "mongo")
+    started.append((server.name, server.process))
     engines.push_async_callback(server.stop)
     await initiate_replica_set("127.0.0.1", server.port, embedded.REPLICA_SET)
     return f"mongodb://127.0.0.1:{server.port}/?replicaSet={embedded.REPLICA_SET}"
 
 
-async def _redis(engines: AsyncExitStack, data_dir: Path) -> str:
+async def _redis(
+    engines: AsyncExitStack,
+    started: list[tuple[str, asyncio.subprocess.Process]],
+    data_dir: Path,
+) -> str:
     server = await embedded.start_redis(data_dir / "redis")
+    started.append((server.name, server.process))
     engines.push_async_callback(server.stop)
     return f"redis://127.0.0.1:{server.port}/0"
 
@@ -184,10 +203,18 @@ async def _spawn(
 async def _relay(
     name: str, process: asyncio.subprocess.Process, say: Callable[[str], None]
 ) -> None:
+    """Pass a child's lines on; whatever happens, go on reading, or the child would block."""
     if process.stdout is None:
         return
-    async for line in process.stdout:
-        say(f"[{name}] {line.decode(errors='replace').rstrip()}")
+    while True:
+        try:
+            line = await process.stdout.readline()
+        except ValueError:  # longer than the reader's limit, and dropped by it
+            line = b"(a line too long to show)\n"
+        if not line:
+            return
+        with suppress(OSError):  # whoever read our output has gone
+            say(f"[{name}] {line.decode(errors='replace').rstrip()}")
 
 
 async def _until_ready(session: aiohttp.ClientSession, child: Child) -> None:
@@ -214,10 +241,15 @@ async def _is_ready(session: aiohttp.ClientSession, url: str) -> bool:
 
 async def _stop(children: list[Child], timeout_s: float) -> None:
     """Stop ingest, then the dispatchers together, then the mock they deliver to."""
-    for prefix in ("ingest", "dispatcher", "mock"):
-        group = [child for child in children if child.name.startswith(prefix)]
-        await asyncio.gather(
-            *(embedded.end(child.process, signal.SIGTERM, timeout_s) for child in group)
-        )
-        for child in group:
-            await child.log
+    try:
+        for prefix in ("ingest", "dispatcher", "mock"):
+            group = [child for child in children if child.name.startswith(prefix)]
+            await asyncio.gather(
+                *(embedded.end(child.process, signal.SIGTERM, timeout_s) for child in group)
+            )
+            for child in group:
+                await child.log
+    except asyncio.CancelledError:  # asked twice: no more patience
+        for child in children:
+            await embedded.end(child.process, signal.SIGKILL, timeout_s)
+        raise

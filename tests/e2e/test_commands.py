@@ -88,8 +88,18 @@ async def test_a_busy_port_is_one_sentence_and_everything_is_stopped(tmp_path):
     assert "Traceback" not in stack.text
 
 
-async def test_the_demonstration_ends_well_and_leaves_nothing_behind(tmp_path):
-    async with processes.running("demo", env={}, cwd=tmp_path) as demo:
+async def test_the_demonstration_ends_well_and_leaves_nothing_behind(engines, db, store, tmp_path):
+    """And it touches nothing of what is configured here: another database, with work in it."""
+    await store.insert([new_event()])
+    configured = {
+        **engines.environ(),
+        "WDS_MONGO_DB": db.name,
+        "WDS_DOWNSTREAM_URL": "http://127.0.0.1:9/",
+        "WDS_RATE_LIMIT": "1",
+    }
+    dot_env = "".join(f"{name}={value}\n" for name, value in configured.items())
+    (tmp_path / ".env").write_text(dot_env)
+    async with processes.running("demo", env=configured, cwd=tmp_path) as demo:
         pids: set[int] = set()
         while demo.process.returncode is None:
             pids |= descendants_of(demo)
@@ -99,6 +109,8 @@ async def test_the_demonstration_ends_well_and_leaves_nothing_behind(tmp_path):
     rows = [line for line in demo.lines if line.startswith("│ ")]
     assert len(rows) >= 20
     assert sum("DELIVERED" in row for row in rows) == 20
+    [untouched] = await db.events.find().to_list(None)
+    assert (untouched["status"], untouched["attempt_count"]) == ("RECEIVED", 0)
     assert "limited 0" in demo.text
     assert "(401, nothing stored)" in demo.text.replace("\n", " ")
 

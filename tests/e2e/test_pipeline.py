@@ -12,6 +12,7 @@ import pytest
 
 from tests.e2e import processes
 from tests.support import eventually, receiving, signed
+from wds.mongo import initiate_replica_set
 
 
 @pytest.fixture
@@ -129,6 +130,25 @@ async def test_sigterm_finishes_what_is_in_flight_and_exits_cleanly(env, db, tmp
     assert await db.events.count_documents({"status": "DELIVERED"}) == 5
     untouched = {"status": "RECEIVED", "attempt_count": 0, "lease": {"$exists": False}}
     assert await db.events.count_documents(untouched) == 3
+
+
+async def test_sigterm_ends_a_dispatcher_in_time_even_while_mongodb_does_not_answer(env, tmp_path):
+    server = await processes.embedded.start_mongod(tmp_path / "mongo")
+    try:
+        await initiate_replica_set("127.0.0.1", server.port, processes.embedded.REPLICA_SET)
+        env = {
+            **env,
+            "WDS_MONGO_URL": f"mongodb://127.0.0.1:{server.port}/?replicaSet=wds",
+            "WDS_RATE_LIMIT": "0",
+            "WDS_REQUEST_TIMEOUT": "1",
+        }
+        async with processes.dispatcher(env, cwd=tmp_path) as dispatcher:
+            server.process.send_signal(signal.SIGSTOP)
+            await asyncio.sleep(0.5)
+            assert await dispatcher.stop(within_s=1 + 5 + 1) == 0
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+        await server.stop()
 
 
 async def test_the_fleets_totals_show_on_the_ingest_service(env, db, tmp_path):

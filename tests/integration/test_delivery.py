@@ -14,7 +14,7 @@ from aiohttp import web
 
 from tests.support import receiving
 from wds import __version__, embedded
-from wds.delivery import KEPT_RESPONSE_BYTES, Deliverer
+from wds.delivery import KEPT_RESPONSE_BYTES, Deliverer, NotSentError
 from wds.model import Claim
 
 PAYLOAD = b'{ "exact" :\n  "bytes \xc3\xa9" }'
@@ -213,6 +213,62 @@ async def test_a_reason_does_not_repeat_the_url_which_may_hold_a_secret():
     async with raw_downstream(garbage) as url:
         results = [await attempt(f"{url}?token=s3cret"), await attempt(f"{url}hook/s3cret")]
     assert "s3cret" not in repr(results)
+
+
+async def test_a_request_leaves_when_its_gate_opens_over_a_connection_made_before():
+    connected = asyncio.Event()
+    gone: list[float] = []
+
+    async def handle(reader, writer):
+        connected.set()
+        await reader.readuntil(b"\r\n\r\n")
+        gone.append(time.monotonic())
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        await writer.drain()
+        writer.close()
+
+    opened_at: list[float] = []
+
+    async def gate() -> bool:
+        await connected.wait()
+        await asyncio.sleep(TIMEOUT_S + 0.2)  # waiting here is no part of the timeout
+        opened_at.append(time.monotonic())
+        return True
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        deliverer = Deliverer(url, timeout_s=TIMEOUT_S, connections=1)
+        result = await deliverer.post(claim(), gate)
+        await deliverer.close()
+    assert (result.status_code, result.error) == (200, None)
+    assert opened_at[0] <= gone[0] < opened_at[0] + 0.1
+    assert abs(result.sent_at - opened_at[0]) < 0.05
+    assert result.duration_ms < 200
+
+
+async def test_behind_a_shut_gate_no_request_is_made_and_the_connection_is_kept():
+    async def shut() -> bool:
+        return False
+
+    async with receiving() as receiver:
+        deliverer = Deliverer(receiver.url, timeout_s=TIMEOUT_S, connections=1)
+        for _ in range(3):
+            with pytest.raises(NotSentError):
+                await deliverer.post(claim(), shut)
+        assert receiver.requests == []
+        assert (await deliverer.post(claim())).error is None
+        await deliverer.close()
+
+
+async def test_the_timeout_is_not_rounded_up():
+    """Aiohttp's own total would end at the next whole second above five seconds."""
+    async with raw_downstream(hang) as url:
+        deliverer = Deliverer(url, timeout_s=5.05, connections=1)
+        started = time.monotonic()
+        await deliverer.post(claim())
+        assert 5.05 <= time.monotonic() - started < 5.5
+        await deliverer.close()
 
 
 async def test_nobody_listening_is_a_failure_without_a_status():

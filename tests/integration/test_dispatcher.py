@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
-from aiohttp import web
+from aiohttp import TCPConnector, web
 
 from tests.support import eventually, most_in_any_second, new_event, receiving
 from wds import embedded, metrics
@@ -125,6 +125,65 @@ async def test_five_failures_back_off_and_then_the_event_is_given_up(settings, s
         assert waited >= delay
     numbers = [request.headers["webhook-attempt"] for request in receiver.requests]
     assert numbers == ["1", "2", "3", "4", "5"]
+
+
+async def test_no_more_are_in_flight_than_allowed(settings, store, db, receiver):
+    release = asyncio.Event()
+
+    async def wait(_: web.Request) -> web.Response:
+        await release.wait()
+        return web.Response()
+
+    receiver.answer = wait
+    await store.insert([new_event() for _ in range(12)])
+    few = replace(settings, **QUICK, concurrency=4)
+    async with running(few, store, receiver.url):
+        await eventually(lambda: asyncio.sleep(0, len(receiver.requests)), lambda n: n == 4)
+        await asyncio.sleep(few.poll_interval * 3)
+        assert len(receiver.requests) == 4
+        assert await db.events.count_documents({"lease": {"$exists": True}}) == 4
+        release.set()
+        await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
+
+
+async def test_a_slow_way_to_the_downstream_does_not_break_the_limit(settings, store, db, receiver):
+    """Connections that take as long as they like to make: the requests keep their distance."""
+    delays = iter([0.3, 0.15, 0.0] * 20)
+    connect = TCPConnector._create_connection
+
+    async def slowly(self, *arguments, **more):
+        await asyncio.sleep(next(delays))
+        return await connect(self, *arguments, **more)
+
+    async def close(_: web.Request) -> web.Response:
+        return web.Response(headers={"Connection": "close"})
+
+    receiver.answer = close
+    await store.insert([new_event() for _ in range(9)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TCPConnector, "_create_connection", slowly)
+        async with running(replace(settings, rate_limit=3), store, receiver.url):
+            await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
+    assert most_in_any_second([request.at for request in receiver.requests]) <= 3
+
+
+async def test_a_defect_in_a_turn_does_not_end_deliveries(settings, store, db, receiver):
+    fail = {"failCommands": ["find", "findAndModify"], "errorCode": 2, "appName": "wds"}
+    await store.insert([new_event()])
+    await db.client.admin.command("configureFailPoint", "failCommand", mode={"times": 3}, data=fail)
+    async with running(replace(settings, **QUICK), store, receiver.url):
+        await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
+
+
+async def test_what_waits_for_a_slot_is_counted_while_it_waits(settings, store, db, receiver):
+    await store.insert([new_event()])
+    async with replica(replace(settings, rate_limit=1), store, receiver.url) as dispatcher:
+        assert dispatcher._limiter is not None
+        await dispatcher._limiter.reserve("default", 1)
+        await dispatcher.run_once()
+        assert metrics.SLOT_WAITING._value.get() == 1
+        await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
+        assert metrics.SLOT_WAITING._value.get() == 0
 
 
 async def test_retry_after_lengthens_the_wait(settings, store, db, receiver):

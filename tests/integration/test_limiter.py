@@ -129,6 +129,16 @@ async def test_the_window_is_forgotten_when_it_no_longer_matters(limiter, redis,
     assert 0 < remaining <= (2 * WINDOW_US + 1_500_000) / 1000 + 1
 
 
+async def test_slots_from_before_redis_clock_stepped_back_are_forgotten(
+    limiter, redis, destination
+):
+    in_an_hour = time.time() * 1e6 + 3600e6
+    await redis.zadd(f"wds:slots:{destination}", {f"old:{n}": in_an_hour for n in range(3)})
+    granted = await limiter.reserve(destination, 1)
+    assert len(granted.slots) == 1
+    assert granted.slots[0].ready_at - time.monotonic() < 0.1
+
+
 async def test_without_redis_nothing_is_granted(destination):
     limiter = Limiter(f"redis://127.0.0.1:{embedded.free_port()}/0", 3, farthest_s=1)
     with pytest.raises(LimiterUnavailableError):

@@ -166,13 +166,11 @@ def test_the_error_is_one_line_with_every_problem():
 @pytest.mark.parametrize(
     ("environ", "good"),
     [
-        pytest.param({"WDS_LEASE": "11.5"}, False, id="exactly_timeout_and_slot"),
-        pytest.param({"WDS_LEASE": "11.51"}, True, id="just_longer"),
+        pytest.param({"WDS_LEASE": "11.7"}, False, id="exactly_timeout_slot_and_margin"),
+        pytest.param({"WDS_LEASE": "11.71"}, True, id="just_longer"),
         pytest.param({"WDS_REQUEST_TIMEOUT": "40"}, False, id="timeout_beyond_the_lease"),
-        pytest.param({"WDS_LEASE": "10.1", "WDS_RATE_LIMIT": "0"}, True, id="no_slot_to_wait_for"),
-        pytest.param(
-            {"WDS_LEASE": "10", "WDS_RATE_LIMIT": "0"}, False, id="no_longer_than_timeout"
-        ),
+        pytest.param({"WDS_LEASE": "10.6", "WDS_RATE_LIMIT": "0"}, True, id="no_slot_to_wait_for"),
+        pytest.param({"WDS_LEASE": "10.5", "WDS_RATE_LIMIT": "0"}, False, id="timeout_and_margin"),
     ],
 )
 def test_a_lease_must_outlast_the_request_and_the_wait_for_a_slot(environ, good):

@@ -90,7 +90,8 @@ MARK = "marked"
         pytest.param(queries.claim(MARK, MARK, 1, 5), id="claim"),
         pytest.param(write(retry(text=MARK))[1], id="retry"),
         pytest.param(
-            queries.heartbeat({"owner": MARK, "role": MARK, "totals": {"a": 1}}, 1), id="heartbeat"
+            queries.heartbeat({"owner": MARK, "role": MARK, "totals": {"a": 1}}, None, 1),
+            id="heartbeat",
         ),
     ],
 )
@@ -137,7 +138,7 @@ def test_a_deferral_returns_the_lease_and_does_not_count_the_attempt():
     [stage] = write(DEFER)[1]
     assert stage["$set"]["lease"] == "$$REMOVE"
     assert stage["$set"]["attempt_count"] == {"$subtract": ["$attempt_count", 1]}
-    assert stage["$set"]["next_attempt_at"] == "$lease.since"
+    assert stage["$set"]["next_attempt_at"] == "$lease.due_at"
     assert "attempts" not in stage["$set"]
 
 
