@@ -39,9 +39,9 @@ def owner_name() -> str:
 async def report_once(store: Store, limiter: Limiter | None, *, owner: str, role: str) -> None:
     """Write one heartbeat and refresh the gauges; what does not answer is shown as down."""
     try:
-        await store.report(owner=owner, role=role, totals=metrics.own_totals())
-        metrics.fleet.show(await store.fleet())
-        backlog = await store.backlog("default")
+        await store.watch.report(owner=owner, role=role, totals=metrics.own_totals())
+        metrics.fleet.show(await store.watch.fleet())
+        backlog = await store.watch.backlog("default")
     except StoreUnavailableError as error:
         metrics.STORE_UP.set(0)
         log.warning("heartbeat_failed", cause=str(error))

@@ -1,4 +1,4 @@
-"""The durable queue: insert, claim, settle, and what is needed to watch it.
+"""The durable queue: insert, claim, settle.
 
 Trust: every write is acknowledged by a majority and journaled, so what this module returns
 survives any one node. A lost connection leaves a write's outcome unknown; each method says
@@ -25,10 +25,11 @@ from wds.archive import Archive
 from wds.errors import StoreUnavailableError
 from wds.model import Claim, Conflict, NewEvent, Receipt, Settlement, Status
 from wds.mongo import DUPLICATE_KEY, FOREVER, WRITE_BUDGET_S, Connection, transient
+from wds.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime, timedelta
+    from datetime import datetime
 
     from wds.mongo import Session
     from wds.queries import Document
@@ -42,9 +43,6 @@ READ_BACK_WAIT_S = 0.05
 PEEK_FACTOR = 4
 """Due ids looked at for each one leased: replicas that sample do not race for the same head."""
 PEEK_LEAST = 16
-BACKLOG_CAP = 100_000
-"""The due gauge counts no further, so that a huge backlog does not make its own metric slow."""
-FORGET_REPLICA_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +60,6 @@ class Claimed:
     buried: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Backlog:
-    """Due events now (`BACKLOG_CAP` means that or more) and the age of the oldest, seconds."""
-
-    due: int
-    oldest_due_s: float
-
-
 class Store:
     """One process's access to the events. Create, `open`, use, `close`."""
 
@@ -81,12 +71,11 @@ class Store:
         """
         self._mongo = Connection(url, database)
         self.archive = Archive(self._mongo)
+        self.watch = Watch(self._mongo)
         self._try_for = self._mongo.try_for
         self._events = self._mongo.db[queries.EVENTS]
         # What decides whether a write took place is read where no failover can undo it.
         self._majority = self._events.with_options(read_concern=ReadConcern("majority"))
-        self._fleet = self._mongo.db[queries.FLEET]
-        self._reported: dict[str, dict[str, int]] = {}
 
     async def open(self) -> None:
         """Check what kind of server this is and make the indexes, once it answers.
@@ -343,44 +332,6 @@ class Store:
     async def now(self) -> datetime:
         """Return the database's time, at most a few seconds of drift from it; UTC."""
         return await self._mongo.now()
-
-    # -- watching --------------------------------------------------------------------------
-
-    async def backlog(self, destination: str) -> Backlog:
-        """Measure what is due now, by the database's clock."""
-        due = queries.due(destination)
-        hello = await self._try_for(0, self._mongo.hello)
-        oldest = await self._try_for(
-            0,
-            lambda: self._events.find_one(
-                due, {"_id": 0, "next_attempt_at": 1}, sort=queries.DUE_ORDER
-            ),
-        )
-        if oldest is None:
-            return Backlog(0, 0.0)
-        count = await self._try_for(
-            0, lambda: self._events.count_documents(due, limit=BACKLOG_CAP, hint="claim")
-        )
-        age: timedelta = hello["localTime"] - oldest["next_attempt_at"]
-        return Backlog(count, max(age.total_seconds(), 0.0))
-
-    async def report(self, *, owner: str, role: str, totals: dict[str, int]) -> None:
-        """Write this replica's heartbeat; totals are absolute, so repeating it is harmless."""
-        update = queries.heartbeat(
-            {"owner": owner, "role": role, "totals": totals},
-            self._reported.get(owner),
-            round(FORGET_REPLICA_S * 1000),
-        )
-        await self._try_for(
-            0, lambda: self._fleet.update_one({"_id": queries.FLEET}, update, upsert=True)
-        )
-        self._reported[owner] = dict(totals)
-
-    async def fleet(self) -> Document:
-        """Return the fleet document and the database's time as `now`; empty before any report."""
-        found = self._fleet.aggregate(queries.fleet_now())
-        documents = await self._try_for(0, lambda: found.to_list(1))
-        return documents[0] if documents else {}
 
 
 def _contradicts(event: NewEvent, stored: Document) -> bool:

@@ -37,6 +37,7 @@ async def test_dispatchers_are_killed_and_nothing_is_lost(tmp_path, seed, scale)
     unknown = sum(verdict.duplicated.values())
     running.report(f"{scale.kills} kills, {exposed} exposed, {unknown} sent twice")
     assert unknown <= exposed
+    assert verdict.lost_attempts > 0, "no fault was felt"
 
 
 async def test_control_the_judge_finds_what_is_lost_and_what_is_sent_twice(tmp_path, seed):
@@ -116,6 +117,7 @@ async def test_dispatchers_stall_past_their_lease_and_their_results_are_refused(
         await running.settled(scale.events, within_s=120)
         verdict = await running.verdict()
     assert verdict.faults == {}
+    assert verdict.lost_attempts > 0, "no fault was felt"
 
 
 async def test_rolling_restarts_lose_nothing_and_send_nothing_twice(tmp_path, seed, scale):

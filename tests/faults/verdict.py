@@ -30,6 +30,7 @@ class Verdict:
         twice_stored: idempotency keys with more than one event.
         early: retries that came before the delay was over, by the receiver's clock.
         most_in_a_second: most requests within any one second, by the receiver's clock.
+        lost_attempts: attempts whose outcome is on record as unknown: the faults that bit.
         broken: events that violate an invariant, with its name.
     """
 
@@ -41,6 +42,7 @@ class Verdict:
     twice_stored: list[str] = field(default_factory=list)
     early: list[str] = field(default_factory=list)
     most_in_a_second: int = 0
+    lost_attempts: int = 0
     broken: list[tuple[str, str]] = field(default_factory=list)
 
     @property
@@ -75,6 +77,7 @@ def judge(
         twice_stored=[key for key, count in keys.items() if count > 1],
         early=_early(stored, requests, expected.schedule),
         most_in_a_second=most_in_any_second([each.at for each in requests]),
+        lost_attempts=sum(map(_unknown_attempts, documents)),
         broken=[(each["_id"], name) for each in documents for name in violations(each, expected)],
     )
 

@@ -377,10 +377,10 @@ async def test_what_a_downstream_answers_is_stored_as_text(store, db, text):
 
 
 async def test_heartbeats_add_up_and_the_silent_are_folded_in(store, db):
-    await store.report(owner="a", role="ingest", totals={"events_received": 5})
-    await store.report(owner="b", role="dispatcher", totals={"events_received": 0})
-    await store.report(owner="a", role="ingest", totals={"events_received": 7})
-    fleet = await store.fleet()
+    await store.watch.report(owner="a", role="ingest", totals={"events_received": 5})
+    await store.watch.report(owner="b", role="dispatcher", totals={"events_received": 0})
+    await store.watch.report(owner="a", role="ingest", totals={"events_received": 7})
+    fleet = await store.watch.fleet()
     assert {each["owner"]: each["totals"]["events_received"] for each in fleet["replicas"]} == {
         "a": 7,
         "b": 0,
@@ -390,8 +390,8 @@ async def test_heartbeats_add_up_and_the_silent_are_folded_in(store, db):
         {"$set": {"replicas.$[a].seen_at": datetime(2020, 1, 1, tzinfo=UTC)}},
         array_filters=[{"a.owner": "a"}],
     )
-    await store.report(owner="b", role="dispatcher", totals={"events_received": 1})
-    fleet = await store.fleet()
+    await store.watch.report(owner="b", role="dispatcher", totals={"events_received": 1})
+    fleet = await store.watch.fleet()
     assert [each["owner"] for each in fleet["replicas"]] == ["b"]
     assert fleet["retired"] == {"events_received": 7}
 
@@ -400,23 +400,23 @@ async def test_a_replica_folded_in_too_early_is_not_counted_twice(store, db):
     """As after an hour without MongoDB: the first to report folds in all the others."""
     long_ago = datetime(2020, 1, 1, tzinfo=UTC)
     for owner, count in (("a", 100), ("b", 50)):
-        await store.report(owner=owner, role="ingest", totals={"events_received": count})
+        await store.watch.report(owner=owner, role="ingest", totals={"events_received": count})
     await db.fleet.update_one({}, {"$set": {"replicas.$[].seen_at": long_ago}})
     for owner, count in (("a", 101), ("b", 52)):
-        await store.report(owner=owner, role="ingest", totals={"events_received": count})
-    fleet = await store.fleet()
+        await store.watch.report(owner=owner, role="ingest", totals={"events_received": count})
+    fleet = await store.watch.fleet()
     own = sum(each["totals"]["events_received"] for each in fleet["replicas"])
     assert own + fleet["retired"]["events_received"] == 153
 
 
 async def test_the_backlog_is_what_is_due_and_the_age_of_the_oldest(store, db):
-    assert (await store.backlog("default")).due == 0
+    assert (await store.watch.backlog("default")).due == 0
     await store.insert([new_event() for _ in range(3)])
     await db.events.update_many(
         {}, [{"$set": {"next_attempt_at": {"$subtract": ["$$NOW", 60_000]}}}]
     )
     await claim(store)
-    backlog = await store.backlog("default")
+    backlog = await store.watch.backlog("default")
     assert backlog.due == 2
     assert 60 <= backlog.oldest_due_s < 70
 

@@ -1,0 +1,74 @@
+"""What there is to watch in the database: the backlog, and the document the fleet reports to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from wds import queries
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from wds.mongo import Connection
+    from wds.queries import Document
+
+BACKLOG_CAP = 100_000
+"""The due gauge counts no further, so that a huge backlog does not make its own metric slow."""
+FORGET_REPLICA_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Due events now (`BACKLOG_CAP` means that or more) and the age of the oldest, seconds."""
+
+    due: int
+    oldest_due_s: float
+
+
+class Watch:
+    """One process's part in it. What MongoDB does not confirm is `StoreUnavailableError`."""
+
+    def __init__(self, mongo: Connection) -> None:
+        """Take the connection to use."""
+        self._mongo = mongo
+        self._try_for = mongo.try_for
+        self._events = mongo.db[queries.EVENTS]
+        self._fleet = mongo.db[queries.FLEET]
+        self._reported: dict[str, dict[str, int]] = {}
+
+    async def backlog(self, destination: str) -> Backlog:
+        """Measure what is due now, by the database's clock."""
+        due = queries.due(destination)
+        hello = await self._try_for(0, self._mongo.hello)
+        oldest = await self._try_for(
+            0,
+            lambda: self._events.find_one(
+                due, {"_id": 0, "next_attempt_at": 1}, sort=queries.DUE_ORDER
+            ),
+        )
+        if oldest is None:
+            return Backlog(0, 0.0)
+        count = await self._try_for(
+            0, lambda: self._events.count_documents(due, limit=BACKLOG_CAP, hint="claim")
+        )
+        age: timedelta = hello["localTime"] - oldest["next_attempt_at"]
+        return Backlog(count, max(age.total_seconds(), 0.0))
+
+    async def report(self, *, owner: str, role: str, totals: dict[str, int]) -> None:
+        """Write this replica's heartbeat; totals are absolute, so repeating it is harmless."""
+        update = queries.heartbeat(
+            {"owner": owner, "role": role, "totals": totals},
+            self._reported.get(owner),
+            round(FORGET_REPLICA_S * 1000),
+        )
+        await self._try_for(
+            0, lambda: self._fleet.update_one({"_id": queries.FLEET}, update, upsert=True)
+        )
+        self._reported[owner] = dict(totals)
+
+    async def fleet(self) -> Document:
+        """Return the fleet document and the database's time as `now`; empty before any report."""
+        found = self._fleet.aggregate(queries.fleet_now())
+        documents = await self._try_for(0, lambda: found.to_list(1))
+        return documents[0] if documents else {}
