@@ -35,11 +35,17 @@ async def cut_short(writer):
     await writer.drain()
 
 
-async def bomb_with_500(writer):
+def packed_zeros(megabytes: int) -> bytes:
     squeeze = zlib.compressobj(wbits=31)
-    packed = b"".join(squeeze.compress(bytes(1_000_000)) for _ in range(50)) + squeeze.flush()
+    return b"".join(squeeze.compress(bytes(10**6)) for _ in range(megabytes)) + squeeze.flush()
+
+
+BOMB = packed_zeros(50)
+
+
+async def bomb_with_500(writer):
     head = "HTTP/1.1 500 No\r\nContent-Encoding: gzip\r\nConnection: close\r\n"
-    writer.write(f"{head}Content-Length: {len(packed)}\r\n\r\n".encode() + packed)
+    writer.write(f"{head}Content-Length: {len(BOMB)}\r\n\r\n".encode() + BOMB)
     await writer.drain()
 
 
