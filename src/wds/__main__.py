@@ -264,5 +264,17 @@ def _positive(text: str) -> int:
     return value
 
 
+def run() -> None:
+    """Run one command as this process, and end it.
+
+    Not by returning: the interpreter would wait for the driver's threads, which may be stuck in
+    a call to a server that does not answer, long after all else is settled.
+    """
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()
