@@ -59,7 +59,12 @@ async def test_at_whichever_await_it_is_cancelled_the_event_arrives_and_no_conne
         lambda self, name, n, **more: reserve(self, f"{destination}{name}", n, **more),
     )
     limited = replace(
-        settings, rate_limit=1000, backoff=BACKOFF, lease=LEASE_S, request_timeout=0.5
+        settings,
+        rate_limit=1000,
+        backoff=BACKOFF,
+        lease=LEASE_S,
+        request_timeout=0.5,
+        max_attempts=20,
     )
     limiter = Limiter(settings.redis_url, 1000, farthest_s=1)
 
