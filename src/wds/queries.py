@@ -108,11 +108,6 @@ def due(destination: str) -> Document:
     }
 
 
-def live() -> Document:
-    """Match every event that is not final."""
-    return {"next_attempt_at": {"$exists": True}}
-
-
 def claim(token: str, owner: str, lease_ms: int, max_attempts: int) -> list[Document]:
     """Lease a due event, or bury it if it has no attempt left.
 
