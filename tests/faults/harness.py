@@ -186,15 +186,20 @@ async def system(
     ingests: int = 2,
     dispatchers: int = 4,
     settings: Mapping[str, str] | None = None,
+    receiver: Receiver | None = None,
 ) -> AsyncIterator[System]:
-    """Run everything; every process of it is gone afterwards."""
+    """Run everything; every process of it is gone afterwards.
+
+    The receiver is one in this process unless another is given.
+    """
     async with AsyncExitStack() as stack:
         mongods = await start_replica_set(nodes, tmp_path)
         for server in mongods:
             stack.push_async_callback(server.stop, 9)
         redis = await embedded.start_redis(tmp_path / "redis")
         stack.push_async_callback(redis.stop, 9)
-        receiver = await stack.enter_async_context(receiving())
+        if receiver is None:
+            receiver = await stack.enter_async_context(receiving())
         env = {
             "WDS_HMAC_SECRET": SECRET,
             "WDS_MONGO_URL": mongo_url(mongods),
