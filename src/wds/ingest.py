@@ -292,7 +292,7 @@ def operations(ingest: Ingest, store: Store, settings: Settings) -> list[openapi
             body=schemas.BatchSchema,
             parameters=(*_SIGNATURE, _KEY, _TYPE),
         ),
-        *search.operations(store.archive, settings),
+        *search.operations(store, settings),
         openapi.Operation(
             "GET",
             "/metrics",
@@ -341,6 +341,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         app = create_app(settings, store)
         async with (
             fleet.reporting(store, None, owner=fleet.owner_name(), role="ingest"),
+            store.rollups.advancing(),
             server.listening(app, settings.host, settings.port),
         ):
             await stop.wait()

@@ -55,7 +55,12 @@ EVENT_INDEXES = [
         name="search_status",
     ),
     IndexModel(
-        [("event_type", ASCENDING), ("received_at", DESCENDING), ("_id", DESCENDING)],
+        [
+            ("event_type", ASCENDING),
+            ("received_at", DESCENDING),
+            ("_id", DESCENDING),
+            ("status", ASCENDING),
+        ],
         name="search_type",
     ),
 ]
@@ -73,8 +78,6 @@ DUE_ORDER = [("next_attempt_at", ASCENDING)]
 PAGE_ORDER = [("received_at", DESCENDING), ("_id", DESCENDING)]
 
 LOST_ATTEMPT_ERROR = "the dispatcher stopped or stalled before it recorded the outcome"
-MAX_EVENT_TYPES = 1000
-"""Most event types that an aggregation lists, the commonest first."""
 
 
 def event_document(event: NewEvent, now: datetime) -> Document:
@@ -283,42 +286,6 @@ def after(match: Document, received_at: datetime, event_id: str) -> Document:
         ]
     }
     return {"$and": [match, {"received_at": {"$lte": received_at}}, position]}
-
-
-def counts(match: Document) -> list[Document]:
-    """Count the matched events by status, type and hour at once, so that all totals agree.
-
-    To be run with `COVERING_INDEX` as its hint: the planner alone would read documents.
-    """
-    return [
-        {"$match": match},
-        {"$project": {"_id": 0, "status": 1, "event_type": 1, "received_at": 1}},
-        {
-            "$group": {
-                "_id": {
-                    "status": "$status",
-                    "event_type": "$event_type",
-                    "hour": {"$dateTrunc": {"date": "$received_at", "unit": "hour"}},
-                },
-                "count": {"$sum": 1},
-            }
-        },
-        {
-            "$facet": {
-                "by_status": _sums("$_id.status"),
-                "by_event_type": [
-                    *_sums({"$ifNull": ["$_id.event_type", ""]}),
-                    {"$sort": {"count": DESCENDING, "_id": ASCENDING}},
-                    {"$limit": MAX_EVENT_TYPES},
-                ],
-                "histogram": [*_sums("$_id.hour"), {"$sort": {"_id": ASCENDING}}],
-            }
-        },
-    ]
-
-
-def _sums(key: object) -> list[Document]:
-    return [{"$group": {"_id": key, "count": {"$sum": "$count"}}}]
 
 
 def heartbeat(replica: Document, last: Document | None, forget_after_ms: int) -> list[Document]:

@@ -16,17 +16,18 @@ from wds.openapi import Operation
 from wds.payload import parse_request
 
 if TYPE_CHECKING:
-    from wds.archive import Archive
     from wds.config import Settings
     from wds.queries import Document
+    from wds.store import Store
 
 
 class Search:
-    """Handlers over one archive."""
+    """Handlers over one store's archive and kept counts."""
 
-    def __init__(self, archive: Archive) -> None:
-        """Take the archive to read."""
-        self._archive = archive
+    def __init__(self, store: Store) -> None:
+        """Take the store to read."""
+        self._archive = store.archive
+        self._rollups = store.rollups
         self._schema = schemas.SearchRequestSchema()
 
     async def search(self, request: web.Request) -> web.Response:
@@ -36,12 +37,13 @@ class Search:
         page pass `next_cursor` back as `cursor`; it stays right while events arrive.
         """
         wanted = schemas.load(self._schema, parse_request(await request.read() or b"{}"))
-        match = queries.search_match(
-            statuses=wanted.get("status", ()),
-            event_types=wanted.get("event_type", ()),
-            received_from=wanted.get("from_"),
-            received_to=wanted.get("to"),
-        )
+        filters = {
+            "statuses": wanted.get("status", ()),
+            "event_types": wanted.get("event_type", ()),
+            "received_from": wanted.get("from_"),
+            "received_to": wanted.get("to"),
+        }
+        match = queries.search_match(**filters)
         page, more = await self._archive.page(
             match,
             skip=wanted["skip"],
@@ -54,12 +56,10 @@ class Search:
             if more
             else None
         }
+        counts = await self._rollups.counts(**filters)
+        answer["total"] = sum(each["count"] for each in counts["by_status"])
         if wanted["aggregations"]:
-            counts = await self._archive.counts(match)
-            answer["total"] = sum(each["count"] for each in counts["by_status"])
             answer["aggregations"] = _aggregations(counts)
-        else:
-            answer["total"] = await self._archive.count(match)
         rest = json.dumps(answer, separators=(",", ":"))
         events = ",".join(_event_json(document) for document in page)
         return _json_text(f'{{"events":[{events}],{rest[1:]}')
@@ -87,9 +87,9 @@ class Search:
         return document
 
 
-def operations(archive: Archive, settings: Settings) -> list[Operation]:
+def operations(store: Store, settings: Settings) -> list[Operation]:
     """Return the operators' routes, guarded."""
-    handlers = Search(archive)
+    handlers = Search(store)
     found = {200: ("The event", schemas.EventSchema)}
     exact: dict[int, tuple[str, None]] = {200: ("The exact bytes received", None)}
     one = "/webhooks/events/{id}"

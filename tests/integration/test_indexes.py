@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from tests.support import new_event
-from wds import queries
+from wds import hours, queries
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
+NEVER = datetime(9999, 1, 1, tzinfo=UTC)
 FINISHED, FUTURE, DUE = 3000, 500, 40
 
 
@@ -141,9 +142,10 @@ async def test_a_deep_page_by_cursor_reads_no_more_than_the_first(db):
     ids=["everything", "a status", "a type"],
 )
 async def test_counting_fetches_no_document(db, filters):
+    spans = [(T0, T0 + timedelta(seconds=50)), (T0 + timedelta(seconds=60), NEVER)]
     command = {
         "aggregate": "events",
-        "pipeline": queries.counts(queries.search_match(**filters)),
+        "pipeline": hours.tally(spans, **filters),
         "cursor": {},
     }
     plan, stats = await explain(db, {**command, "hint": queries.COVERING_INDEX})
