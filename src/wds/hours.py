@@ -11,6 +11,7 @@ One document an hour in which events were received (`rollups` says when it may b
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -98,39 +99,45 @@ def tally(
     ]
 
 
-def covered(span: Span, statuses: Sequence[str], event_types: Sequence[str]) -> list[Document]:
-    """Read, at once, what hours within `span` are counted how far, and their sums.
+def covered(
+    span: Span,
+    statuses: Sequence[str] = (),
+    event_types: Sequence[str] = (),
+    *,
+    total_only: bool = False,
+) -> list[Document]:
+    """Read, at once, which hours within `span` are counted how far, and their sums.
 
-    Gives `{until: [{_id, until}], sums: [{_id: {hour, status, event_type}, count}]}`.
+    Gives `{until: [{_id, until}], total: [{count}]}` or, with more, instead of the total
+    `kinds: [{_id: {status, event_type}, count}]` and `histogram: [{_id, count}]`.
     """
     begin, end = span
-    wanted: Document = {}
+    wanted: list[Document] = []
     if statuses:
-        wanted["counts.status"] = {"$in": list(statuses)}
+        wanted.append({"$in": ["$$this.status", {"$literal": list(statuses)}]})
     if event_types:
-        wanted["counts.event_type"] = {"$in": list(event_types)}
+        wanted.append({"$in": ["$$this.event_type", {"$literal": list(event_types)}]})
+    chosen: object = "$counts"
+    if wanted:
+        chosen = {"$filter": {"input": "$counts", "cond": {"$and": wanted}}}
+    facets: dict[str, list[Document]] = {"until": [{"$project": {"until": 1}}]}
+    if total_only:
+        facets["total"] = [{"$group": {"_id": None, "count": {"$sum": {"$sum": "$chosen.count"}}}}]
+    else:
+        kind = {"status": "$chosen.status", "event_type": "$chosen.event_type"}
+        facets["kinds"] = [
+            {"$unwind": "$chosen"},
+            {"$group": {"_id": kind, "count": {"$sum": "$chosen.count"}}},
+        ]
+        facets["histogram"] = [
+            {"$project": {"count": {"$sum": "$chosen.count"}}},
+            {"$match": {"count": {"$gt": 0}}},
+        ]
     return [
         {"$match": {"_id": {"$gte": begin, "$lt": end}, "until": {"$lte": end}}},
         {"$match": {"$expr": {"$gt": ["$until", "$_id"]}}},
-        {
-            "$facet": {
-                "until": [{"$project": {"until": 1}}],
-                "sums": [
-                    {"$unwind": "$counts"},
-                    {"$match": wanted},
-                    {
-                        "$project": {
-                            "_id": {
-                                "hour": "$_id",
-                                "status": "$counts.status",
-                                "event_type": "$counts.event_type",
-                            },
-                            "count": "$counts.count",
-                        }
-                    },
-                ],
-            }
-        },
+        {"$project": {"until": 1, "chosen": chosen}},
+        {"$facet": facets},
     ]
 
 
@@ -147,19 +154,23 @@ def gaps(span: Span, counted: Iterable[Document]) -> list[Span]:
     return left
 
 
-def summary(sums: Iterable[Document]) -> Document:
-    """Add sums up: `by_status`, `by_event_type`, `histogram`, each a list of `{_id, count}`."""
-    totals: dict[str, dict[Any, int]] = {"status": {}, "event_type": {}, "hour": {}}
-    for each in sums:
-        for name, total in totals.items():
-            key = each["_id"].get(name)
-            total[key] = total.get(key, 0) + each["count"]
-    types = {key or "": count for key, count in totals["event_type"].items()}
-    commonest = sorted(types.items(), key=lambda each: (-each[1], each[0]))[:MAX_EVENT_TYPES]
+def summary(kept: Document, tallied: Sequence[Document]) -> Document:
+    """Add kept and tallied counts up: `by_status`, `by_event_type`, `histogram`, in order."""
+    by_status: Counter[str] = Counter()
+    by_event_type: Counter[str] = Counter()
+    histogram: Counter[datetime] = Counter()
+    for each in (*kept["kinds"], *tallied):
+        by_status[each["_id"]["status"]] += each["count"]
+        by_event_type[each["_id"].get("event_type") or ""] += each["count"]
+    for each in kept["histogram"]:
+        histogram[each["_id"]] += each["count"]
+    for each in tallied:
+        histogram[each["_id"]["hour"]] += each["count"]
+    commonest = sorted(by_event_type.items(), key=lambda each: (-each[1], each[0]))
     return {
-        "by_status": _listed(totals["status"].items()),
-        "by_event_type": _listed(commonest),
-        "histogram": _listed(sorted(totals["hour"].items())),
+        "by_status": _listed(by_status.items()),
+        "by_event_type": _listed(commonest[:MAX_EVENT_TYPES]),
+        "histogram": _listed(sorted(histogram.items())),
     }
 
 

@@ -76,11 +76,37 @@ class Rollups:
         `received_from` is inclusive, `received_to` exclusive; no statuses or types means all.
         """
         span = (received_from or _FIRST_INSTANT, received_to or _LAST_INSTANT)
-        kept = self._hours.aggregate(hours.covered(span, statuses, event_types))
-        [found] = await self._try_for(0, lambda: kept.to_list(None))
-        spans = hours.gaps(span, found["until"])
-        tallied = await self._tally(hours.tally(spans, statuses, event_types)) if spans else []
-        return hours.summary([*found["sums"], *tallied])
+        kept, tallied = await self._read(span, statuses, event_types)
+        return hours.summary(kept, tallied)
+
+    async def total(
+        self,
+        *,
+        statuses: Sequence[str] = (),
+        event_types: Sequence[str] = (),
+        received_from: datetime | None = None,
+        received_to: datetime | None = None,
+    ) -> int:
+        """Count events as `counts` does, only all together; cheaper."""
+        span = (received_from or _FIRST_INSTANT, received_to or _LAST_INSTANT)
+        kept, tallied = await self._read(span, statuses, event_types, total_only=True)
+        return sum(each["count"] for each in (*kept["total"], *tallied))
+
+    async def _read(
+        self,
+        span: Span,
+        statuses: Sequence[str],
+        event_types: Sequence[str],
+        *,
+        total_only: bool = False,
+    ) -> tuple[Document, list[Document]]:
+        """Return what is kept of a span, and what is tallied of the rest."""
+        pipeline = hours.covered(span, statuses, event_types, total_only=total_only)
+        [kept] = await self._try_for(0, lambda: self._hours.aggregate(pipeline).to_list(None))
+        spans = hours.gaps(span, kept["until"])
+        if not spans:
+            return kept, []
+        return kept, await self._tally(hours.tally(spans, statuses, event_types))
 
     async def _tally(self, pipeline: list[Document]) -> list[Document]:
         counted = self._events.aggregate(

@@ -56,10 +56,12 @@ class Search:
             if more
             else None
         }
-        counts = await self._rollups.counts(**filters)
-        answer["total"] = sum(each["count"] for each in counts["by_status"])
         if wanted["aggregations"]:
+            counts = await self._rollups.counts(**filters)
+            answer["total"] = sum(each["count"] for each in counts["by_status"])
             answer["aggregations"] = _aggregations(counts)
+        else:
+            answer["total"] = await self._rollups.total(**filters)
         rest = json.dumps(answer, separators=(",", ":"))
         events = ",".join(_event_json(document) for document in page)
         return _json_text(f'{{"events":[{events}],{rest[1:]}')

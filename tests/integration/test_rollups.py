@@ -34,7 +34,8 @@ async def put(db, at: datetime, status: Status = Status.DELIVERED, kind: str | N
 
 async def total(store, **filters) -> int:
     counts = await store.rollups.counts(**filters)
-    sums = {sum(each["count"] for each in counts[name]) for name in counts}
+    sums = {await store.rollups.total(**filters)}
+    sums |= {sum(each["count"] for each in counts[name]) for name in counts}
     assert len(sums) == 1, counts
     return sums.pop()
 
@@ -88,6 +89,7 @@ async def test_counts_are_exact_for_any_filters_before_while_and_after_hours_are
             ):
                 found = {each["_id"]: each["count"] for each in counts[name]}
                 assert found == Counter(map(key, wanted))
+            assert await store.rollups.total(**filters) == len(wanted)
 
     await check()
     horizon = now - 20 * HOUR + timedelta(minutes=17)

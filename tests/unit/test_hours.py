@@ -69,9 +69,11 @@ def test_sums_add_up_by_status_type_and_hour_with_the_commonest_types_first():
             "count": count,
         }
 
-    added = hours.summary(
-        [one(1, "DELIVERED", "a", 2), one(0, "DELIVERED", "b", 5), one(1, "RECEIVED", None, 1)]
-    )
+    kept = {
+        "kinds": [{"_id": {"status": "DELIVERED", "event_type": "b"}, "count": 5}],
+        "histogram": [{"_id": at(0), "count": 5}],
+    }
+    added = hours.summary(kept, [one(1, "DELIVERED", "a", 2), one(1, "RECEIVED", None, 1)])
     assert added == {
         "by_status": [{"_id": "DELIVERED", "count": 7}, {"_id": "RECEIVED", "count": 1}],
         "by_event_type": [
