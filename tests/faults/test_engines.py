@@ -64,11 +64,12 @@ async def kill(running: System) -> None:
     number = running.mongods.index(victim)
     await victim.stop(signal.SIGKILL)
     await primary_of([each for each in running.mongods if each is not victim])
-    running.mongods[number] = await embedded.start_mongod(
+    restarted = await embedded.start_mongod(
         running.home / f"mongo-{number}",
         port=victim.port,
         extra=("--setParameter", "enableTestCommands=1"),
     )
+    running.mongods[number] = running.until_the_end(restarted)
 
 
 async def step_down(running: System) -> None:
@@ -160,7 +161,8 @@ async def killed(running: System, client: Redis) -> None:
     port = running.redis.port
     await running.redis.stop(signal.SIGKILL)
     await asyncio.sleep(1)
-    running.redis = await embedded.start_redis(running.home / "redis", port=port)
+    restarted = await embedded.start_redis(running.home / "redis", port=port)
+    running.redis = running.until_the_end(restarted)
 
 
 async def stopped(running: System, client: Redis) -> None:
