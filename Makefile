@@ -6,7 +6,7 @@ MINUTES ?= 30
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo up test test-unit test-promtool test-faults soak coverage lint format lock clean
+.PHONY: help demo up test test-unit test-promtool test-faults soak bench bench-smoke coverage lint format lock clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -33,6 +33,12 @@ soak: $(VENV)/dev.done ## the same with all it has, over and over: MINUTES=30
 	@end=$$(($$(date +%s) + $(MINUTES) * 60)); while [ $$(date +%s) -lt $$end ]; do \
 	  $(PYTEST) tests/faults --scale long -x -rP $(ARGS) || exit 1; done
 
+bench: $(VENV)/bench.done ## measure everything, an hour: ARGS="--payloads DIR --peers FILE --out DIR"
+	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-smoke: $(VENV)/bench.done ## a little of every measurement, to see that it works
+	$(BIN)/python -m benchmarks --smoke $(ARGS)
+
 coverage: $(VENV)/dev.done ## all tests, with branch coverage
 	$(PYTEST) --cov --cov-report=term $(ARGS)
 
@@ -48,7 +54,7 @@ format: $(VENV)/dev.done ## rewrite to the house format
 
 lock: $(VENV)/dev.done ## pin every dependency anew, with hashes and without addresses
 	$(BIN)/python -m pip install --quiet uv
-	for set in "run --group build" "dev --group dev"; do set -- $$set; \
+	for set in "run --group build" "dev --group dev" "bench --group bench"; do set -- $$set; \
 	  $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --no-header --extra embedded $$2 $$3 pyproject.toml \
 	    -o requirements/$$1.txt || exit 1; done

@@ -87,7 +87,17 @@ class Store:
             StartError: it refuses this client.
         """
         await self._mongo.open()
-        await self._try_for(FOREVER, lambda: self._events.create_indexes(queries.EVENT_INDEXES))
+        await self._try_for(FOREVER, self._make_indexes)
+
+    async def _make_indexes(self) -> None:
+        """Make what is missing, and anew what an earlier version made otherwise."""
+        existing = await self._events.index_information()
+        for index in queries.EVENT_INDEXES:
+            name, keys = index.document["name"], list(index.document["key"].items())
+            if name in existing and existing[name]["key"] != keys:
+                log.warning("index_made_anew", index=name)
+                await self._events.drop_index(name)
+        await self._events.create_indexes(queries.EVENT_INDEXES)
 
     async def close(self) -> None:
         """Drop all connections."""
@@ -266,11 +276,11 @@ class Store:
     async def _claim_many(
         self, destination: str, limit: int, token: str, update: list[Document]
     ) -> tuple[list[Document], int]:
-        due = queries.due(destination)
+        now = await self._mongo.now()
         peeked = await self._try_for(
             0,
             lambda: (
-                self._events.find(due, {"_id": 1})
+                self._events.find(queries.due_by(destination, now), {"_id": 1})
                 .sort(queries.DUE_ORDER)
                 .limit(max(limit * PEEK_FACTOR, PEEK_LEAST))
                 .to_list(None)
@@ -279,9 +289,9 @@ class Store:
         if not peeked:
             return [], 0
         ids = [document["_id"] for document in random.sample(peeked, min(limit, len(peeked)))]
-        chosen = {"_id": {"$in": ids}}
+        chosen = {"_id": {"$in": ids}, **queries.due(destination)}
         try:
-            written = await self._events.update_many({**chosen, **due}, update)
+            written = await self._events.update_many(chosen, update, hint="_id_")
         except PyMongoError as error:
             if not transient(error):
                 raise
