@@ -33,7 +33,9 @@ EVENTS_RECEIVED = Counter("wds_events_received_total", "Events stored and acknow
 EVENTS_REPEATED = Counter(
     "wds_events_repeated_total", "Repeats of an idempotency key, acknowledged and not stored again."
 )
-REFUSALS = Counter("wds_refusals_total", "Requests answered with an error envelope.", ["code"])
+REFUSALS = Counter(
+    "wds_refusals_total", "Requests answered with an error envelope.", ["route", "code"]
+)
 INGEST_SECONDS = Histogram(
     "wds_ingest_seconds", "From reading an ingest request to its answer.", buckets=_LATENCY
 )
