@@ -11,6 +11,7 @@ import structlog
 from aiohttp import web
 from prometheus_async import aio
 
+from wds import metrics
 from wds.envelope import envelope, json_answer
 from wds.errors import LimiterUnavailableError, StartError, StoreUnavailableError
 
@@ -35,7 +36,13 @@ def new_app(max_body_bytes: int = _MIB, *, around: Sequence[Middleware] = ()) ->
 
     `around` sees every answer as it goes out, those of the envelope included.
     """
-    return web.Application(middlewares=[*around, envelope], client_max_size=max_body_bytes)
+    app = web.Application(middlewares=[*around, envelope], client_max_size=max_body_bytes)
+
+    async def expect_defects(app: web.Application) -> None:
+        metrics.expect_defects(resource.canonical for resource in app.router.resources())
+
+    app.on_startup.append(expect_defects)
+    return app
 
 
 async def metrics_page(request: web.Request) -> web.Response:

@@ -352,10 +352,11 @@ async def test_a_collector_that_does_not_answer_delays_neither_deliveries_nor_th
     env, db, tmp_path
 ):
     taken = asyncio.Event()
+    connections = []
 
-    async def never(reader, _writer):
+    async def never(_reader, writer):
+        connections.append(writer)
         taken.set()
-        await reader.read()
 
     server = await asyncio.start_server(never, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -373,6 +374,8 @@ async def test_a_collector_that_does_not_answer_delays_neither_deliveries_nor_th
                 assert "Traceback" not in part.text
     finally:
         server.close()
+        for each in connections:
+            each.close()
 
 
 async def test_settings_of_tracing_may_stand_in_dot_env(env, db, tmp_path):
