@@ -23,8 +23,8 @@ test: $(VENV)/dev.done ## all tests, against real engines
 test-unit: $(VENV)/dev.done ## the tests that need no engine
 	$(PYTEST) tests/unit $(ARGS)
 
-test-promtool: $(VENV)/dev.done ## lint the metrics with promtool, which must be installed
-	$(PYTEST) tests/tools/test_promtool.py
+test-promtool: $(VENV)/dev.done ## metrics, alerts and dashboard in a real Prometheus, which must be installed
+	$(PYTEST) tests/tools/test_promtool.py tests/tools/test_prometheus.py
 
 test-faults: $(VENV)/dev.done ## kill and stall everything for a few minutes
 	$(PYTEST) tests/faults $(ARGS)
