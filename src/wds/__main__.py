@@ -9,6 +9,7 @@ import secrets
 import shutil
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -284,8 +285,9 @@ def run() -> None:
     a call to a server that does not answer, long after all else is settled.
     """
     status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # whoever read it has gone
+            stream.flush()
     os._exit(status)
 
 

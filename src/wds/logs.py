@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO, cast
 
 import structlog
+from aiohttp.http_exceptions import HttpProcessingError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -80,8 +81,23 @@ def configure(log_format: str) -> None:
     logging.captureWarnings(capture=True)
     logging.getLogger("pymongo").setLevel(logging.WARNING)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+    logging.getLogger("aiohttp.server").addFilter(_without_their_bytes)
     sys.excepthook = _crashed
     threading.excepthook = _thread_crashed
+
+
+def _without_their_bytes(record: logging.LogRecord) -> bool:
+    """Replace what aiohttp says of a request that is no HTTP, which quotes it.
+
+    The quotation may be a header with a credential or a piece of a payload.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    if not isinstance(error, HttpProcessingError):
+        return True
+    remote = record.args[0] if isinstance(record.args, tuple) and record.args else None
+    log = structlog.get_logger("wds")
+    log.info("malformed_request", cause=type(error).__name__, remote=remote)
+    return False
 
 
 def _crashed(

@@ -76,6 +76,43 @@ async def test_a_request_carries_the_exact_bytes_and_says_which_attempt_it_is():
     assert abs(int(request.headers["webhook-timestamp"]) - time.time()) < 5
 
 
+async def test_headers_that_are_known_only_when_the_request_leaves_are_added_then():
+    steps = []
+
+    async def gate():
+        steps.append("gate")
+        return True
+
+    def leaving():
+        steps.append("leaving")
+        return {"traceparent": "now"}
+
+    async with receiving() as receiver:
+        deliverer = Deliverer(receiver.url, timeout_s=TIMEOUT_S, connections=4)
+        await deliverer.post(claim(), gate, leaving)
+        await deliverer.post(claim())
+        await deliverer.close()
+    first, second = receiver.requests
+    assert steps == ["gate", "leaving"]
+    assert first.headers["traceparent"] == "now"
+    assert "traceparent" not in second.headers
+
+
+async def test_nothing_leaves_through_a_gate_that_stays_shut():
+    async def shut():
+        return False
+
+    def leaving():
+        raise AssertionError
+
+    async with receiving() as receiver:
+        deliverer = Deliverer(receiver.url, timeout_s=TIMEOUT_S, connections=4)
+        with pytest.raises(NotSentError):
+            await deliverer.post(claim(), shut, leaving)
+        await deliverer.close()
+    assert receiver.requests == []
+
+
 @pytest.mark.parametrize("status", [200, 201, 204, 299])
 async def test_every_2xx_is_success(status):
     async with receiving() as receiver:

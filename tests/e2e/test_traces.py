@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -14,6 +15,7 @@ import pytest
 from tests.e2e import processes
 from tests.e2e.collector import collecting
 from tests.support import eventually, receiving, signed
+from wds.mongo import initiate_replica_set
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 SPAN_ID = "b7ad6b7169203331"
@@ -374,6 +376,52 @@ async def test_a_collector_that_does_not_answer_delays_neither_deliveries_nor_th
                 assert "Traceback" not in part.text
     finally:
         server.close()
+        for each in connections:
+            each.close()
+
+
+async def test_neither_mongodb_nor_a_collector_that_does_not_answer_makes_the_end_late(
+    env, tmp_path
+):
+    """Both at once still leave the promise: the request timeout and 5 s."""
+    connections = []
+
+    async def never(_reader, writer):
+        connections.append(writer)
+
+    collector = await asyncio.start_server(never, "127.0.0.1", 0)
+    port = collector.sockets[0].getsockname()[1]
+    server = await processes.embedded.start_mongod(tmp_path / "mongo")
+    try:
+        await initiate_replica_set("127.0.0.1", server.port, processes.embedded.REPLICA_SET)
+        async with receiving() as receiver:
+            held = asyncio.Event()
+
+            async def hold(_):
+                held.set()
+                await asyncio.sleep(0.5)
+                return aiohttp.web.Response()
+
+            receiver.answer = hold
+            on = {
+                **env,
+                "WDS_MONGO_URL": f"mongodb://127.0.0.1:{server.port}/?replicaSet=wds",
+                "WDS_DOWNSTREAM_URL": receiver.url,
+                "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
+            }
+            async with processes.ingest(on, cwd=tmp_path) as ingest:
+                await send(ingest.url, b"{}")
+                async with processes.dispatcher(on, cwd=tmp_path) as dispatcher:
+                    await held.wait()
+                    server.process.send_signal(signal.SIGSTOP)
+                    since = time.monotonic()
+                    assert await dispatcher.stop() == 0
+                    assert time.monotonic() - since < 1 + 5
+                    assert "traces_lost" in dispatcher.text
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+        await server.stop()
+        collector.close()
         for each in connections:
             each.close()
 
