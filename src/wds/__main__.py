@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     terminal = sys.stderr.isatty()
     arguments.log_format = getattr(arguments, "log_format", "console" if terminal else "json")
-    logs.configure(arguments.log_format)
+    arguments.log_level = getattr(arguments, "log_level", "info")
+    logs.configure(arguments.log_format, arguments.log_level)
     environ = _environ()
     for name in unknown(environ):
         log.warning("unknown_setting", name=name, consequence="it has no effect")
@@ -116,7 +117,7 @@ def _up(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
             environ,
             dispatchers=arguments.dispatchers,
             data_dir=arguments.data_dir.resolve(),
-            log_format=arguments.log_format,
+            options=(f"--log-format={arguments.log_format}", f"--log-level={arguments.log_level}"),
             say=lambda line: print(line, flush=True),
             stop=stop,
         )
@@ -224,6 +225,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=logs.FORMATS,
         default=argparse.SUPPRESS,
         help="default: console on a terminal, else json",
+    )
+    logging.add_argument(
+        "--log-level",
+        choices=logs.LEVELS,
+        default=argparse.SUPPRESS,
+        help="the least that is logged (default: info)",
     )
     parser = argparse.ArgumentParser(
         prog="wds",

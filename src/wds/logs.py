@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from structlog.typing import Processor
 
 FORMATS = ("json", "console")
+LEVELS = ("info", "warning", "error")
 
 # Never with local variables: they hold secrets and payloads.
 _tracebacks = structlog.processors.ExceptionRenderer(
@@ -45,8 +46,9 @@ class _Unfailing:
             self._stream.flush()
 
 
-def configure(log_format: str) -> None:
-    """Set up logging for this process; `log_format` is one of `FORMATS`."""
+def configure(log_format: str, level: str = "info") -> None:
+    """Set up logging for this process; what is below `level` (one of `LEVELS`) costs nothing."""
+    least = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -65,7 +67,7 @@ def configure(log_format: str) -> None:
     structlog.configure(
         processors=[*shared, *final],
         logger_factory=structlog.WriteLoggerFactory(stream),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(least),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(stream)
@@ -77,10 +79,10 @@ def configure(log_format: str) -> None:
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(logging.INFO)
+    root.setLevel(least)
     logging.captureWarnings(capture=True)
-    logging.getLogger("pymongo").setLevel(logging.WARNING)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    for name in ("pymongo", "asyncio"):
+        logging.getLogger(name).setLevel(max(least, logging.WARNING))
     logging.getLogger("aiohttp.server").addFilter(_without_their_bytes)
     sys.excepthook = _crashed
     threading.excepthook = _thread_crashed

@@ -60,12 +60,12 @@ async def running(
     dispatchers: int,
     data_dir: Path,
     say: Callable[[str], None],
-    log_format: str = "json",
+    options: Sequence[str] = (),
 ) -> AsyncIterator[Stack]:
     """Run the whole stack inside the block; on leaving, every process of it is gone.
 
-    `environ` is the children's environment, `say` takes each line of their logs, which they
-    write in `log_format`.
+    `environ` is the children's environment, `options` go before their commands, `say` takes
+    each line of their logs.
 
     Raises:
         StartError: a part did not start; everything that did has been stopped.
@@ -85,7 +85,7 @@ async def running(
         if not env.get("WDS_DOWNSTREAM_URL"):
             env["WDS_DOWNSTREAM_URL"] = f"{stack.mock_url}/downstream/receive"
         try:
-            await _start_parts(stack, settings, env, dispatchers, say, log_format=log_format)
+            await _start_parts(stack, settings, env, dispatchers, say, options=options)
             yield stack
         finally:
             await _stop(stack.children, settings.request_timeout + STOP_MARGIN_S)
@@ -97,7 +97,7 @@ async def up(
     *,
     dispatchers: int,
     data_dir: Path,
-    log_format: str,
+    options: Sequence[str],
     say: Callable[[str], None],
     stop: asyncio.Event,
 ) -> None:
@@ -114,7 +114,7 @@ async def up(
             environ,
             dispatchers=dispatchers,
             data_dir=data_dir,
-            log_format=log_format,
+            options=options,
             say=say,
         ) as stack:
             ready.set()
@@ -176,7 +176,7 @@ async def _start_parts(
     dispatchers: int,
     say: Callable[[str], None],
     *,
-    log_format: str,
+    options: Sequence[str],
 ) -> None:
     parts: list[tuple[str, str, str, dict[str, str]]] = [
         ("mock", "mock-downstream", f"{stack.mock_url}/healthz", {}),
@@ -188,7 +188,7 @@ async def _start_parts(
         url = f"http://{settings.host}:{port}/readyz"
         parts.append((name, "dispatcher", url, {"WDS_METRICS_PORT": str(port)}))
     for name, command, url, extra in parts:
-        full = ("--log-format", log_format, command)
+        full = (*options, command)
         stack.children.append(await _spawn(name, full, url, {**env, **extra}, say))
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3)) as session:
         for child in stack.children:

@@ -101,6 +101,7 @@ async def test_one_trace_leads_from_the_sender_through_a_retry_to_the_downstream
             receiver.answer = fail_first(receiver)
             event_id = (await send(ingest.url, b'{"type": "t"}', **SENDERS))["id"]
             await delivered(db, 1)
+            shown = await processes.get_json(f"{ingest.url}/webhooks/events/{event_id}")
             assert await dispatcher.stop() == 0
             assert await ingest.stop() == 0
     spans = collector.spans
@@ -144,6 +145,10 @@ async def test_one_trace_leads_from_the_sender_through_a_retry_to_the_downstream
     for wait, process in zip(queued, (first, second), strict=True):
         assert wait.ended == process.began
     assert queued[1].began >= first.ended + backoff_s * 1e9 - 50e6  # not the backoff itself
+    assert shown["trace"] == {
+        "traceparent": f"00-{TRACE_ID}-{sending.id}-01",
+        "tracestate": "vendor=opaque",
+    }
     assert b"hush" not in collector.raw
 
 

@@ -90,3 +90,16 @@ def test_a_log_that_cannot_be_written_is_no_failure(log_format, monkeypatch):
     logs.configure(log_format)
     structlog.get_logger().info("fact")
     logging.getLogger("elsewhere").warning("other fact")
+
+
+@pytest.mark.parametrize(
+    ("level", "kept"), [("info", "abc"), ("warning", "bc"), ("error", "c")], ids=logs.LEVELS
+)
+def test_what_is_below_the_level_is_left_out(level, kept, capsys):
+    logs.configure("json", level)
+    for log in (structlog.get_logger(), logging.getLogger("elsewhere")):
+        log.info("a")
+        log.warning("b")
+        log.error("c")
+    said = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+    assert said == [*kept, *kept]

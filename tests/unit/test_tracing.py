@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.support import new_event
 from wds import tracing
 from wds.errors import SettingsError
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """Undo what `start` leaves in the process's environment for the SDK to read."""
+    monkeypatch.setattr("os.environ", dict(os.environ))
+
 
 COLLECTOR = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
 
@@ -59,3 +68,14 @@ async def test_off_changes_nothing_and_makes_nothing():
         trip.answered(200, None)
         trip.settled("DELIVERED")
     await tracing.OFF.stop()
+
+
+def test_a_protocol_that_is_not_spoken_is_pointed_out_and_http_used(capsys, monkeypatch):
+    made = []
+    monkeypatch.setattr("wds.otel.Recorder", lambda role: made.append(role) or tracing.OFF)
+    for name in tracing.PROTOCOLS:
+        tracing.start({**COLLECTOR, name: "grpc"}, role="ingest")
+        assert "wanted=grpc" in capsys.readouterr().out.replace("'", "")
+    tracing.start({**COLLECTOR, tracing.PROTOCOLS[1]: "http/protobuf"}, role="ingest")
+    assert capsys.readouterr().out == ""
+    assert made == ["ingest"] * 3
