@@ -23,8 +23,8 @@ test: $(VENV)/dev.done ## all tests, against real engines
 test-unit: $(VENV)/dev.done ## the tests that need no engine
 	$(PYTEST) tests/unit $(ARGS)
 
-test-promtool: $(VENV)/dev.done ## lint the metrics with promtool, which must be installed
-	$(PYTEST) tests/tools/test_promtool.py
+test-promtool: $(VENV)/dev.done ## metrics, alerts and dashboard in a real Prometheus, which must be installed
+	$(PYTEST) tests/tools/test_promtool.py tests/tools/test_prometheus.py
 
 test-faults: $(VENV)/dev.done ## kill and stall everything for a few minutes
 	$(PYTEST) tests/faults $(ARGS)
@@ -54,10 +54,11 @@ format: $(VENV)/dev.done ## rewrite to the house format
 
 lock: $(VENV)/dev.done ## pin every dependency anew, with hashes and without addresses
 	$(BIN)/python -m pip install --quiet uv
-	for set in "run --group build" "dev --group dev" "bench --group bench"; do set -- $$set; \
+	for set in "run --group build" "dev --group dev --extra otel" "bench --group bench"; do \
+	  set -- $$set; name=$$1; shift; \
 	  $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-	    --no-emit-index-url --no-header --extra embedded $$2 $$3 pyproject.toml \
-	    -o requirements/$$1.txt || exit 1; done
+	    --no-emit-index-url --no-header --extra embedded $$@ pyproject.toml \
+	    -o requirements/$$name.txt || exit 1; done
 
 clean: ## remove the virtual environment and all local data
 	rm -rf $(VENV) .wds .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

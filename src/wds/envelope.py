@@ -57,13 +57,15 @@ async def envelope(  # noqa: PLR0911 - one answer for each kind of error
 
 
 def _answer(request: web.Request, refusal: Refusal, *, allow: str | None = None) -> web.Response:
-    metrics.REFUSALS.labels(refusal.code).inc()
+    metrics.REFUSALS.labels(_route(request), refusal.code).inc()
+    facts = {} if refusal.event_id is None else {"event_id": refusal.event_id}
     log.info(
         "refused",
         route=_route(request),
         http_status=refusal.status,
         code=refusal.code,
         remote=request.remote,
+        **facts,
     )
     details = [{"field": d.field, "message": d.message} for d in refusal.details[:MAX_DETAILS]]
     body = {"error": {"code": refusal.code, "message": refusal.message, "details": details}}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_async import aio
 
-from wds import fleet, metrics, openapi, payload, schemas, search, server
+from wds import fleet, journal, metrics, openapi, payload, schemas, search, server, tracing
 from wds.envelope import json_answer
 from wds.errors import Detail, Refusal
 from wds.group_commit import GroupCommit
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from wds.config import Settings
+    from wds.tracing import Tracer
 
 SOURCE = "default"
 SIGNATURE_HEADERS = ("X-Webhook-Signature", "X-Hub-Signature-256")
@@ -51,10 +52,11 @@ _EVENT_OVERHEAD_BYTES = 512
 class Ingest:
     """Handlers over one store; concurrent requests share its writes."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
-        """Take the secrets and the store."""
+    def __init__(self, settings: Settings, store: Store, tracer: Tracer) -> None:
+        """Take the secrets, the store and what records traces."""
         self._secrets = settings.hmac_secrets
         self._store = store
+        self._tracer = tracer
         self._commits: GroupCommit[NewEvent, Receipt | Conflict] = GroupCommit(
             self._commit,
             weigh=_weight,
@@ -79,10 +81,14 @@ class Ingest:
         body, content_type = await self._verified(request)
         value = payload.parse_object(body)
         key = payload.idempotency_key(value, _header(request, "Idempotency-Key"))
-        [result] = await self._commits.submit(_event(request, body, content_type, value, key))
+        event = _event(request, body, content_type, value, key)
+        with self._tracer.sending([event]) as [traced], journal.unless_acknowledged([event]):
+            [result] = await self._commits.submit(traced)
         if isinstance(result, Conflict):
-            raise _conflict(Detail("idempotency_key", f"belongs to event {result.id}"))
-        _count([result])
+            raise _conflict(
+                Detail("idempotency_key", f"belongs to event {result.id}"), event_id=result.id
+            )
+        journal.acknowledged([event], [result])
         return json_answer(_receipt(result), 200 if result.duplicate else 202)
 
     @aio.time(metrics.INGEST_SECONDS)
@@ -97,11 +103,12 @@ class Ingest:
         events = _batch_events(request, body, content_type)
         if clashes := _clashes(events):
             raise _conflict(*map(_clash, clashes))
-        [results] = await self._batches.submit(tuple(events))
+        with self._tracer.sending(events) as traced, journal.unless_acknowledged(events):
+            [results] = await self._batches.submit(tuple(traced))
         if clashes := [n for n, each in enumerate(results) if isinstance(each, Conflict)]:
             raise _conflict(*map(_clash, clashes))
         receipts = [each for each in results if isinstance(each, Receipt)]
-        _count(receipts)
+        journal.acknowledged(events, receipts)
         duplicates = sum(receipt.duplicate for receipt in receipts)
         return json_answer(
             {
@@ -119,15 +126,19 @@ class Ingest:
 
     async def _commit(self, events: Sequence[NewEvent]) -> list[Receipt | Conflict]:
         metrics.COMMIT_EVENTS.observe(len(events))
-        return await aio.time(metrics.COMMIT_SECONDS, self._store.insert(events))
+        with self._tracer.inserting(events):
+            return await aio.time(metrics.COMMIT_SECONDS, self._store.insert(events))
 
     async def _commit_batch(
         self, batches: Sequence[tuple[NewEvent, ...]]
     ) -> list[list[Receipt | Conflict]]:
-        return [
-            await aio.time(metrics.COMMIT_SECONDS, self._store.insert_all(events))
-            for events in batches
-        ]
+        results = []
+        for events in batches:
+            with self._tracer.inserting(events):
+                results.append(
+                    await aio.time(metrics.COMMIT_SECONDS, self._store.insert_all(events))
+                )
+        return results
 
     async def _verified(self, request: web.Request) -> tuple[bytes, str]:
         """Read the body and return it with its content type, if the sender may be trusted.
@@ -233,9 +244,13 @@ def _clash(index: int) -> Detail:
     return Detail(f"events.{index}.idempotency_key", "belongs to another payload")
 
 
-def _conflict(*details: Detail) -> Refusal:
+def _conflict(*details: Detail, event_id: str | None = None) -> Refusal:
     return Refusal(
-        409, "idempotency_conflict", "the idempotency key belongs to another payload", details
+        409,
+        "idempotency_conflict",
+        "the idempotency key belongs to another payload",
+        details,
+        event_id=event_id,
     )
 
 
@@ -245,12 +260,6 @@ def _header(request: web.Request, name: str) -> str | None:
 
 def _receipt(receipt: Receipt) -> dict[str, Any]:
     return {"id": receipt.id, "status": receipt.status, "duplicate": receipt.duplicate}
-
-
-def _count(receipts: list[Receipt]) -> None:
-    repeated = sum(receipt.duplicate for receipt in receipts)
-    metrics.EVENTS_REPEATED.inc(repeated)
-    metrics.EVENTS_RECEIVED.inc(len(receipts) - repeated)
 
 
 _SIGNATURE = tuple(
@@ -314,10 +323,10 @@ def operations(ingest: Ingest, store: Store, settings: Settings) -> list[openapi
     ]
 
 
-def create_app(settings: Settings, store: Store) -> web.Application:
+def create_app(settings: Settings, store: Store, tracer: Tracer = tracing.OFF) -> web.Application:
     """Return the service over an open store."""
-    app = server.new_app(settings.max_body_bytes)
-    ingest = Ingest(settings, store)
+    app = server.new_app(settings.max_body_bytes, around=tracer.middlewares)
+    ingest = Ingest(settings, store, tracer)
 
     async def drain(_: web.Application) -> None:
         await ingest.drain()
@@ -328,7 +337,7 @@ def create_app(settings: Settings, store: Store) -> web.Application:
     return app
 
 
-async def serve(settings: Settings, stop: asyncio.Event) -> None:
+async def serve(settings: Settings, stop: asyncio.Event, tracer: Tracer = tracing.OFF) -> None:
     """Run one ingest process until `stop`; returns when all it accepted is answered.
 
     Raises:
@@ -338,7 +347,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     try:
         if not await server.opened(store, stop):
             return
-        app = create_app(settings, store)
+        app = create_app(settings, store, tracer)
         async with (
             fleet.reporting(store, None, owner=fleet.owner_name(), role="ingest"),
             store.rollups.advancing(),
@@ -346,4 +355,5 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         ):
             await stop.wait()
     finally:
+        await tracer.stop()
         await store.close()

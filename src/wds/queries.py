@@ -75,6 +75,7 @@ CLAIM_PROJECTION = {
     "event_type": 1,
     "attempt_count": 1,
     "lease": 1,
+    "trace": 1,
 }
 """What a dispatcher needs of an event it claims."""
 DUE_ORDER = [("next_attempt_at", ASCENDING)]
@@ -102,6 +103,8 @@ def event_document(event: NewEvent, now: datetime) -> Document:
     }
     if event.idempotency_key is not None:
         document["idempotency_key"] = event.idempotency_key
+    if event.trace is not None:
+        document["trace"] = dict(event.trace)
     return document
 
 
@@ -172,6 +175,11 @@ def claim(token: str, owner: str, lease_ms: int, max_attempts: int) -> list[Docu
             }
         }
     ]
+
+
+def buried(ids: list[str]) -> Document:
+    """Match those of `ids`, all due a moment ago, that a claim found without an attempt left."""
+    return {"_id": {"$in": ids}, "status": Status.FAILED_PERMANENTLY}
 
 
 def held(event_id: str, token: str) -> Document:

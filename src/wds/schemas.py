@@ -203,6 +203,7 @@ class EventSchema(ma.Schema):
     attempt_count = fields.Integer()
     next_attempt_at = fields.DateTime(allow_none=True)
     lease = fields.Nested(LeaseSchema, allow_none=True)
+    trace = fields.Dict(keys=fields.String(), values=fields.String(), allow_none=True)
     attempts = fields.List(fields.Nested(AttemptSchema))
     payload = fields.Dict()
 

@@ -159,6 +159,7 @@ def _event_json(document: Document) -> str:
         "status": document["status"],
         "attempt_count": document["attempt_count"],
         "next_attempt_at": _instant(document.get("next_attempt_at")),
+        "trace": document.get("trace"),
         "lease": lease and {"owner": lease["owner"], "since": _instant(lease["since"])},
         "attempts": [
             {**attempt, "timestamp": _instant(attempt["timestamp"])}

@@ -53,12 +53,14 @@ class Claimed:
     Attributes:
         claims: the leases now held.
         recovered: how many of these had an expired lease, now recorded as an unknown attempt.
-        buried: events found with no attempt left; now FAILED_PERMANENTLY.
+        buried: how many had no attempt left and are now FAILED_PERMANENTLY.
+        buried_ids: which, to be looked up; not known if the claim's answer was lost.
     """
 
     claims: list[Claim]
     recovered: int = 0
     buried: int = 0
+    buried_ids: Sequence[str] = ()
 
 
 class Store:
@@ -242,20 +244,24 @@ class Store:
         update = queries.claim(token, owner, round(lease_s * 1000), max_attempts)
         trusted_until = time.monotonic() + lease_s
         if limit == 1:
-            documents, buried = await self._claim_one(destination, update)
+            documents, buried_ids = await self._claim_one(destination, update)
+            buried = len(buried_ids)
         else:
-            documents, buried = await self._claim_many(destination, limit, token, update)
+            documents, buried, buried_ids = await self._claim_many(
+                destination, limit, token, update
+            )
         held_since = time.monotonic()
         return Claimed(
             [_claim(document, token, held_since, trusted_until) for document in documents],
             sum("recovered" in document["lease"] for document in documents),
             buried,
+            buried_ids,
         )
 
     async def _claim_one(
         self, destination: str, update: list[Document]
-    ) -> tuple[list[Document], int]:
-        buried = 0
+    ) -> tuple[list[Document], list[str]]:
+        buried: list[str] = []
         while True:
             found = await self._try_for(
                 0,
@@ -271,11 +277,11 @@ class Store:
                 return [], buried
             if "lease" in found:
                 return [found], buried
-            buried += 1
+            buried.append(found["_id"])
 
     async def _claim_many(
         self, destination: str, limit: int, token: str, update: list[Document]
-    ) -> tuple[list[Document], int]:
+    ) -> tuple[list[Document], int, list[str]]:
         now = await self._mongo.now()
         peeked = await self._try_for(
             0,
@@ -287,7 +293,7 @@ class Store:
             ),
         )
         if not peeked:
-            return [], 0
+            return [], 0, []
         ids = [document["_id"] for document in random.sample(peeked, min(limit, len(peeked)))]
         chosen = {"_id": {"$in": ids}, **queries.due(destination)}
         try:
@@ -296,9 +302,21 @@ class Store:
             if not transient(error):
                 raise
             log.warning("claim_outcome_unknown", error=type(error).__name__, events=len(ids))
-            return await self._claimed_after_all(ids, token), 0
+            return await self._claimed_after_all(ids, token), 0, []
         found = await self._try_for(READ_BUDGET_S, lambda: self._held_by(ids, token))
-        return found, max(written.modified_count - len(found), 0)
+        buried = max(written.modified_count - len(found), 0)
+        return found, buried, await self._buried(ids) if buried else []
+
+    async def _buried(self, ids: list[str]) -> list[str]:
+        """Tell which of `ids` were buried, for the log; not worth losing a claim for."""
+        wanted = queries.buried(ids)
+        try:
+            found = await self._try_for(
+                0, lambda: self._events.find(wanted, {"_id": 1}).to_list(None)
+            )
+        except StoreUnavailableError:
+            return []
+        return [document["_id"] for document in found]
 
     async def _held_by(self, ids: list[str], token: str) -> list[Document]:
         wanted = {"_id": {"$in": ids}, "lease.token": token}
@@ -367,17 +385,21 @@ def _verdict(event: NewEvent, stored: Document, mine: datetime | None) -> Receip
 
 
 def _claim(document: Document, token: str, held_since: float, trusted_until: float) -> Claim:
+    lease = document["lease"]
     return Claim(
         id=document["_id"],
         token=token,
         attempt_number=document["attempt_count"],
-        leased_at=document["lease"]["since"],
+        leased_at=lease["since"],
         held_since=held_since,
         trusted_until=trusted_until,
         destination=document["destination"],
         event_type=document["event_type"],
         content_type=document["content_type"],
         payload=document["payload"],
+        waited_s=(lease["since"] - lease["due_at"]).total_seconds(),
+        recovered="recovered" in lease,
+        trace=document.get("trace"),
     )
 
 
