@@ -359,6 +359,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         settings.downstream_url,
         timeout_s=settings.request_timeout,
         connections=settings.concurrency,
+        secrets=settings.downstream_secrets,
     )
     try:
         if not await server.opened(store, stop):

@@ -57,17 +57,19 @@ async def envelope(  # noqa: PLR0911 - one answer for each kind of error
 
 
 def _answer(request: web.Request, refusal: Refusal, *, allow: str | None = None) -> web.Response:
+    answer = refused(refusal, route=_route(request), remote=request.remote)
+    if allow is not None:
+        answer.headers["Allow"] = allow
+    return answer
+
+
+def refused(refusal: Refusal, *, route: str, remote: str | None) -> web.Response:
+    """Count and log a refusal, and return its answer."""
     metrics.REFUSALS.labels(refusal.code).inc()
-    log.info(
-        "refused",
-        route=_route(request),
-        http_status=refusal.status,
-        code=refusal.code,
-        remote=request.remote,
-    )
+    log.info("refused", route=route, http_status=refusal.status, code=refusal.code, remote=remote)
     details = [{"field": d.field, "message": d.message} for d in refusal.details[:MAX_DETAILS]]
     body = {"error": {"code": refusal.code, "message": refusal.message, "details": details}}
-    headers = {} if allow is None else {"Allow": allow}
+    headers = {}
     if refusal.retry_after_s is not None:
         headers["Retry-After"] = str(refusal.retry_after_s)
     if refusal.status == HTTPStatus.UNAUTHORIZED and refusal.code == "operators_only":

@@ -81,9 +81,15 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """The idempotency key already belongs to another payload; nothing was stored."""
+    """The idempotency key already belongs to another payload; nothing was stored.
+
+    Attributes:
+        id: the event that has the key.
+        status: its status when the answer was made.
+    """
 
     id: str
+    status: Status
 
 
 @dataclass(frozen=True, slots=True)

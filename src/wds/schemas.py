@@ -120,6 +120,13 @@ class ReceiptSchema(ma.Schema):
     duplicate = fields.Boolean(metadata={"description": "An earlier request stored this event."})
 
 
+class SourceAnswerSchema(ReceiptSchema):
+    """A receipt, or the challenge that Slack sent; a form from Slack has no body for an answer."""
+
+    id = fields.String()
+    challenge = fields.String(metadata={"description": "What `url_verification` asks back."})
+
+
 class BatchReceiptSchema(ma.Schema):
     """All events of a batch are durable."""
 
@@ -187,7 +194,7 @@ class LeaseSchema(ma.Schema):
 
 
 class EventSchema(ma.Schema):
-    """An event. `payload` is the received JSON, character for character, where asked for."""
+    """An event. `payload` is what was received, character for character, where asked for."""
 
     id = fields.String()
     source = fields.String()
@@ -204,7 +211,7 @@ class EventSchema(ma.Schema):
     next_attempt_at = fields.DateTime(allow_none=True)
     lease = fields.Nested(LeaseSchema, allow_none=True)
     attempts = fields.List(fields.Nested(AttemptSchema))
-    payload = fields.Dict()
+    payload = fields.Raw(metadata={"description": "A form is a string."})
 
 
 class HourSchema(ma.Schema):

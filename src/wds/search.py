@@ -13,7 +13,7 @@ from wds.access import operators_only
 from wds.errors import Refusal
 from wds.model import Status
 from wds.openapi import Operation
-from wds.payload import parse_request
+from wds.payload import is_json, parse_request
 
 if TYPE_CHECKING:
     from wds.archive import Archive
@@ -166,7 +166,10 @@ def _event_json(document: Document) -> str:
     text = json.dumps(event, separators=(",", ":"))
     if "payload" not in document:
         return text
-    return f'{text[:-1]},"payload":{document["payload"].decode()}}}'
+    payload = document["payload"].decode()
+    if not is_json(document["content_type"]):
+        payload = json.dumps(payload)
+    return f'{text[:-1]},"payload":{payload}}}'
 
 
 def _instant(value: datetime | None) -> str | None:
