@@ -8,6 +8,7 @@ exactly, because nothing here needs their value.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import parse_qsl
 
@@ -132,7 +133,8 @@ def parse_form(body: bytes) -> dict[str, Any]:
     Raises:
         Refusal: 400 if it is no form in UTF-8, or `payload` is not JSON; 422 if it is no object.
     """
-    try:
+    fields: dict[str, Any] = {}
+    with suppress(ValueError):
         fields = dict(
             parse_qsl(
                 body.decode("utf-8"),
@@ -142,9 +144,9 @@ def parse_form(body: bytes) -> dict[str, Any]:
                 max_num_fields=MAX_FORM_FIELDS,
             )
         )
-    except ValueError:
+    if not fields:
         text = f"the body is not a form of 1 to {MAX_FORM_FIELDS} fields in UTF-8"
-        raise Refusal(400, "invalid_form", text) from None
+        raise Refusal(400, "invalid_form", text)
     return parse_object(fields["payload"].encode()) if "payload" in fields else fields
 
 
