@@ -8,12 +8,16 @@ refusal has the envelope's shape and one line in the log, without a byte of what
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.http import HttpVersion10, HttpVersion11
+from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError, LineTooLong
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import _ErrInfo
 
-from wds.envelope import refused
+from wds.envelope import of_http, refused
 from wds.errors import Refusal
 
 if TYPE_CHECKING:
@@ -27,8 +31,11 @@ LINGER_S = 2.0
 """How long what follows a refusal is read and dropped, so that the answer is not lost."""
 
 
+_VERSIONS = {HttpVersion10, HttpVersion11}
+
+
 class Connection(web.RequestHandler):
-    """aiohttp's connection with the rules above."""
+    """aiohttp's connection with the rules above. The parser also takes HTTP/0.9 and HTTP/2.0."""
 
     __slots__ = ("_headers_due",)
 
@@ -40,6 +47,10 @@ class Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         """Feed the parser, and the clock of a request whose headers are not whole."""
         super().data_received(data)
+        for number, (message, _) in enumerate(self._messages):
+            if getattr(message, "version", HttpVersion11) not in _VERSIONS:
+                wrong = _ErrInfo(status=400, exc=BadHttpMessage("version"), message="")
+                self._messages[number] = (wrong, EMPTY_PAYLOAD)
         if self._messages or self._current_request is not None or self._waiter is None:
             self._stop_clock()
         elif self._headers_due is None:
@@ -67,6 +78,14 @@ class Connection(web.RequestHandler):
         answer = refused(refusal, route="none", remote=request.remote)
         answer.force_close()
         return answer
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Give aiohttp's own refusals, made before any middleware ran, the envelope's shape."""
+        if isinstance(resp, web.HTTPException) and resp.status >= HTTPStatus.BAD_REQUEST:
+            resp = refused(of_http(resp), route="none", remote=request.remote)
+        return await super().finish_response(request, resp, start_time)
 
     def _headers_late(self) -> None:
         self._headers_due = None

@@ -48,7 +48,7 @@ async def envelope(  # noqa: PLR0911 - one answer for each kind of error
     except web.HTTPException as error:
         if error.status < HTTPStatus.BAD_REQUEST:
             raise
-        return _answer(request, _of_http(error), allow=error.headers.get("Allow"))
+        return _answer(request, of_http(error), allow=error.headers.get("Allow"))
     except (web.RequestPayloadError, ConnectionError):
         return _answer(request, Refusal(400, "incomplete_body", "the body did not arrive whole"))
     except Exception:
@@ -77,7 +77,8 @@ def refused(refusal: Refusal, *, route: str, remote: str | None) -> web.Response
     return web.json_response(body, status=refusal.status, headers=headers)
 
 
-def _of_http(error: web.HTTPException) -> Refusal:
+def of_http(error: web.HTTPException) -> Refusal:
+    """Put one of aiohttp's own refusals into words of the envelope."""
     status = HTTPStatus(error.status)
     code = status.phrase.lower().replace(" ", "_").replace("-", "_")
     return Refusal(error.status, code, status.description or status.phrase)
