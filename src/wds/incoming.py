@@ -11,7 +11,7 @@ from multidict import CIMultiDict
 
 from wds import payload
 from wds.errors import Detail, Refusal
-from wds.model import NewEvent, derived_id, random_id
+from wds.model import MAX_BATCH, NewEvent, derived_id, random_id
 from wds.schemes import only
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def batch(verified: Verified) -> list[NewEvent]:
     whole_key = only(verified.request.headers, "Idempotency-Key")
     if whole_key is not None:
         payload.idempotency_key([whole_key])
-        payload.idempotency_key([f"{whole_key}/{payload.MAX_BATCH - 1}"])
+        payload.idempotency_key([f"{whole_key}/{MAX_BATCH - 1}"])
     headers = CIMultiDict(verified.request.headers)
     events: list[NewEvent] = []
     wrong: list[Detail] = []

@@ -19,7 +19,7 @@ from wds.errors import Detail, Refusal
 from wds.group_commit import GroupCommit
 from wds.incoming import Verified
 from wds.intake import Intake
-from wds.model import Conflict, NewEvent, Receipt
+from wds.model import MAX_LABEL, Conflict, NewEvent, Receipt
 from wds.schemes import SCHEMES, SLACK, WDS
 from wds.sources import DEFAULT, default
 from wds.store import Store
@@ -194,7 +194,13 @@ def _count(receipts: list[Receipt]) -> None:
 
 
 _SIGNATURE = tuple(openapi.header(name, f"{WDS.form}; one of the two") for name in WDS.headers)
-_KEY = openapi.header("Idempotency-Key", "Used where the payload has no idempotency_key")
+_KEY = openapi.header(
+    "Idempotency-Key",
+    "Used where the payload has no idempotency_key; printable characters",
+    minLength=1,
+    maxLength=MAX_LABEL,
+)
+_EXAMPLE = {"event_type": "order.created", "idempotency_key": "order-1042", "total": 99.5}
 _SOURCE_HEADERS = tuple(
     openapi.header(header, f"Scheme {scheme.name}: {scheme.form}")
     for scheme in SCHEMES.values()
@@ -222,6 +228,7 @@ def operations(ingest: Ingest, store: Store, settings: Settings) -> list[openapi
             },
             _ERRORS,
             body=schemas.PayloadSchema,
+            example=_EXAMPLE,
             parameters=(*_SIGNATURE, _KEY, _TYPE),
         ),
         openapi.Operation(
@@ -233,6 +240,7 @@ def operations(ingest: Ingest, store: Store, settings: Settings) -> list[openapi
             {202: ("All stored", schemas.BatchReceiptSchema)},
             _ERRORS,
             body=schemas.BatchSchema,
+            example={"events": [_EXAMPLE, {"type": "ping"}]},
             parameters=(*_SIGNATURE, _KEY, _TYPE),
         ),
         openapi.Operation(
@@ -247,6 +255,7 @@ def operations(ingest: Ingest, store: Store, settings: Settings) -> list[openapi
             },
             (404, *_ERRORS),
             body=schemas.PayloadSchema,
+            example=_EXAMPLE,
             parameters=_SOURCE_HEADERS,
         ),
         *search.operations(store.archive, settings),
@@ -257,7 +266,7 @@ def operations(ingest: Ingest, store: Store, settings: Settings) -> list[openapi
             "Prometheus metrics",
             "watch",
             {200: ("Prometheus's text format", None)},
-            produces=("text/plain",),
+            produces=("text/plain", "application/openmetrics-text"),
         ),
         openapi.Operation("GET", "/healthz", server.healthz, "Does it live?", "watch", health),
         openapi.Operation(

@@ -26,6 +26,9 @@ ID_LENGTH = 32
 MAX_LABEL = 255
 """Most characters of an event type or an idempotency key."""
 
+MAX_BATCH = 1000
+"""Most events in one batch request."""
+
 
 class Status(StrEnum):
     """Where an event stands. Only the store changes it."""

@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import parse_qsl
 
 from wds.errors import Detail, Refusal
-from wds.model import MAX_LABEL, is_label
+from wds.model import MAX_BATCH, MAX_LABEL, is_label
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-MAX_BATCH = 1000
-"""Most events in one batch request."""
 MAX_FORM_FIELDS = 1000
 _WHITESPACE = " \t\n\r"
 

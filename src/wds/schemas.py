@@ -11,7 +11,7 @@ import marshmallow as ma
 from marshmallow import fields, validate
 
 from wds.errors import Detail, Refusal
-from wds.model import MAX_LABEL, Status, is_label
+from wds.model import MAX_BATCH, MAX_LABEL, Status, is_label
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,7 +78,7 @@ class StrictBoolean(fields.Boolean):
 
 
 def _event_type() -> fields.String:
-    return fields.String(validate=validate.And(validate.Length(1, MAX_LABEL), _printable))
+    return fields.String(validate=[validate.Length(1, MAX_LABEL), _printable])
 
 
 def _printable(value: str) -> None:
@@ -144,13 +144,17 @@ class PayloadSchema(ma.Schema):
         unknown = ma.INCLUDE
 
     event_type = fields.String(metadata={"example": "order.created"})
-    idempotency_key = fields.String(metadata={"example": "order-1042"})
+    idempotency_key = fields.String(
+        validate=validate.Length(1, MAX_LABEL), metadata={"example": "order-1042"}
+    )
 
 
 class BatchSchema(ma.Schema):
     """A batch; a bare array of the same objects will do too."""
 
-    events = fields.List(fields.Nested(PayloadSchema), required=True)
+    events = fields.List(
+        fields.Nested(PayloadSchema), required=True, validate=validate.Length(1, MAX_BATCH)
+    )
 
 
 class SearchRequestSchema(ma.Schema):

@@ -101,8 +101,10 @@ def operations(archive: Archive, settings: Settings) -> list[Operation]:
             "Search and count events",
             "operate",
             {200: ("A page of events", schemas.SearchResponseSchema)},
-            (400, 401, 403, 413, 422, 503),
+            (400, 401, 403, 408, 413, 422, 503),
             body=schemas.SearchRequestSchema,
+            body_required=False,
+            example={"status": ["RECEIVED", "DELIVERED"], "limit": 10, "include_payload": True},
         ),
         Operation(
             "GET",
@@ -121,6 +123,7 @@ def operations(archive: Archive, settings: Settings) -> list[Operation]:
             "operate",
             exact,
             (401, 403, 404, 503),
+            produces=("application/x-www-form-urlencoded",),
         ),
     ]
 

@@ -97,17 +97,22 @@ async def test_send_signs_as_each_provider_of_the_example_does(env, db, tmp_path
     (tmp_path / "wds.toml").write_text((ROOT / "wds.example.toml").read_text())
     async with processes.ingest(env, cwd=tmp_path) as ingest:
         port = ingest.url.rpartition(":")[2]
-        for name in ("default", "github", "stripe", "shopify", "slack", "standard"):
+
+        async def send(name):
             async with processes.running(
                 *("send", "--source", name, "--count", "3", "--seed", "5"),
                 env={**env, "WDS_PORT": port},
                 cwd=tmp_path,
-            ) as send:
-                assert await send.ended() == 0, send.text
-                assert send.lines[-1] == "3 stored, 0 repeated, 0 refused"
-            stored = await db.events.find({"source": name}).to_list(None)
-            assert len(stored) == 3
-            assert all(each["event_type"] and each["idempotency_key"] for each in stored)
+            ) as sending:
+                assert await sending.ended() == 0, sending.text
+                assert sending.lines[-1] == "3 stored, 0 repeated, 0 refused"
+
+        names = ("default", "github", "stripe", "shopify", "slack", "standard")
+        await asyncio.gather(*map(send, names))
+    for name in names:
+        stored = await db.events.find({"source": name}).to_list(None)
+        assert len(stored) == 3
+        assert all(each["event_type"] and each["idempotency_key"] for each in stored)
 
 
 async def test_a_source_that_is_not_there_is_one_sentence(env, tmp_path):
