@@ -91,7 +91,8 @@ class Connection(web.RequestHandler):
         self._headers_due = None
         if self.transport is None or self.transport.is_closing():
             return
-        remote = self.peername[0] if isinstance(self.peername, tuple) else None
+        peer = self.transport.get_extra_info("peername")
+        remote = str(peer[0]) if isinstance(peer, tuple) else None
         refusal = Refusal(408, "headers_too_slow", "the headers did not arrive in time")
         answer = refused(refusal, route="none", remote=remote)
         body = (answer.text or "").encode()

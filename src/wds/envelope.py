@@ -35,7 +35,7 @@ async def envelope(  # noqa: PLR0911 - one answer for each kind of error
     except Refusal as refusal:
         return _answer(request, refusal)
     except QueueFullError:
-        busy = "too many events wait to be stored; send again later"
+        busy = "too much waits to be read or stored; send again later"
         return _answer(request, Refusal(503, "overloaded", busy, retry_after_s=_RETRY_AFTER_S))
     except StoreUnavailableError:
         down = "the event store did not confirm in time; send again later"
