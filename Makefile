@@ -3,10 +3,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 MINUTES ?= 30
+EXAMPLES ?= 120
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo up test test-unit test-promtool test-faults soak bench bench-smoke coverage lint format lock clean
+.PHONY: help demo up test test-unit test-promtool test-generated test-faults soak bench bench-smoke coverage lint format lock clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -25,6 +26,9 @@ test-unit: $(VENV)/dev.done ## the tests that need no engine
 
 test-promtool: $(VENV)/dev.done ## metrics, alerts and dashboard in a real Prometheus, which must be installed
 	$(PYTEST) tests/tools/test_promtool.py tests/tools/test_prometheus.py
+
+test-generated: $(VENV)/dev.done ## thousands of requests made up from the OpenAPI documents
+	EXAMPLES=$(EXAMPLES) $(PYTEST) tests/e2e/test_generated.py $(ARGS)
 
 test-faults: $(VENV)/dev.done ## kill and stall everything for a few minutes
 	$(PYTEST) tests/faults $(ARGS)

@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
-from wds import __version__, backoff
+from wds import __version__, backoff, standard
 from wds.errors import WdsError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from aiohttp.connector import Connection
 
     from wds.model import Claim
@@ -106,9 +108,15 @@ def _nothing() -> Mapping[str, str]:
 class Deliverer:
     """Sends claims to one URL over a pool of kept connections."""
 
-    def __init__(self, url: str, *, timeout_s: float, connections: int) -> None:
-        """Prepare a session; call inside a running event loop."""
+    def __init__(
+        self, url: str, *, timeout_s: float, connections: int, secrets: Sequence[str] = ()
+    ) -> None:
+        """Prepare a session; call inside a running event loop.
+
+        `secrets` are keys of Standard Webhooks that can sign. Every attempt is signed with each.
+        """
         self._url = url
+        self._keys = [standard.read_key(secret) for secret in secrets]
         self._timeout_s = timeout_s
         self._session = aiohttp.ClientSession(
             connector=_GatedConnector(limit=connections),
@@ -149,7 +157,10 @@ class Deliverer:
             async with (
                 asyncio.timeout(self._timeout_s) as deadline,
                 self._session.post(
-                    self._url, data=claim.payload, headers=_headers(claim), allow_redirects=False
+                    self._url,
+                    data=claim.payload,
+                    headers=self._headers(claim),
+                    allow_redirects=False,
                 ) as answer,
             ):
                 status = answer.status
@@ -163,6 +174,13 @@ class Deliverer:
             error = self._reason(failure)
         duration_ms = round((time.monotonic() - started) * 1000)
         return Result(status, error, response, duration_ms, started, asked_s)
+
+    def _headers(self, claim: Claim) -> dict[str, str]:
+        headers = {"Content-Type": claim.content_type, "webhook-attempt": str(claim.attempt_number)}
+        now = int(time.time())
+        if self._keys:
+            return headers | standard.sign(self._keys, claim.id, now, claim.payload)
+        return headers | {"webhook-id": claim.id, "webhook-timestamp": str(now)}
 
     def _reason(self, failure: Exception) -> str:
         """Say what went wrong without the URL, which may carry a secret of the downstream's."""
@@ -187,15 +205,6 @@ async def _beginning(answer: aiohttp.ClientResponse) -> bytes:
         body += chunk
     answer.close()
     return body
-
-
-def _headers(claim: Claim) -> dict[str, str]:
-    return {
-        "Content-Type": claim.content_type,
-        "webhook-id": claim.id,
-        "webhook-timestamp": str(int(time.time())),
-        "webhook-attempt": str(claim.attempt_number),
-    }
 
 
 def _asked_s(headers: Mapping[str, str]) -> float:

@@ -330,6 +330,7 @@ async def serve(settings: Settings, stop: asyncio.Event, tracer: Tracer = tracin
         settings.downstream_url,
         timeout_s=settings.request_timeout,
         connections=settings.concurrency,
+        secrets=settings.downstream_secrets,
     )
     try:
         if not await server.opened(store, stop):

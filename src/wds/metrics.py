@@ -37,6 +37,12 @@ EVENTS_REPEATED = Counter(
 REFUSALS = Counter(
     "wds_refusals_total", "Requests answered with an error envelope.", ["route", "code"]
 )
+SIGNATURES_VERIFIED = Counter(
+    "wds_signatures_verified_total",
+    "Requests whose signature is valid, by source and by the secret's place in its list, 1 first.",
+    ["source", "secret"],
+)
+BODY_BYTES = Gauge("wds_body_bytes", "Bytes of request bodies held now, of WDS_BODY_MEMORY.")
 INGEST_SECONDS = Histogram(
     "wds_ingest_seconds", "From reading an ingest request to its answer.", buckets=_LATENCY
 )

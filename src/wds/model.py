@@ -26,6 +26,9 @@ ID_LENGTH = 32
 MAX_LABEL = 255
 """Most characters of an event type or an idempotency key."""
 
+MAX_BATCH = 1000
+"""Most events in one batch request."""
+
 
 class Status(StrEnum):
     """Where an event stands. Only the store changes it."""
@@ -83,9 +86,15 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """The idempotency key already belongs to another payload; nothing was stored."""
+    """The idempotency key already belongs to another payload; nothing was stored.
+
+    Attributes:
+        id: the event that has the key.
+        status: its status when the answer was made.
+    """
 
     id: str
+    status: Status
 
 
 @dataclass(frozen=True, slots=True)

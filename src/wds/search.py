@@ -13,7 +13,7 @@ from wds.access import operators_only
 from wds.errors import Refusal
 from wds.model import Status
 from wds.openapi import Operation
-from wds.payload import parse_request
+from wds.payload import is_json, parse_request
 
 if TYPE_CHECKING:
     from wds.config import Settings
@@ -103,8 +103,10 @@ def operations(store: Store, settings: Settings) -> list[Operation]:
             "Search and count events",
             "operate",
             {200: ("A page of events", schemas.SearchResponseSchema)},
-            (400, 401, 403, 413, 422, 503),
+            (400, 401, 403, 408, 413, 422, 503),
             body=schemas.SearchRequestSchema,
+            body_required=False,
+            example={"status": ["RECEIVED", "DELIVERED"], "limit": 10, "include_payload": True},
         ),
         Operation(
             "GET",
@@ -123,6 +125,7 @@ def operations(store: Store, settings: Settings) -> list[Operation]:
             "operate",
             exact,
             (401, 403, 404, 503),
+            produces=("application/x-www-form-urlencoded",),
         ),
     ]
 
@@ -169,7 +172,10 @@ def _event_json(document: Document) -> str:
     text = json.dumps(event, separators=(",", ":"))
     if "payload" not in document:
         return text
-    return f'{text[:-1]},"payload":{document["payload"].decode()}}}'
+    payload = document["payload"].decode()
+    if not is_json(document["content_type"]):
+        payload = json.dumps(payload)
+    return f'{text[:-1]},"payload":{payload}}}'
 
 
 def _instant(value: datetime | None) -> str | None:

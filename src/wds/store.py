@@ -380,7 +380,7 @@ def _contradicts(event: NewEvent, stored: Document) -> bool:
 def _verdict(event: NewEvent, stored: Document, mine: datetime | None) -> Receipt | Conflict:
     """Judge an event whose id is taken; `mine` is when this process may have written it itself."""
     if _contradicts(event, stored):
-        return Conflict(event.id)
+        return Conflict(event.id, Status(stored["status"]))
     return Receipt(event.id, Status(stored["status"]), stored["received_at"] != mine)
 
 

@@ -73,7 +73,7 @@ async def test_a_repeat_gets_the_first_receipt_and_another_payload_a_conflict(st
     [stored] = await store.insert([first])
     assert stored == Receipt(first.id, Status.RECEIVED, duplicate=False)
     assert await store.insert([first]) == [replace(stored, duplicate=True)]
-    assert await store.insert([other]) == [Conflict(first.id)]
+    assert await store.insert([other]) == [Conflict(first.id, Status.RECEIVED)]
     assert (await only(db))["payload"] == first.payload
 
 
@@ -118,7 +118,7 @@ async def test_a_batch_is_stored_whole_or_not_at_all(store, db):
     [first] = await store.insert([new_event(key="k")])
     batch = [new_event(), new_event(b'{"n":2}', key="k"), new_event()]
     results = await store.insert_all(batch)
-    assert Conflict(first.id) in results
+    assert Conflict(first.id, Status.RECEIVED) in results
     assert await db.events.count_documents({}) == 1
     batch[1] = new_event(key="k")
     repeated = new_event(key="twice")
