@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from wds.mongo import Connection
     from wds.queries import Document
 
-CHUNK = 500
+CHUNK = 200
 """Events changed by one write: some tens of milliseconds of MongoDB's time."""
 LEASE_S = 15.0
 """Seconds after which another process takes over from one that died."""

@@ -168,11 +168,15 @@ async def replay_beside_a_stream(tmp_path, seed, count, *, kills):
             lambda live: live == 0,
             within_s=30,
         )
-        most = most_in_any_second([request.at for request in running.receiver.requests])
+        # The limit holds by Redis's clock. This receiver shares its process with the stream and the
+        # machine with all else, so a request may be seen late, and two a little closer than sent.
+        instants = [request.at for request in running.receiver.requests]
+        most = most_in_any_second(instants, 0.9)
         before, during = stream.p99_ms(began, replaying), stream.p99_ms(replaying, over)
         running.report(
             f"{done['changed']} replayed in {over - replaying:.1f} s with {killed} kills; ingest"
-            f" p99 {before:.0f} ms before, {during:.0f} ms meanwhile; most in a second {most}"
+            f" p99 {before:.0f} ms before, {during:.0f} ms meanwhile;"
+            f" most in 0.9 s {most}, in 1 s {most_in_any_second(instants)}"
         )
         await assert_sound(running, count)
     assert (done["state"], done["changed"], done["skipped"]) == ("done", count, 0)
