@@ -10,10 +10,12 @@ import json
 import secrets
 from typing import TYPE_CHECKING, Any
 
-from wds import action_schemas, metrics, schemas
+import structlog
+
+from wds import action_schemas, actions, filters, metrics, schemas
 from wds.bulk import Verdict, matching
 from wds.envelope import json_answer
-from wds.errors import Detail, Refusal
+from wds.errors import Detail, Refusal, StoreUnavailableError
 from wds.model import Action, Instruction, is_label
 from wds.openapi import Operation, header
 from wds.payload import parse_request
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from wds.config import Settings
     from wds.queries import Document
     from wds.store import Store
+
+log = structlog.get_logger(__name__)
 
 REFUSED: Mapping[Verdict, tuple[str, str]] = {
     Verdict.LEASED: ("in_delivery", "an attempt is under way; replay it when that is over"),
@@ -105,10 +109,8 @@ class Operate:
         body = parse_request(await request.read() or b"{}")
         given = schemas.load(schema, body)
         wanted = json.dumps({name: body[name] for name in _FILTERS if name in body}, sort_keys=True)
-        before = await self._store.now()
         if given["dry_run"]:
-            counts = await self._store.archive.counts(matching(action, wanted, before))
-            by_status = {each["_id"]: each["count"] for each in counts["by_status"]}
+            by_status = await self._by_status(action, given, wanted)
             matched = sum(by_status.values())
             return json_answer(
                 {"action": action, "dry_run": True, "matched": matched, "by_status": by_status}
@@ -122,7 +124,7 @@ class Operate:
                 wanted=wanted,
                 limit=given.get("limit"),
                 per_second=pace if action is Action.REPLAY else None,
-                matched=await self._store.archive.count(matching(action, wanted, before)),
+                matched=await self._matched(action, given, wanted),
             )
         else:
             new = False
@@ -139,6 +141,31 @@ class Operate:
             )
         self._wake()
         return json_answer(bulk_json(known), 202 if new else 200)
+
+    async def _by_status(
+        self, action: Action, given: Mapping[str, Any], wanted: str
+    ) -> dict[str, int]:
+        """Count the events that a bulk action is about now, by status."""
+        now = await self._store.now()
+        chosen = schemas.filters_of(given)
+        if chosen.keys() <= filters.KEPT.keys():
+            statuses = set(chosen.get("status", actions.AFFECTED[action]))
+            chosen["status"] = sorted(statuses & set(actions.AFFECTED[action]))
+            if not chosen["status"]:
+                return {}
+            chosen["to"] = min(chosen.get("to", now), now)
+            counts = await self._store.rollups.counts(**filters.kept(chosen))
+        else:
+            counts = await self._store.archive.counts(matching(action, wanted, now))
+        return {each["_id"]: each["count"] for each in counts["by_status"]}
+
+    async def _matched(self, action: Action, given: Mapping[str, Any], wanted: str) -> int | None:
+        """Count likewise; None where counting takes too long, which must not hold the rest up."""
+        try:
+            return sum((await self._by_status(action, given, wanted)).values())
+        except StoreUnavailableError as error:
+            log.warning("bulk_action_not_counted", cause=str(error))
+            return None
 
     async def bulk(self, request: web.Request) -> web.Response:
         """Show a bulk action and how far it is."""
