@@ -274,9 +274,9 @@ class Dispatcher:
         )
         if succeeded:
             return Settlement(claim, attempt, Status.DELIVERED)
-        if claim.attempt_number >= self._settings.max_attempts:
+        if claim.schedule_step >= self._settings.max_attempts:
             return Settlement(claim, attempt, Status.FAILED_PERMANENTLY)
-        delay = backoff.delay_s(self._settings.backoff, claim.attempt_number, result.retry_after_s)
+        delay = backoff.delay_s(self._settings.backoff, claim.schedule_step, result.retry_after_s)
         return Settlement(claim, attempt, Status.DELIVERING, delay)
 
     # -- waiting ---------------------------------------------------------------------------

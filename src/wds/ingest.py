@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_async import aio
 
-from wds import fleet, metrics, openapi, payload, schemas, search, server
+from wds import fleet, metrics, openapi, operate, payload, schemas, search, server
+from wds.access import Guard
+from wds.bulk_worker import BulkWorker, working
 from wds.envelope import json_answer
 from wds.errors import Detail, Refusal
 from wds.group_commit import GroupCommit
@@ -23,7 +25,7 @@ from wds.store import Store
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from aiohttp import web
 
@@ -262,7 +264,7 @@ _TYPE = openapi.header("X-Event-Type", "Used where the payload names no type")
 _ERRORS = (400, 401, 409, 413, 415, 422, 503)
 
 
-def operations(ingest: Ingest, store: Store, settings: Settings) -> list[openapi.Operation]:
+def operations(ingest: Ingest, store: Store, operating: operate.Operate) -> list[openapi.Operation]:
     """Return every route of the service but the documents' own."""
     health = {200: ("Yes", schemas.HealthSchema)}
     ready = {**health, 503: ("No", schemas.HealthSchema)}
@@ -292,7 +294,8 @@ def operations(ingest: Ingest, store: Store, settings: Settings) -> list[openapi
             body=schemas.BatchSchema,
             parameters=(*_SIGNATURE, _KEY, _TYPE),
         ),
-        *search.operations(store.archive, settings),
+        *search.operations(store),
+        *operate.operations(operating),
         openapi.Operation(
             "GET",
             "/metrics",
@@ -317,13 +320,21 @@ def operations(ingest: Ingest, store: Store, settings: Settings) -> list[openapi
 def create_app(settings: Settings, store: Store) -> web.Application:
     """Return the service over an open store."""
     app = server.new_app(settings.max_body_bytes)
+    app.middlewares.append(Guard(settings).middleware)
     ingest = Ingest(settings, store)
+    worker = BulkWorker(store.bulk, owner=fleet.owner_name())
+    operating = operate.Operate(settings, store, worker.wake)
 
     async def drain(_: web.Application) -> None:
         await ingest.drain()
 
-    openapi.register(app, operations(ingest, store, settings))
+    async def work(_: web.Application) -> AsyncIterator[None]:
+        async with working(worker):
+            yield
+
+    openapi.register(app, operations(ingest, store, operating))
     openapi.serve_docs(app, "wds: webhook ingest")
+    app.cleanup_ctx.append(work)
     app.on_cleanup.append(drain)
     return app
 
@@ -338,6 +349,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     try:
         if not await server.opened(store, stop):
             return
+        await store.keep_for(settings.retention_days)
         app = create_app(settings, store)
         async with (
             fleet.reporting(store, None, owner=fleet.owner_name(), role="ingest"),

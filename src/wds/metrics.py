@@ -46,6 +46,14 @@ COMMIT_EVENTS = Histogram(
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
 )
 
+# operators
+OPERATOR_REFUSALS = Counter(
+    "wds_operator_refusals_total", "Requests to operators' routes that were refused.", ["reason"]
+)
+EVENTS_CHANGED = Counter(
+    "wds_events_changed_total", "Events that operators replayed or cancelled.", ["action"]
+)
+
 # delivery
 ATTEMPTS = Counter("wds_attempts_total", "Attempts that were recorded, by outcome.", ["outcome"])
 DELIVERIES_SUCCEEDED = Counter("wds_deliveries_succeeded_total", "Events that became DELIVERED.")

@@ -27,11 +27,12 @@ ERRORS = {
     400: "Not JSON, or not whole",
     401: "No valid signature or token",
     403: "Not for this client",
-    404: "No such event",
-    409: "The idempotency key belongs to another payload",
+    404: "Nothing has this id",
+    409: "Something else is there: another payload under the key, or no state for this",
     413: "The body is too large",
     415: "Not JSON by its content type, or encoded",
     422: "The wrong shape; every problem is listed",
+    429: "Too many wrong tokens from this client; Retry-After says when to try again",
     503: "Not possible now; Retry-After says when to send again",
 }
 

@@ -20,8 +20,9 @@ from pymongo import ReturnDocument
 from pymongo.errors import BulkWriteError, PyMongoError
 from pymongo.read_concern import ReadConcern
 
-from wds import queries
+from wds import queries, retention
 from wds.archive import Archive
+from wds.bulk import Bulk
 from wds.errors import StoreUnavailableError
 from wds.model import Claim, Conflict, NewEvent, Receipt, Settlement, Status
 from wds.mongo import DUPLICATE_KEY, FOREVER, WRITE_BUDGET_S, Connection, transient
@@ -72,6 +73,7 @@ class Store:
         self._mongo = Connection(url, database)
         self.archive = Archive(self._mongo)
         self.watch = Watch(self._mongo)
+        self.bulk = Bulk(self._mongo)
         self._try_for = self._mongo.try_for
         self._events = self._mongo.db[queries.EVENTS]
         # What decides whether a write took place is read where no failover can undo it.
@@ -86,6 +88,11 @@ class Store:
         """
         await self._mongo.open()
         await self._try_for(FOREVER, lambda: self._events.create_indexes(queries.EVENT_INDEXES))
+        await self.bulk.open()
+
+    async def keep_for(self, days: int | None) -> None:
+        """Have events deleted so many days after they finished; None keeps them for ever."""
+        await retention.apply(self._mongo, None if days is None else days * retention.DAY_S)
 
     async def close(self) -> None:
         """Drop all connections."""
@@ -357,6 +364,7 @@ def _claim(document: Document, token: str, held_since: float, trusted_until: flo
         event_type=document["event_type"],
         content_type=document["content_type"],
         payload=document["payload"],
+        attempts_before=document.get("attempts_before", 0),
     )
 
 

@@ -215,36 +215,6 @@ def test_only_a_known_outcome_of_this_attempt_tells_that_a_settlement_is_recorde
     }
 
 
-def test_a_search_without_filters_matches_every_instant():
-    first = datetime.min.replace(tzinfo=UTC)
-    assert queries.search_match() == {"received_at": {"$gte": first}}
-
-
-def test_a_search_includes_from_and_excludes_to():
-    later = NOW.replace(hour=13)
-    match = queries.search_match(received_from=NOW, received_to=later)
-    assert match == {"received_at": {"$gte": NOW, "$lt": later}}
-
-
-def test_what_an_operator_looks_for_is_compared_and_not_interpreted():
-    match = queries.search_match(statuses=["$where"], event_types=["$gt", "a"])
-    assert match["status"] == {"$in": ["$where"]}
-    assert match["event_type"] == {"$in": ["$gt", "a"]}
-
-
-def test_a_cursor_narrows_the_filters_and_never_widens_them():
-    match = queries.search_match(statuses=["DELIVERED"], received_to=NOW)
-    narrowed = queries.after(match, NOW, "e1")
-    assert match in narrowed["$and"]
-    assert {"received_at": NOW, "_id": {"$lt": "e1"}} in narrowed["$and"][-1]["$or"]
-
-
-def test_counting_needs_only_what_the_search_index_holds():
-    indexes = {index.document["name"]: index.document["key"] for index in queries.EVENT_INDEXES}
-    wanted = queries.counts({})[1]["$project"]
-    assert {name for name, shown in wanted.items() if shown} <= set(indexes["search"])
-
-
 @pytest.mark.parametrize(
     "document",
     [
@@ -252,9 +222,8 @@ def test_counting_needs_only_what_the_search_index_holds():
         {"p": queries.claim("t", "o", 1, 5)},
         {"p": [write(each)[1] for each in (retry(), final(Status.DELIVERED), DEFER)]},
         queries.settled([retry()]),
-        {"p": queries.counts(queries.search_match(statuses=[*Status]))},
     ],
-    ids=["event", "claim", "settlement", "settled", "counts"],
+    ids=["event", "claim", "settlement", "settled"],
 )
 def test_everything_can_be_written_as_bson(document):
     assert bson.decode(bson.encode(document), bson.CodecOptions(tz_aware=True)) == document
