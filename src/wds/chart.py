@@ -76,9 +76,9 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A time written below the axis; `anchor` keeps the outermost inside the canvas."""
+    """A time written below the axis: where its bar begins, in percent of the width."""
 
-    x: float
+    percent: float
     at: datetime
     anchor: str
 
@@ -133,7 +133,7 @@ def chart(
         )
         for place, (each, total) in enumerate(zip(starts, totals, strict=True))
     ]
-    return Chart(bin_, bars, top, _labels(starts, step))
+    return Chart(bin_, bars, top, _labels(starts))
 
 
 def _parts(counts: Mapping[str, int], top: int) -> list[Part]:
@@ -148,11 +148,12 @@ def _parts(counts: Mapping[str, int], top: int) -> list[Part]:
     return parts
 
 
-def _labels(starts: Sequence[datetime], step: float) -> list[Label]:
-    if len(starts) == 1:
-        return [Label(0.0, starts[0], "start")]
+def _labels(starts: Sequence[datetime]) -> list[Label]:
     every = max(1, -(-len(starts) // LABELS))
     return [
-        Label(round(place * step, 2), starts[place], "start")
-        for place in range(0, len(starts), every)
+        Label(
+            round(place / len(starts) * 100, 2), starts[place], "start" if place == 0 else "middle"
+        )
+        # One that begins past this would not end inside.
+        for place in range(0, max(1, len(starts) - every // 2), every)
     ]

@@ -91,12 +91,16 @@ class Doorway:
 
         return presentable(guarded)
 
+    def knows(self, request: web.Request) -> bool:
+        """Tell whether somebody has logged in with the browser that sent this."""
+        return self.has_login and self._session(request) is not None
+
     def login_page(self, request: web.Request) -> web.StreamResponse:
         """Show the form for the token."""
         target = _local(request.query.get("next", ""))
         if not self.has_login or self._session(request) is not None:
             raise web.HTTPSeeOther(target)
-        return page(request, "login.html", {"target": target})
+        return page(request, "login.html", {"target": target, "refusal": None})
 
     async def login(self, request: web.Request) -> web.StreamResponse:
         """Begin a session, if the form holds the token; show the form again if it does not."""
@@ -165,6 +169,11 @@ def presentable(handler: Handler) -> Handler:
                 response = _refused(request, envelope.of_http(error))
             else:
                 response = web.Response(status=error.status, headers=error.headers)
+        except Exception:
+            log.exception("page_crashed", method=request.method)
+            response = _refused(
+                request, Refusal(500, "internal_error", "an error in wds; it is logged")
+            )
         for name, value in HEADERS.items():
             response.headers.setdefault(name, value)
         return response
@@ -184,7 +193,8 @@ def page(
 def _refused(request: web.Request, refusal: Refusal) -> web.Response:
     envelope.note(request, refusal)
     title = HTTPStatus(refusal.status).phrase
-    response = page(request, "error.html", {"refusal": refusal, "title": title}, refusal.status)
+    context = {"refusal": refusal, "title": title, "method": request.method}
+    response = page(request, "error.html", context, refusal.status)
     if refusal.retry_after_s is not None:
         response.headers["Retry-After"] = str(refusal.retry_after_s)
     return response

@@ -48,7 +48,7 @@ async def envelope(  # noqa: PLR0911 - one answer for each kind of error
     except web.HTTPException as error:
         if error.status < HTTPStatus.BAD_REQUEST:
             raise
-        return _answer(request, _of_http(error), allow=error.headers.get("Allow"))
+        return _answer(request, of_http(error), allow=error.headers.get("Allow"))
     except (web.RequestPayloadError, ConnectionError):
         return _answer(request, Refusal(400, "incomplete_body", "the body did not arrive whole"))
     except Exception:
@@ -56,7 +56,8 @@ async def envelope(  # noqa: PLR0911 - one answer for each kind of error
         return _answer(request, Refusal(500, "internal_error", "an error in wds; it is logged"))
 
 
-def _answer(request: web.Request, refusal: Refusal, *, allow: str | None = None) -> web.Response:
+def note(request: web.Request, refusal: Refusal) -> None:
+    """Count and log a refusal, whatever shape its answer has."""
     metrics.REFUSALS.labels(refusal.code).inc()
     log.info(
         "refused",
@@ -65,6 +66,10 @@ def _answer(request: web.Request, refusal: Refusal, *, allow: str | None = None)
         code=refusal.code,
         remote=request.remote,
     )
+
+
+def _answer(request: web.Request, refusal: Refusal, *, allow: str | None = None) -> web.Response:
+    note(request, refusal)
     details = [{"field": d.field, "message": d.message} for d in refusal.details[:MAX_DETAILS]]
     body = {"error": {"code": refusal.code, "message": refusal.message, "details": details}}
     headers = {} if allow is None else {"Allow": allow}
@@ -75,7 +80,8 @@ def _answer(request: web.Request, refusal: Refusal, *, allow: str | None = None)
     return web.json_response(body, status=refusal.status, headers=headers)
 
 
-def _of_http(error: web.HTTPException) -> Refusal:
+def of_http(error: web.HTTPException) -> Refusal:
+    """Return the refusal that says what an aiohttp error says."""
     status = HTTPStatus(error.status)
     code = status.phrase.lower().replace(" ", "_").replace("-", "_")
     return Refusal(error.status, code, status.description or status.phrase)

@@ -179,6 +179,24 @@ def counts(wanted: Document) -> list[Document]:
     ]
 
 
+def outcomes(wanted: Document, unit: str, bin_size: int) -> list[Document]:
+    """Count the matched events by time and status: `{_id: {at, status}, count}`.
+
+    `at` is the start of the bin, by MongoDB's own reckoning. To be run with `hint`.
+    """
+    received = {"date": "$received_at", "unit": unit, "binSize": bin_size}
+    return [
+        {"$match": wanted},
+        {"$project": {"_id": 0, "status": 1, "received_at": 1}},
+        {
+            "$group": {
+                "_id": {"at": {"$dateTrunc": received}, "status": "$status"},
+                "count": {"$sum": 1},
+            }
+        },
+    ]
+
+
 def _sums(key: object) -> list[Document]:
     return [{"$group": {"_id": key, "count": {"$sum": "$count"}}}]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_async import aio
 
-from wds import fleet, metrics, openapi, operate, payload, schemas, search, server
+from wds import fleet, metrics, openapi, operate, pages, payload, schemas, search, server
 from wds.access import Guard
 from wds.bulk_worker import BulkWorker, working
 from wds.envelope import json_answer
@@ -320,7 +320,8 @@ def operations(ingest: Ingest, store: Store, operating: operate.Operate) -> list
 def create_app(settings: Settings, store: Store) -> web.Application:
     """Return the service over an open store."""
     app = server.new_app(settings.max_body_bytes)
-    app.middlewares.append(Guard(settings).middleware)
+    guard = Guard(settings)
+    app.middlewares.append(guard.middleware)
     ingest = Ingest(settings, store)
     worker = BulkWorker(store.bulk, owner=fleet.owner_name())
     operating = operate.Operate(settings, store, worker.wake)
@@ -334,6 +335,7 @@ def create_app(settings: Settings, store: Store) -> web.Application:
 
     openapi.register(app, operations(ingest, store, operating))
     openapi.serve_docs(app, "wds: webhook ingest")
+    pages.add_to(app, settings, store, operating, guard)
     app.cleanup_ctx.append(work)
     app.on_cleanup.append(drain)
     return app

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import marshmallow as ma
     from aiohttp import web
 
+    from wds.bulk import Changed
     from wds.config import Settings
     from wds.queries import Document
     from wds.store import Store
@@ -47,7 +48,7 @@ class Operate:
         self._store = store
         self._wake = wake
         # Half of the limit is left to what arrives meanwhile.
-        self._per_second = settings.rate_limit / 2 or None
+        self.per_second = settings.rate_limit / 2 or None
 
     async def replay(self, request: web.Request) -> web.Response:
         """Deliver an event again, with the full retry schedule.
@@ -70,14 +71,8 @@ class Operate:
     async def _one(self, request: web.Request, action: Action) -> web.Response:
         given = await _load(request, action_schemas.InstructionSchema())
         instruction = _instruction(request, action, given)
-        changed = await self._store.bulk.one(request.match_info["id"], instruction)
-        if changed is None:
-            raise Refusal(404, "not_found", "no event has this id")
-        if changed.verdict in REFUSED:
-            raise Refusal(409, *REFUSED[changed.verdict])
+        changed = await self.change(request.match_info["id"], instruction)
         repeated = changed.verdict is Verdict.REPEATED
-        if not repeated:
-            metrics.EVENTS_CHANGED.labels(action).inc()
         answer = {
             "id": changed.event["_id"],
             "status": changed.event["status"],
@@ -86,6 +81,21 @@ class Operate:
             "cancelling": "cancelling" in changed.event,
         }
         return json_answer(answer, 200 if repeated else 202)
+
+    async def change(self, event_id: str, instruction: Instruction) -> Changed:
+        """Carry out an instruction on one event.
+
+        Raises:
+            Refusal: 404 if there is no such event, 409 if there is nothing to do.
+        """
+        changed = await self._store.bulk.one(event_id, instruction)
+        if changed is None:
+            raise Refusal(404, "not_found", "no event has this id")
+        if changed.verdict in REFUSED:
+            raise Refusal(409, *REFUSED[changed.verdict])
+        if changed.verdict is not Verdict.REPEATED:
+            metrics.EVENTS_CHANGED.labels(instruction.action).inc()
+        return changed
 
     async def replay_all(self, request: web.Request) -> web.Response:
         """Replay every event that matches, oldest first, in the background.
@@ -104,33 +114,50 @@ class Operate:
     async def _bulk(self, request: web.Request, action: Action, schema: ma.Schema) -> web.Response:
         body = parse_request(await request.read() or b"{}")
         given = schemas.load(schema, body)
-        wanted = json.dumps({name: body[name] for name in _FILTERS if name in body}, sort_keys=True)
-        before = await self._store.now()
+        wanted = filters_json(body)
         if given["dry_run"]:
-            counts = await self._store.archive.counts(matching(action, wanted, before))
-            by_status = {each["_id"]: each["count"] for each in counts["by_status"]}
+            by_status = await self.meant(action, wanted)
             matched = sum(by_status.values())
             return json_answer(
                 {"action": action, "dry_run": True, "matched": matched, "by_status": by_status}
             )
-        instruction = _instruction(request, action, given)
+        begun, new = await self.begin(
+            _instruction(request, action, given),
+            wanted,
+            limit=given.get("limit"),
+            per_second=given.get("per_second", self.per_second),
+        )
+        return json_answer(bulk_json(begun), 202 if new else 200)
+
+    async def meant(self, action: Action, wanted: str) -> dict[str, int]:
+        """Count the events that a bulk action would be about, by status."""
+        match = matching(action, wanted, await self._store.now())
+        counts = await self._store.archive.counts(match)
+        return {each["_id"]: each["count"] for each in counts["by_status"]}
+
+    async def begin(
+        self, instruction: Instruction, wanted: str, *, limit: int | None, per_second: float | None
+    ) -> tuple[Document, bool]:
+        """Write a bulk action down and wake the worker; `wanted` is from `filters_json`.
+
+        Returns it and True; if its request id is known, the one that was begun before and False.
+
+        Raises:
+            Refusal: 409 if that one is about something else.
+        """
+        action = instruction.action
         known = await self._store.bulk.get(instruction.request_id)
+        new = False
         if known is None:
-            pace = given.get("per_second", self._per_second)
+            match = matching(action, wanted, await self._store.now())
             known, new = await self._store.bulk.start(
                 instruction,
                 wanted=wanted,
-                limit=given.get("limit"),
-                per_second=pace if action is Action.REPLAY else None,
-                matched=await self._store.archive.count(matching(action, wanted, before)),
+                limit=limit,
+                per_second=per_second if action is Action.REPLAY else None,
+                matched=await self._store.archive.count(match),
             )
-        else:
-            new = False
-        if (known["action"], known["filters"], known["limit"]) != (
-            action,
-            wanted,
-            given.get("limit"),
-        ):
+        if (known["action"], known["filters"], known["limit"]) != (action, wanted, limit):
             raise Refusal(
                 409,
                 "idempotency_conflict",
@@ -138,7 +165,7 @@ class Operate:
                 (Detail("request_id", "use another one, or send the same request"),),
             )
         self._wake()
-        return json_answer(bulk_json(known), 202 if new else 200)
+        return known, new
 
     async def bulk(self, request: web.Request) -> web.Response:
         """Show a bulk action and how far it is."""
@@ -158,6 +185,11 @@ _FILTERS = [
     field.data_key or name
     for name, field in schemas.FilterSchema._declared_fields.items()  # noqa: SLF001 - has no other way
 ]
+
+
+def filters_json(body: Mapping[str, Any]) -> str:
+    """Return the filters of a request as the JSON text that is kept with a bulk action."""
+    return json.dumps({name: body[name] for name in _FILTERS if name in body}, sort_keys=True)
 
 
 async def _load(request: web.Request, schema: ma.Schema) -> dict[str, Any]:

@@ -20,6 +20,7 @@ DEEPEST_INDENT = 32
 """Levels after which indentation stops growing."""
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
+_FOUR_DIGITS = 0xFFFF
 _KINDS = {'"': "string", "t": "word", "f": "word", "n": "word"}
 
 
@@ -57,26 +58,26 @@ def pretty(text: str, limit: int) -> tuple[list[Token], bool]:
 def _laid_out(text: str) -> Iterator[tuple[str, str]]:
     depth = 0
     found = (match.group() for match in _TOKEN.finditer(text))
-    token = next(found, None)
-    while token is not None:
+    piece = next(found, None)
+    while piece is not None:
         following = next(found, None)
-        if token in "{[" and following is not None and following in "}]":
-            yield "mark", token + following
+        if piece in "{[" and following is not None and following in "}]":
+            yield "mark", piece + following
             following = next(found, None)
-        elif token in "{[":
+        elif piece in "{[":
             depth += 1
-            yield "mark", token + _line(depth)
-        elif token in "}]":
+            yield "mark", piece + _line(depth)
+        elif piece in "}]":
             depth -= 1
-            yield "mark", _line(depth) + token
-        elif token == ",":
-            yield "mark", token + _line(depth)
-        elif token == ":":
+            yield "mark", _line(depth) + piece
+        elif piece == ",":
+            yield "mark", piece + _line(depth)
+        elif piece == ":":
             yield "mark", ": "
         else:
-            kind = "key" if following == ":" else _KINDS.get(token[0], "number")
-            yield kind, token
-        token = following
+            kind = "key" if following == ":" else _KINDS.get(piece[0], "number")
+            yield kind, piece
+        piece = following
 
 
 def _merged(pieces: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
@@ -115,4 +116,4 @@ def _shows(character: str) -> bool:
 
 def _escaped(character: str) -> str:
     number = ord(character)
-    return f"\\u{number:04x}" if number <= 0xFFFF else f"\\u{{{number:x}}}"
+    return f"\\u{number:04x}" if number <= _FOUR_DIGITS else f"\\u{{{number:x}}}"

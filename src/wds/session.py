@@ -1,7 +1,7 @@
 """What a browser holds instead of the operators' token: a signed session and its form token. Pure.
 
-A session is `<expiry>.<nonce>.<MAC>`: seconds since 1970 and 128 random bits, signed with a key that
-is derived from a secret which every replica has. So any replica can judge it, nothing is stored,
+A session is `<expiry>.<nonce>.<MAC>`: seconds since 1970 and 128 random bits, signed with a key
+derived from a secret that every replica has. So any replica can judge it, nothing is stored,
 and it ends when its time is over or the secret changes. Neither it nor a form token tells the
 secret. The form token is signed over the session, so a page that cannot read this service's pages
 has none that fits the cookie its visitor's browser sends along.

@@ -123,26 +123,34 @@ class View:
         start, end = self.bounds(now)
         for name, instant in (("from", start), ("to", end)):
             if instant is not None:
-                body[name] = instant.isoformat()
+                body[name] = exact(instant)
         return body
 
     # -- links: the same view but for something ------------------------------------------------
+
+    @property
+    def here(self) -> str:
+        """Return the address of this very view."""
+        return _address(PATH, self.pairs)
 
     def link(self, path: str = PATH, **changes: str | Iterable[str] | None) -> str:
         """Return the address of this view with parameters replaced; None leaves one out.
 
         `from` is spelled `from_`. The place is left out unless it is what changes.
         """
-        new = {name.rstrip("_"): value for name, value in changes.items()}
+        return self.replaced({name.rstrip("_"): value for name, value in changes.items()}, path)
+
+    def replaced(self, new: Mapping[str, str | Iterable[str] | None], path: str = PATH) -> str:
+        """Do what `link` does, with the names as they are."""
         kept = [(k, v) for k, v in self.pairs if k not in new and k not in PLACES]
         for name, value in new.items():
             values = [] if value is None else [value] if isinstance(value, str) else value
             kept += [(name, each) for each in values]
-        return path if not kept else f"{path}?{urlencode(kept)}"
+        return _address(path, kept)
 
     def without(self, name: str, value: str) -> str:
         """Return the address of this view with one value of a parameter removed."""
-        return self.link(**{name: [each for each in self.all(name) if each != value]})
+        return self.replaced({name: [each for each in self.all(name) if each != value]})
 
     def toggled(self, status: str) -> str:
         """Return the address of this view with one status asked for, or no longer."""
@@ -219,9 +227,18 @@ def _body(pairs: Pairs, names: Sequence[str]) -> dict[str, Any]:
     return body
 
 
+def _address(path: str, pairs: Sequence[tuple[str, str]]) -> str:
+    return f"{path}?{urlencode(pairs)}" if pairs else path
+
+
 def flipped(sort: str) -> str:
     """Return the opposite order."""
     return sort[1:] if sort.startswith("-") else f"-{sort}"
+
+
+def exact(instant: datetime) -> str:
+    """Write an instant as the API does: UTC, with milliseconds."""
+    return instant.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def stamp(instant: datetime) -> str:

@@ -3,7 +3,7 @@
 
 "use strict";
 
-const EVERY_MS = 5000;
+const EVERY_MS = 5000; // unless the part says otherwise
 const MOST_MS = 60000;
 
 for (const button of document.querySelectorAll("button[data-copy]")) {
@@ -34,10 +34,21 @@ window.addEventListener("pageshow", () => {
   for (const form of document.querySelectorAll("form[data-sent]")) delete form.dataset.sent;
 });
 
+// A page that says "not now" is replaced as soon as the service answers again.
+const retry = document.querySelector("[data-retry]");
+if (retry) {
+  setInterval(async () => {
+    try {
+      if ((await fetch(location.href, { method: "HEAD" })).ok) location.reload();
+    } catch { /* the service itself is away: ask again */ }
+  }, Number(retry.dataset.retry));
+}
+
 // The part marked data-live is fetched anew while somebody looks at it and is not inside it.
 const live = document.querySelector("[data-live]");
 if (live) {
-  let waitMs = EVERY_MS;
+  const everyMs = Number(live.dataset.live) || EVERY_MS;
+  let waitMs = everyMs;
   const renew = async () => {
     const part = document.getElementById(live.id);
     const resting = document.visibilityState === "visible" && !part.contains(document.activeElement);
@@ -50,7 +61,7 @@ if (live) {
         const fresh = page.getElementById(live.id);
         const current = document.getElementById(live.id);
         if (fresh && !current.contains(document.activeElement)) current.replaceWith(fresh);
-        waitMs = fresh && fresh.hasAttribute("data-live") ? EVERY_MS : Infinity;
+        waitMs = fresh && fresh.hasAttribute("data-live") ? everyMs : Infinity;
       }
     } catch {
       waitMs = Math.min(waitMs * 2, MOST_MS);
