@@ -96,7 +96,7 @@ class Archive:
 
     async def export(
         self, match: Document, *, sort: str, include_payload: bool
-    ) -> AsyncIterator[list[Document]]:
+    ) -> AsyncGenerator[list[Document], None]:
         """Yield all matching events, a page at a time; memory stays flat.
 
         Each page is a query of its own, so an export can take as long as it needs.

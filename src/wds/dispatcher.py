@@ -25,6 +25,7 @@ from prometheus_async import aio
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from wds import backoff, fleet, metrics, server
+from wds.access import Guard
 from wds.config import SETTLE_MARGIN_S
 from wds.delivery import Deliverer, NotSentError
 from wds.errors import LimiterUnavailableError, StoreUnavailableError
@@ -372,7 +373,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         async with (
             fleet.reporting(store, limiter, owner=owner, role="dispatcher"),
             server.listening(
-                server.watch_app(checks), settings.host, settings.metrics_port, shutdown_s=0.2
+                server.watch_app(checks, Guard(settings).middleware),
+                settings.host,
+                settings.metrics_port,
+                shutdown_s=0.2,
             ),
         ):
             running = asyncio.create_task(dispatcher.run())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -82,20 +83,22 @@ class Search:
         pages = self._archive.export(
             match, sort=wanted["sort"], include_payload=wanted["include_payload"]
         )
-        # The first page is read before the status is sent, so that a refusal is still possible.
-        page: list[Document] = await anext(pages, [])
-        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-        await response.prepare(request)
-        try:
-            while page:
-                await response.write("".join(f"{event_json(each)}\n" for each in page).encode())
-                page = await anext(pages, [])
-        except StoreUnavailableError as error:
-            log.warning("export_cut_short", cause=str(error))
-            if request.transport is not None:
-                request.transport.abort()
-        except ConnectionError:
-            log.info("export_left", consequence="the client is gone")
+        async with aclosing(pages):
+            # The first page is read before the status is sent, so that it can still be a 503.
+            page: list[Document] = await anext(pages, [])
+            response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+            await response.prepare(request)
+            try:
+                while page:
+                    lines = "".join(f"{event_json(each)}\n" for each in page)
+                    await response.write(lines.encode())
+                    page = await anext(pages, [])
+            except StoreUnavailableError as error:
+                log.warning("export_cut_short", cause=str(error))
+                if request.transport is not None:
+                    request.transport.abort()
+            except ConnectionError:
+                log.info("export_left", consequence="the client is gone")
         return response
 
     async def event(self, request: web.Request) -> web.Response:

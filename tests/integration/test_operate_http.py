@@ -216,7 +216,10 @@ async def test_an_unknown_event_is_not_found(client, action):
     assert await refused(client, f"/webhooks/events/nothing/{action}") == (404, "not_found")
 
 
-@pytest.mark.parametrize("path", ["/webhooks/events/x/replay", "/webhooks/replay"])
+@pytest.mark.parametrize(
+    ("path", "base"),
+    [("/webhooks/events/x/replay", {}), ("/webhooks/replay", {"event_type": "a"})],
+)
 @pytest.mark.parametrize(
     ("body", "field"),
     [
@@ -227,10 +230,289 @@ async def test_an_unknown_event_is_not_found(client, action):
         ({"foo": 1}, "foo"),
     ],
 )
-async def test_a_wrong_instruction_is_refused_by_field(client, path, body, field):
-    status, answer = await post(
-        client, path, {"event_type": "a", **body} if "bulk" in path else body
-    )
+async def test_a_wrong_instruction_is_refused_by_field(client, path, base, body, field):
+    status, answer = await post(client, path, {**base, **body})
 
     assert status == 422
-    assert field in {each["field"] for each in answer["error"]["details"]}
+    assert [each["field"] for each in answer["error"]["details"]] == [field]
+
+
+# -- cancelling one event -----------------------------------------------------------------------
+
+
+async def test_a_cancelled_event_is_final_and_never_tried_again(client, queue):
+    [event_id] = await queue.insert()
+    await queue.attempt(succeed=False)
+    status, answer = await post(
+        client, f"/webhooks/events/{event_id}/cancel", {"by": "bob", "reason": "wrong address"}
+    )
+    assert (status, answer["status"], answer["cancelling"]) == (202, "FAILED_PERMANENTLY", False)
+    await queue.due_now()
+    assert await queue.claim() == []
+    await queue.sound()
+    [entry] = (await queue.event(event_id))["history"]
+    assert (entry["action"], entry["by"], entry["reason"]) == ("cancel", "bob", "wrong address")
+    assert entry["status"] == "DELIVERING"
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "attempts"),
+    [
+        ("success", "DELIVERED", 1),
+        ("failure", "FAILED_PERMANENTLY", 1),
+        ("defer", "FAILED_PERMANENTLY", 0),
+        ("death", "FAILED_PERMANENTLY", 1),
+    ],
+)
+async def test_an_attempt_under_way_is_not_cut_short_and_nothing_follows_it(
+    client, queue, end, status, attempts
+):
+    [event_id] = await queue.insert()
+    [claim] = await queue.claim()
+    answered, answer = await post(client, f"/webhooks/events/{event_id}/cancel")
+    assert (answered, answer["status"], answer["cancelling"]) == (202, "DELIVERING", True)
+    assert (await queue.event(event_id))["lease"]["token"] == claim.token
+    await queue.sound()
+
+    if end == "death":
+        await queue.db.events.update_one(
+            {"_id": event_id}, [{"$set": {"next_attempt_at": {"$subtract": ["$$NOW", 1]}}}]
+        )
+        assert await queue.claim() == []
+    else:
+        done = (
+            Settlement(claim, None)
+            if end == "defer"
+            else settlement(claim, succeed=end == "success")
+        )
+        assert await queue.store.settle([done]) == [True]
+
+    event = await queue.event(event_id)
+    assert (event["status"], len(event["attempts"])) == (status, attempts)
+    assert await queue.claim() == []
+    await queue.sound()
+
+
+async def test_a_replay_of_a_delivered_event_is_undone_by_a_cancel(client, queue):
+    [event_id] = await queue.delivered()
+    await post(client, f"/webhooks/events/{event_id}/replay")
+    _, answer = await post(client, f"/webhooks/events/{event_id}/cancel")
+
+    assert answer["status"] == "DELIVERED"
+    assert await queue.claim() == []
+    await queue.sound()
+
+
+async def test_a_cancelled_event_that_was_never_tried_can_be_replayed(client, queue):
+    [event_id] = await queue.insert()
+    await post(client, f"/webhooks/events/{event_id}/cancel")
+    _, answer = await post(client, f"/webhooks/events/{event_id}/replay")
+
+    assert answer["status"] == "RECEIVED"
+    [claim] = await queue.claim()
+    assert claim.attempt_number == 1
+    await queue.sound()
+
+
+async def test_what_is_final_or_being_cancelled_is_not_cancelled(client, queue):
+    [final] = await queue.delivered()
+    [leased] = await queue.insert()
+    await queue.claim()
+    path = f"/webhooks/events/{leased}/cancel"
+    assert await refused(client, f"/webhooks/events/{final}/cancel") == (409, "already_final")
+    assert (await post(client, path, {"request_id": "r"}))[0] == 202
+    assert await refused(client, path) == (409, "already_cancelled")
+    assert (await post(client, path, {"request_id": "r"}))[0] == 200
+    assert await refused(client, f"/webhooks/events/{leased}/replay") == (409, "already_cancelled")
+
+
+# -- bulk actions -------------------------------------------------------------------------------
+
+
+async def test_all_that_match_are_replayed_and_nothing_else(client, queue):
+    wanted = await queue.failed(7, event_type="a")
+    others = await queue.failed(2, event_type="b")
+    delivered = await queue.delivered(2, event_type="a")
+    filters = {"event_type": "a", "status": ["FAILED_PERMANENTLY"]}
+    status, begun = await post(
+        client, "/webhooks/replay", {**filters, "by": "ann", "per_second": 0}
+    )
+    assert (status, begun["state"], begun["matched"]) == (202, "running", 7)
+    done = await bulk_done(client, begun["request_id"])
+
+    assert done["state"] == "done"
+    assert (done["examined"], done["changed"], done["skipped"]) == (7, 7, 0)
+    assert (done["filters"], done["by"]) == (filters, "ann")
+    for event_id in wanted:
+        event = await queue.event(event_id)
+        assert event["status"] == "DELIVERING"
+        assert [each["request_id"] for each in event["history"]] == [begun["request_id"]]
+    for event_id in (*others, *delivered):
+        assert "history" not in await queue.event(event_id)
+    assert {each.id for each in await queue.claim(20)} == set(wanted)
+    await queue.sound()
+
+
+async def test_a_dry_run_counts_and_changes_nothing(client, queue, db):
+    await queue.failed(3)
+    await queue.delivered(2)
+    await queue.insert(1)
+    before = await db.events.find().to_list(None)
+    status, answer = await post(client, "/webhooks/replay", {"from": "2020-01-01", "dry_run": True})
+
+    assert status == 200
+    assert answer == {
+        "action": "replay",
+        "dry_run": True,
+        "matched": 5,
+        "by_status": {"FAILED_PERMANENTLY": 3, "DELIVERED": 2},
+    }
+    assert await db.events.find().to_list(None) == before
+    assert await db.bulk_actions.count_documents({}) == 0
+
+
+async def test_no_more_than_the_limit_are_replayed_the_oldest_first(client, queue, db, monkeypatch):
+    monkeypatch.setattr("wds.bulk.CHUNK", 3)
+    ids = await queue.failed(10)
+    for age, event_id in enumerate(ids):
+        older = [{"$set": {"received_at": {"$subtract": ["$received_at", 1000 * age]}}}]
+        await db.events.update_one({"_id": event_id}, older)
+    _, begun = await post(client, "/webhooks/replay", {"from": "2020-01-01", "limit": 7})
+    done = await bulk_done(client, begun["request_id"])
+
+    assert (done["matched"], done["changed"]) == (10, 7)
+    replayed = {each["_id"] async for each in db.events.find({"history": {"$exists": True}})}
+    assert replayed == set(ids[3:])
+
+
+async def test_events_being_delivered_are_skipped_and_counted(client, queue):
+    await queue.failed(2)
+    await queue.insert(1)
+    [claim] = await queue.claim()
+    before = await queue.event(claim.id)
+    _, begun = await post(client, "/webhooks/replay", {"from": "2020-01-01"})
+    done = await bulk_done(client, begun["request_id"])
+
+    assert (done["changed"], done["skipped"]) == (2, 1)
+    assert await queue.event(claim.id) == before
+
+
+async def test_what_arrives_after_the_request_is_not_meant(client, queue, store, monkeypatch):
+    held = asyncio.Event()
+    take = store.bulk.take
+
+    async def take_later(owner):
+        await held.wait()
+        return await take(owner)
+
+    monkeypatch.setattr(store.bulk, "take", take_later)
+    await queue.insert(2)
+    _, begun = await post(client, "/webhooks/cancel", {"from": "2020-01-01"})
+    await asyncio.sleep(0.002)  # the clock of arrivals is in milliseconds
+    [late] = await queue.insert(1)
+    held.set()
+    done = await bulk_done(client, begun["request_id"])
+
+    assert (done["matched"], done["changed"]) == (2, 2)
+    assert (await queue.event(late))["status"] == "RECEIVED"
+
+
+async def test_a_bulk_replay_leaves_new_events_their_turn(client, queue, db):
+    await queue.failed(30)
+    began = datetime.now(UTC)
+    _, begun = await post(client, "/webhooks/replay", {"from": "2020-01-01", "per_second": 10})
+    await bulk_done(client, begun["request_id"])
+    dues = sorted([each["next_attempt_at"] async for each in db.events.find()])
+
+    assert begun["per_second"] == 10
+    assert dues[0] >= began - timedelta(seconds=1)
+    assert dues[-1] <= datetime.now(UTC) + timedelta(seconds=3.1)
+    assert dues[-1] - dues[0] > timedelta(seconds=1)
+
+
+async def test_half_of_the_limit_is_left_to_new_events_unless_told_otherwise(client, queue):
+    await queue.failed(1)
+    _, begun = await post(client, "/webhooks/replay", {"from": "2020-01-01"})
+
+    assert begun["per_second"] == 1.5
+
+
+async def test_a_bulk_action_repeated_under_its_request_id_is_the_same_one(client, queue, db):
+    ids = await queue.failed(3)
+    body = {"event_type": "a", "from": "2020-01-01", "request_id": "r", "per_second": 0}
+    del body["event_type"]
+    first, _ = await post(client, "/webhooks/replay", body)
+    await bulk_done(client, "r")
+    assert await queue.attempt(succeed=False, limit=5) == 3
+    second, answer = await post(client, "/webhooks/replay", body)
+
+    assert (first, second, answer["state"], answer["changed"]) == (202, 200, "done", 3)
+    for event_id in ids:
+        assert len((await queue.event(event_id))["history"]) == 1
+    assert await db.bulk_actions.count_documents({}) == 1
+
+
+async def test_a_request_id_belongs_to_one_bulk_action(client, queue):
+    await queue.failed(1)
+    await post(client, "/webhooks/replay", {"from": "2020-01-01", "request_id": "r"})
+    for path, body in [
+        ("/webhooks/cancel", {"from": "2020-01-01"}),
+        ("/webhooks/replay", {"from": "2021-01-01"}),
+        ("/webhooks/replay", {"from": "2020-01-01", "limit": 1}),
+    ]:
+        assert await refused(client, path, {**body, "request_id": "r"}) == (
+            409,
+            "idempotency_conflict",
+        )
+
+
+@pytest.mark.parametrize("path", ["/webhooks/replay", "/webhooks/cancel"])
+@pytest.mark.parametrize("body", [{}, {"limit": 5}, {"dry_run": True}])
+async def test_a_bulk_action_needs_a_filter(client, path, body):
+    assert await refused(client, path, body) == (422, "invalid_request")
+
+
+async def test_all_that_match_are_cancelled_and_what_is_final_stays(client, queue):
+    delivered = await queue.delivered(1)
+    leased = await queue.insert(1)
+    await queue.claim()
+    waiting = await queue.insert(3)
+    _, begun = await post(client, "/webhooks/cancel", {"from": "2020-01-01", "by": "ann"})
+    done = await bulk_done(client, begun["request_id"])
+
+    assert (done["matched"], done["changed"]) == (4, 4)
+    assert (await queue.event(delivered[0]))["status"] == "DELIVERED"
+    assert (await queue.event(leased[0]))["cancelling"] is True
+    for event_id in waiting:
+        assert (await queue.event(event_id))["status"] == "FAILED_PERMANENTLY"
+    await queue.sound()
+
+
+async def test_a_bulk_action_can_be_stopped(client, queue, db, monkeypatch):
+    monkeypatch.setattr("wds.bulk.CHUNK", 1)
+    await queue.failed(60)
+    _, begun = await post(client, "/webhooks/replay", {"from": "2020-01-01"})
+    status, _ = await post(client, f"/webhooks/bulk/{begun['request_id']}/stop")
+    done = await bulk_done(client, begun["request_id"])
+
+    assert (status, done["state"], done["stop_requested"]) == (200, "stopped", True)
+    assert done["changed"] < 60
+    assert await db.events.count_documents({"history": {"$exists": True}}) == done["changed"]
+
+
+async def test_bulk_actions_are_listed_the_latest_first(client, queue):
+    await queue.failed(1)
+    for number in range(3):
+        request = {"from": "2020-01-01", "request_id": f"r{number}"}
+        await post(client, "/webhooks/replay", request)
+        await asyncio.sleep(0.002)
+    _, answer = await client.get("/webhooks/bulk")
+
+    assert [each["request_id"] for each in answer["bulk_actions"]] == ["r2", "r1", "r0"]
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", ""), ("POST", "/stop")])
+async def test_an_unknown_bulk_action_is_not_found(client, method, path):
+    url = f"{client.url}/webhooks/bulk/nothing{path}"
+    async with client.session.request(method, url) as response:
+        assert response.status == 404

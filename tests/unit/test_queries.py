@@ -113,9 +113,9 @@ def test_a_final_settlement_drops_the_lease_and_the_due_time(status):
     _, update = write(final(status, "$$ROOT"))
     assert update == {
         "$push": {"attempts": queries.attempt_document(make_attempt(text="$$ROOT"))},
-        "$set": {"status": status},
+        "$set": {"status": status, "last_status_code": 500},
         "$currentDate": {"finished_at": True},
-        "$unset": {"lease": "", "next_attempt_at": ""},
+        "$unset": {"lease": "", "next_attempt_at": "", "cancelling": ""},
     }
 
 
@@ -124,21 +124,28 @@ def test_a_final_settlement_drops_the_lease_and_the_due_time(status):
 )
 def test_a_retry_is_due_in_milliseconds_by_the_databases_clock(delay_s, delay_ms):
     [stage] = write(retry(delay_s))[1]
-    assert stage["$set"]["next_attempt_at"] == {"$add": ["$$NOW", delay_ms]}
-    assert isinstance(stage["$set"]["next_attempt_at"]["$add"][1], int)
+    _cancelled, gone, due = stage["$set"]["next_attempt_at"]["$cond"]
+    assert gone == "$$REMOVE"
+    assert due == {"$add": ["$$NOW", delay_ms]}
+    assert isinstance(due["$add"][1], int)
 
 
-def test_a_retry_drops_the_lease_and_leaves_status_and_count_alone():
+def test_a_retry_drops_the_lease_and_leaves_status_and_count_alone_unless_cancelled():
     [stage] = write(retry())[1]
-    assert set(stage["$set"]) == {"attempts", "next_attempt_at", "lease"}
+    assert "attempt_count" not in stage["$set"]
     assert stage["$set"]["lease"] == "$$REMOVE"
+    assert stage["$set"]["status"] == {
+        "$cond": [queries.CANCELLING, {"$literal": Status.FAILED_PERMANENTLY}, "$status"]
+    }
 
 
 def test_a_deferral_returns_the_lease_and_does_not_count_the_attempt():
     [stage] = write(DEFER)[1]
     assert stage["$set"]["lease"] == "$$REMOVE"
     assert stage["$set"]["attempt_count"] == {"$subtract": ["$attempt_count", 1]}
-    assert stage["$set"]["next_attempt_at"] == "$lease.due_at"
+    assert stage["$set"]["next_attempt_at"] == {
+        "$cond": [queries.CANCELLING, "$$REMOVE", "$lease.due_at"]
+    }
     assert "attempts" not in stage["$set"]
 
 
@@ -173,9 +180,10 @@ def test_a_lease_expires_in_milliseconds_by_the_databases_clock():
     assert expiry == {"$add": ["$$NOW", 30_000]}
 
 
-def test_an_event_with_no_attempt_left_is_buried_and_not_leased():
+def test_an_event_with_no_attempt_left_or_cancelled_is_buried_and_not_leased():
     [stage] = queries.claim("t", "o", 1, 5)
-    exhausted = {"$gte": ["$attempt_count", 5]}
+    made = {"$subtract": ["$attempt_count", {"$ifNull": ["$attempts_before", 0]}]}
+    exhausted = {"$or": [{"$gte": [made, 5]}, queries.CANCELLING]}
     for name, then in [
         ("status", {"$literal": Status.FAILED_PERMANENTLY}),
         ("next_attempt_at", "$$REMOVE"),
