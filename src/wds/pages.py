@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Route = tuple[str, str, Handler]
 
 _EVENT = f"{HOME}/events/{{id}}"
-_ACTION = f"{ACTIONS}/{{request_id}}"
+_ACTION = f"{ACTIONS}/{{request_id:[^/]+}}"  # any label, braces too
 _STATIC = f"{HOME}/static/{{name}}"
 _KEEP = "public, max-age=31536000, immutable"
 """The address of a static file changes with its contents."""
@@ -42,11 +42,12 @@ def add_to(
     assets = present.Assets()
     present.set_up(app, assets, has_login=door.has_login)
     routes = [*_free(door, assets), *_guarded(door, store, operate)]
-    guard.share({path for _, path, _ in routes}, door.knows)
+    own = set()
     for method, path, handler in routes:
-        app.router.add_route(method, path, handler)
-        if method == "GET":
-            app.router.add_route("HEAD", path, handler)
+        for each in (method, "HEAD") if method == "GET" else (method,):
+            resource = app.router.add_route(each, path, handler).resource
+            own |= {resource.canonical} if resource else set()
+    guard.share(own, door.knows)
 
 
 def _free(door: Doorway, assets: present.Assets) -> list[Route]:

@@ -20,7 +20,6 @@ DEEPEST_INDENT = 32
 """Levels after which indentation stops growing."""
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
-_FOUR_DIGITS = 0xFFFF
 _KINDS = {'"': "string", "t": "word", "f": "word", "n": "word"}
 
 
@@ -100,7 +99,7 @@ def _line(depth: int) -> str:
 
 
 def visible(text: str) -> str:
-    r"""Write characters that show nothing or reorder their neighbours as `\u` and their number.
+    r"""Write characters that show nothing or reorder their neighbours as JSON's `\u` escapes.
 
     Controls, formats such as the bidirectional overrides, lone surrogates, unassigned ones; line
     ends and tabs stay.
@@ -115,5 +114,5 @@ def _shows(character: str) -> bool:
 
 
 def _escaped(character: str) -> str:
-    number = ord(character)
-    return f"\\u{number:04x}" if number <= _FOUR_DIGITS else f"\\u{{{number:x}}}"
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[place : place + 4]}" for place in range(0, len(units), 4))

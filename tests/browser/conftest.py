@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.async_api import async_playwright
 
-from tests.browser import history
+from tests import history
 from tests.support import make_settings
 from wds.ingest import create_app
 from wds.server import listening

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser import history
+from tests import history
 from tests.browser.conftest import DESKTOP, PHONE
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
