@@ -120,8 +120,9 @@ def _attempts(event: Mapping[str, Any], expected: Expectations) -> Iterator[str]
 def _replays_fit(event: Mapping[str, Any], replays: Sequence[Mapping[str, Any]]) -> bool:
     before = replays[-1]["attempt_count"] if replays else 0
     return event.get("attempts_before", 0) == before and all(
-        (attempt["timestamp"] >= replay["at"])
-        == (attempt["attempt_number"] > replay["attempt_count"])
+        attempt["timestamp"] >= replay["at"]
+        if attempt["attempt_number"] > replay["attempt_count"]
+        else attempt["timestamp"] <= replay["at"]
         for replay in replays
         for attempt in event["attempts"]
     )

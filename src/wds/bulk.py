@@ -27,12 +27,14 @@ from wds.model import Action, Instruction, Status
 from wds.mongo import FOREVER, WRITE_BUDGET_S
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from wds.mongo import Connection
     from wds.queries import Document
+    from wds.rollups import Rollups
 
-CHUNK = 500
+CHUNK = 200
 """Events changed by one write: some tens of milliseconds of MongoDB's time."""
 LEASE_S = 15.0
 """Seconds after which another process takes over from one that died."""
@@ -69,10 +71,11 @@ class Changed:
 class Bulk:
     """Changes to events by operators. What is not confirmed is `StoreUnavailableError`."""
 
-    def __init__(self, mongo: Connection) -> None:
-        """Take the connection to use."""
+    def __init__(self, mongo: Connection, rollups: Rollups) -> None:
+        """Take the connection to use, and the kept counts, which replays change."""
         self._mongo = mongo
         self._try_for = mongo.try_for
+        self._rollups = rollups
         self._events = mongo.db[queries.EVENTS]
         # Shows a write only once a majority has it: a repeat is confirmed no sooner.
         self._linear = self._events.with_options(read_concern=ReadConcern("linearizable"))
@@ -88,6 +91,8 @@ class Bulk:
         Safe to repeat: the instruction's request id is on the event's record once it is done.
         """
         event: Document = {}
+        if instruction.action is Action.REPLAY:
+            await self._reopen([event_id])
         for _ in range(TRIES):
             changed = await self._try_for(
                 WRITE_BUDGET_S,
@@ -257,6 +262,8 @@ class Bulk:
             document["remote"],
             document["reason"],
         )
+        if instruction.action is Action.REPLAY:
+            await self._reopen(ids)
         update = actions.update(instruction, spread and (spread["start"], spread["length_ms"]))
         await self._try_for(
             CHUNK_BUDGET_S,
@@ -276,6 +283,18 @@ class Bulk:
                 seconds=changed / document["per_second"]
             )
         return progress
+
+    async def _reopen(self, ids: Sequence[str]) -> None:
+        """Forget the kept counts of hours whose finished events are about to live again.
+
+        Of live ones too: they might finish, and be counted, just before they are replayed.
+        """
+        chosen = {"_id": {"$in": list(ids)}}
+        found = await self._try_for(
+            READ_BUDGET_S, lambda: self._events.find(chosen, {"received_at": 1}).to_list(None)
+        )
+        if found:
+            await self._rollups.reopen(each["received_at"] for each in found)
 
     async def _write(self, taken: Taken, update: list[Document]) -> bool:
         """Write to the document under its lease; False if the lease was lost."""

@@ -8,10 +8,11 @@ on a field that `queries.COVERING_INDEX` holds, so that counting reads no docume
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pymongo import ASCENDING, DESCENDING
 
+from wds.hours import MAX_EVENT_TYPES
 from wds.model import ID_LENGTH
 from wds.queries import COVERING_INDEX, KEY_INDEX
 
@@ -41,8 +42,14 @@ OLDEST_FIRST = "received_at"
 
 TELLING_PREFIX = 5
 """From this many characters on, an id prefix leaves at most a millionth of the derived ids."""
-MAX_EVENT_TYPES = 1000
-"""Most event types that an aggregation lists, the commonest first."""
+
+KEPT: Mapping[str, str] = {
+    "status": "statuses",
+    "event_type": "event_types",
+    "from_": "received_from",
+    "to": "received_to",
+}
+"""Filters by which counts are kept (`rollups`), and what they are called there."""
 
 
 class Position(NamedTuple):
@@ -97,6 +104,11 @@ def match(
         received["$lt"] = to
     wanted["received_at"] = received
     return wanted
+
+
+def kept(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return filters, all of them in `KEPT`, as `rollups` takes them."""
+    return {KEPT[name]: value for name, value in given.items()}
 
 
 def narrowed(wanted: Document, *more: Document) -> Document:

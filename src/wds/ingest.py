@@ -355,6 +355,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         app = create_app(settings, store)
         async with (
             fleet.reporting(store, None, owner=fleet.owner_name(), role="ingest"),
+            store.rollups.advancing(),
             server.listening(app, settings.host, settings.port),
         ):
             await stop.wait()

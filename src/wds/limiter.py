@@ -7,7 +7,7 @@ together obey one limit without talking to each other.
 
 From slots to requests: a slot may be used from its instant until `USE_WITHIN_US` later and
 not after. Two requests that are `limit` slots apart are then at least
-`WINDOW_US - USE_WITHIN_US` = 1.01 s apart when they leave, and 10 ms remain for the network
+`WINDOW_US - USE_WITHIN_US` = 1.02 s apart when they leave, and 20 ms remain for the network
 to bring them closer together. The margin costs 3 % of the allowance. Slots also lie
 `SPACING_US` apart, or a limit's share of the window if that is less: whoever sends or receives a
 burst of many at once is late with its tail, and being late by more than the margin would bring
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 WINDOW_US = 1_030_000
-USE_WITHIN_US = 20_000
+USE_WITHIN_US = 10_000
 SPACING_US = 20_000
 TIMEOUT_S = 0.5
 """Seconds to wait for Redis. Not retried: a second reservation would charge twice."""

@@ -57,7 +57,9 @@ EVENTS_CHANGED = Counter(
 # delivery
 ATTEMPTS = Counter("wds_attempts_total", "Attempts that were recorded, by outcome.", ["outcome"])
 DELIVERIES_SUCCEEDED = Counter("wds_deliveries_succeeded_total", "Events that became DELIVERED.")
-DELIVERIES_FAILED = Counter("wds_deliveries_failed_total", "Events that became FAILED_PERMANENTLY.")
+DELIVERIES_FAILED = Counter(
+    "wds_deliveries_failed_total", "Events that became FAILED_PERMANENTLY, but for cancelled ones."
+)
 RETRY_ATTEMPTS = Counter("wds_retry_attempts_total", "Attempts after an event's first.")
 ATTEMPT_SECONDS = Histogram(
     "wds_attempt_seconds", "One request to the downstream, to the end of its answer."

@@ -62,7 +62,12 @@ EVENT_INDEXES = [
         name="search_status",
     ),
     IndexModel(
-        [("event_type", ASCENDING), ("received_at", DESCENDING), ("_id", DESCENDING)],
+        [
+            ("event_type", ASCENDING),
+            ("received_at", DESCENDING),
+            ("_id", DESCENDING),
+            ("status", ASCENDING),
+        ],
         name="search_type",
     ),
     IndexModel(

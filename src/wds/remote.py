@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 TRIES = 6
 LOOK_EVERY_S = 0.5
+PIPE_COLUMNS = 240
+"""Width of a table that goes into a pipe, where nobody's window is narrow."""
 _COME_BACK = {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}
 _STYLES = {"DELIVERED": "green", "FAILED_PERMANENTLY": "red", "DELIVERING": "yellow"}
 
@@ -184,15 +186,17 @@ async def _print_lines(service: Service, asked: Mapping[str, Any], limit: int) -
 
 def _print_table(answer: Mapping[str, Any]) -> None:
     console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=PIPE_COLUMNS)
     table = Table(box=None, pad_edge=False)
-    for name in ("received", "id", "type", "status", "attempts", "last answer"):
-        table.add_column(name, no_wrap=name in {"received", "id", "status"}, overflow="fold")
+    for name in ("received (UTC)", "id", "type", "status", "attempts", "last answer"):
+        table.add_column(name, no_wrap=name in {"received (UTC)", "id", "status"}, overflow="fold")
     for event in answer["events"]:
         last = event["attempts"][-1] if event["attempts"] else None
         said = "" if last is None else str(last["status_code"] or last["error"])
         # As Text: what senders and downstreams wrote is shown, never taken for markup.
         table.add_row(
-            Text(event["received_at"]),
+            Text(event["received_at"][:19].replace("T", " ")),
             Text(event["id"]),
             Text(event["event_type"] or ""),
             Text(event["status"], style=_STYLES.get(event["status"], "cyan")),

@@ -15,6 +15,8 @@ from wds import queries
 from wds.mongo import FOREVER
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from wds.mongo import Connection
 
 log = structlog.get_logger(__name__)
@@ -24,13 +26,27 @@ DAY_S = 24 * 3600
 _NO_SUCH_COLLECTION, _NO_SUCH_INDEX, _OTHER_OPTIONS = 26, 27, 85
 
 
-async def apply(mongo: Connection, after_s: int | None) -> None:
+async def apply(
+    mongo: Connection, after_s: int | None, changing: Callable[[], Awaitable[None]]
+) -> None:
     """Have finished events deleted after so many seconds; None keeps them for ever.
 
     Whatever was set before is replaced. Any number of processes may do this at once; if they
-    differ, the last one decides.
+    differ, the last one decides. `changing` is awaited before and after a change, none without.
     """
+    if await mongo.try_for(FOREVER, lambda: _current(mongo)) == after_s:
+        return
+    await changing()
     await mongo.try_for(FOREVER, lambda: _apply(mongo, after_s))
+    await changing()
+    log.info("retention_changed", days=None if after_s is None else after_s / DAY_S)
+
+
+async def _current(mongo: Connection) -> int | None:
+    """Return after how many seconds events are deleted now, None for never."""
+    indexes = await mongo.db[queries.EVENTS].index_information()
+    index = indexes.get(queries.RETENTION_INDEX)
+    return None if index is None else int(index["expireAfterSeconds"])
 
 
 async def _apply(mongo: Connection, after_s: int | None) -> None:
@@ -39,7 +55,6 @@ async def _apply(mongo: Connection, after_s: int | None) -> None:
         try:
             if after_s is None:
                 await events.drop_index(queries.RETENTION_INDEX)
-                log.info("retention_ended", consequence="finished events are kept")
             else:
                 await events.create_indexes([queries.retention_index(after_s)])
         except OperationFailure as error:

@@ -17,9 +17,6 @@ from wds.openapi import Operation
 from wds.payload import parse_request
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from wds.archive import Archive
     from wds.queries import Document
     from wds.store import Store
 
@@ -27,12 +24,13 @@ log = structlog.get_logger(__name__)
 
 
 class Search:
-    """Handlers over one archive."""
+    """Handlers over one store's archive and kept counts."""
 
-    def __init__(self, archive: Archive, now: Callable[[], Awaitable[datetime]]) -> None:
-        """Take the archive to read, and the database's clock."""
-        self._archive = archive
-        self._now = now
+    def __init__(self, store: Store) -> None:
+        """Take the store to read."""
+        self._archive = store.archive
+        self._rollups = store.rollups
+        self._now = store.now
         self._schema = schemas.SearchRequestSchema()
 
     async def search(self, request: web.Request) -> web.Response:
@@ -43,7 +41,8 @@ class Search:
         `cursor`; it stays right while events arrive.
         """
         wanted = schemas.load(self._schema, parse_request(await request.read() or b"{}"))
-        match = filters.match(**schemas.filters_of(wanted))
+        given = schemas.filters_of(wanted)
+        match = filters.match(**given)
         _, after = wanted.get("cursor", (None, None))
         page, more = await self._archive.page(
             match,
@@ -58,9 +57,14 @@ class Search:
             next_cursor = schemas.cursor_after(filters.position_of(page[-1]), wanted["sort"])
         answer: dict[str, Any] = {"next_cursor": next_cursor}
         if wanted["aggregations"]:
-            counts = await self._archive.counts(match)
+            if given.keys() <= filters.KEPT.keys():
+                counts = await self._rollups.counts(**filters.kept(given))
+            else:
+                counts = await self._archive.counts(match)
             answer["total"] = sum(each["count"] for each in counts["by_status"])
             answer["aggregations"] = _aggregations(counts)
+        elif given.keys() <= filters.KEPT.keys():
+            answer["total"] = await self._rollups.total(**filters.kept(given))
         else:
             answer["total"] = await self._archive.count(match)
         rest = json.dumps(answer, separators=(",", ":"))
@@ -126,7 +130,7 @@ class Search:
 
 def operations(store: Store) -> list[Operation]:
     """Return the operators' routes for reading."""
-    handlers = Search(store.archive, store.now)
+    handlers = Search(store)
     found = {200: ("The event", schemas.EventSchema)}
     exact: dict[int, tuple[str, None]] = {200: ("The exact bytes received", None)}
     lines: dict[int, tuple[str, None]] = {200: ("An event a line", None)}

@@ -26,6 +26,7 @@ from wds.bulk import Bulk
 from wds.errors import StoreUnavailableError
 from wds.model import Claim, Conflict, NewEvent, Receipt, Settlement, Status
 from wds.mongo import DUPLICATE_KEY, FOREVER, WRITE_BUDGET_S, Connection, transient
+from wds.rollups import Rollups
 from wds.watch import Watch
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class Store:
         self._mongo = Connection(url, database)
         self.archive = Archive(self._mongo)
         self.watch = Watch(self._mongo)
-        self.bulk = Bulk(self._mongo)
+        self.rollups = Rollups(self._mongo)
+        self.bulk = Bulk(self._mongo, self.rollups)
         self._try_for = self._mongo.try_for
         self._events = self._mongo.db[queries.EVENTS]
         # What decides whether a write took place is read where no failover can undo it.
@@ -92,7 +94,9 @@ class Store:
 
     async def keep_for(self, days: int | None) -> None:
         """Have events deleted so many days after they finished; None keeps them for ever."""
-        await retention.apply(self._mongo, None if days is None else days * retention.DAY_S)
+        after_s = None if days is None else days * retention.DAY_S
+        self.rollups.keep_for(after_s)
+        await retention.apply(self._mongo, after_s, self.rollups.forget)
 
     async def close(self) -> None:
         """Drop all connections."""
@@ -117,6 +121,7 @@ class Store:
             StoreUnavailableError: no confirmation in time. Some may have been stored; sent
                 again, those with an idempotency key are recognised.
         """
+        began = _uptime()
         now = await self._mongo.now()
         documents = [queries.event_document(event, now) for event in events]
         tries = 0
@@ -131,6 +136,7 @@ class Store:
             return []
 
         repeated = await self._try_for(WRITE_BUDGET_S, write)
+        await self.rollups.inserted(now, _uptime() - began)
         results: list[Receipt | Conflict] = [
             Receipt(event.id, Status.RECEIVED, duplicate=False) for event in events
         ]
@@ -153,6 +159,7 @@ class Store:
         Raises:
             StoreUnavailableError: no confirmation in time; either all were stored or none.
         """
+        began = _uptime()
         now = await self._mongo.now()
         wanted = {event.id: event for event in events}
         stored: dict[str, Document] = {}
@@ -172,6 +179,7 @@ class Store:
                 stored.update(found)
 
         await self._try_for(WRITE_BUDGET_S, write)
+        await self.rollups.inserted(now, _uptime() - began)
         results: list[Receipt | Conflict] = []
         met: set[str] = set()
         for event in events:
@@ -339,6 +347,11 @@ class Store:
     async def now(self) -> datetime:
         """Return the database's time, at most a few seconds of drift from it; UTC."""
         return await self._mongo.now()
+
+
+def _uptime() -> float:
+    """Return seconds since the machine started, those it was suspended for included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _contradicts(event: NewEvent, stored: Document) -> bool:

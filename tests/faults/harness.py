@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import signal
 import sys
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -134,7 +135,13 @@ class System:
     dispatchers: list[Replica]
     sender: Sender
     proxy: Proxy
+    stack: AsyncExitStack
     redis_stall_s: float = 0.0
+
+    def until_the_end(self, server: embedded.Server) -> embedded.Server:
+        """Have a server that was started later stopped with the rest."""
+        self.stack.push_async_callback(server.stop, signal.SIGKILL)
+        return server
 
     def report(self, figure: str) -> None:
         """Print a measured figure; `pytest -s` and `-rP` show it."""
@@ -209,9 +216,9 @@ async def system(
     async with AsyncExitStack() as stack:
         mongods = await start_replica_set(nodes, tmp_path)
         for server in mongods:
-            stack.push_async_callback(server.stop, 9)
+            stack.push_async_callback(server.stop, signal.SIGKILL)
         redis = await embedded.start_redis(tmp_path / "redis")
-        stack.push_async_callback(redis.stop, 9)
+        stack.push_async_callback(redis.stop, signal.SIGKILL)
         if receiver is None:
             receiver = await stack.enter_async_context(receiving())
         proxy = await stack.enter_async_context(cutting(mongods[0].port))
@@ -254,4 +261,5 @@ async def system(
             dispatchers=replicas[ingests:],
             sender=Sender([replica.url for replica in replicas[:ingests]]),
             proxy=proxy,
+            stack=stack,
         )

@@ -13,6 +13,7 @@ from pymongo.errors import PyMongoError
 from redis.asyncio import Redis
 
 from tests.faults.harness import System, system
+from tests.faults.receiver import receiving_apart
 from tests.support import eventually
 from wds import embedded
 
@@ -64,11 +65,12 @@ async def kill(running: System) -> None:
     number = running.mongods.index(victim)
     await victim.stop(signal.SIGKILL)
     await primary_of([each for each in running.mongods if each is not victim])
-    running.mongods[number] = await embedded.start_mongod(
+    restarted = await embedded.start_mongod(
         running.home / f"mongo-{number}",
         port=victim.port,
         extra=("--setParameter", "enableTestCommands=1"),
     )
+    running.mongods[number] = running.until_the_end(restarted)
 
 
 async def step_down(running: System) -> None:
@@ -160,7 +162,8 @@ async def killed(running: System, client: Redis) -> None:
     port = running.redis.port
     await running.redis.stop(signal.SIGKILL)
     await asyncio.sleep(1)
-    running.redis = await embedded.start_redis(running.home / "redis", port=port)
+    restarted = await embedded.start_redis(running.home / "redis", port=port)
+    running.redis = running.until_the_end(restarted)
 
 
 async def stopped(running: System, client: Redis) -> None:
@@ -193,7 +196,15 @@ async def test_redis_suffers_and_the_limit_holds(tmp_path, seed, scale, fault):
     limit = 20
     settings = {"WDS_RATE_LIMIT": str(limit), "WDS_LEASE": "4"}
     slowest = 0.0
-    async with system(tmp_path, seed=seed, settings=settings) as running:
+    async with (
+        receiving_apart() as receiver,
+        system(tmp_path, seed=seed, settings=settings, receiver=receiver) as running,
+    ):
+
+        async def sent_since(instant: float) -> list[float]:
+            await receiver.fetch()
+            return [each.at for each in receiver.requests if each.at > instant]
+
         running.redis_stall_s = scale.redis_stall_s
         client = Redis.from_url(running.env["WDS_REDIS_URL"])
         sending = asyncio.create_task(running.sender.send(limit * 3, connections=4))
@@ -201,14 +212,13 @@ async def test_redis_suffers_and_the_limit_holds(tmp_path, seed, scale, fault):
             await asyncio.sleep(running.rng.uniform(1.2, 1.6))
             await running.sender.send(limit * 2, prefix=f"more-{running.rng.random()}-")
             await fault(running, client)
-            back, seen = time.monotonic(), len(running.receiver.requests)
-            sent_again = await eventually(
-                lambda seen=seen: asyncio.sleep(0, running.receiver.requests[seen:])
-            )
-            slowest = max(slowest, sent_again[0].at - back)
+            back = time.monotonic()
+            again = await eventually(lambda back=back: sent_since(back))
+            slowest = max(slowest, min(again) - back)
         await sending
         await running.settled(len(running.sender.acknowledged), within_s=120)
         await client.aclose()
+        await receiver.fetch()
         verdict = await running.verdict()
     took = sorted(took for _, took in running.sender.answered_at)
     running.report(

@@ -138,6 +138,7 @@ async def test_rolling_restarts_lose_nothing_and_send_nothing_twice(tmp_path, se
             assert await victim.process.stop(signal.SIGTERM) == 0
             slowest = max(slowest, time.monotonic() - started)
             await victim.start()
+            await victim.ready()  # as a rolling restart does, and a signal before would just end it
         await sending
         await running.settled(scale.events, within_s=120)
         verdict = await running.verdict()

@@ -89,14 +89,14 @@ async def histories(db, ids):
     return [len(each.get("history", [])) for each in found]
 
 
-# A whole run makes about 5 calls a chunk and 3 chunks; the last cases die in none of them.
+# A whole run makes about 6 calls a chunk and 3 chunks; the last cases die in none of them.
 @pytest.mark.parametrize("answered", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("calls", range(1, 21))
+@pytest.mark.parametrize("calls", range(1, 24))
 async def test_wherever_its_worker_dies_every_event_is_replayed_once_and_none_past_the_limit(
     store, db, failed, calls, answered
 ):
     await begin(store)
-    mortal = Bulk(store._mongo)
+    mortal = Bulk(store._mongo, store.rollups)
     mortal._try_for = Mortal(mortal._try_for, calls, answered=answered)
     try:
         await work(mortal)
@@ -116,8 +116,8 @@ async def test_control_unless_the_chunk_is_written_down_first_a_death_leads_past
 ):
     """Plan in memory only, and die after the events were changed."""
     await begin(store)
-    mortal = Bulk(store._mongo)
-    mortal._try_for = Mortal(mortal._try_for, 4, answered=True)
+    mortal = Bulk(store._mongo, store.rollups)
+    mortal._try_for = Mortal(mortal._try_for, 5, answered=True)
 
     async def plan_in_memory(taken):
         taken.document["chunk"] = await mortal._next_chunk(taken.document)

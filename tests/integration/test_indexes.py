@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from tests.support import new_event
-from wds import actions, filters, queries
+from wds import actions, filters, hours, queries
 from wds.bulk import matching
 from wds.model import Action, Instruction, derived_id
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
+NEVER = datetime(9999, 1, 1, tzinfo=UTC)
 FINISHED, FUTURE, DUE = 3000, 500, 40
 
 
@@ -177,6 +178,23 @@ async def test_counting_fetches_no_document_but_what_a_key_names(db, name):
     plan, stats = await explain(db, {**command, "hint": hint})
     assert index_of(plan) == hint
     assert stats["totalDocsExamined"] <= (0 if hint == "search" else 1)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [{}, {"statuses": ["DELIVERED", "RECEIVED"]}, {"event_types": ["type.1"]}],
+    ids=["everything", "a status", "a type"],
+)
+async def test_counting_what_is_not_kept_fetches_no_document(db, chosen):
+    spans = [(T0, T0 + timedelta(seconds=50)), (T0 + timedelta(seconds=60), NEVER)]
+    command = {
+        "aggregate": "events",
+        "pipeline": hours.tally(spans, **chosen),
+        "cursor": {},
+    }
+    plan, stats = await explain(db, {**command, "hint": queries.COVERING_INDEX})
+    assert index_of(plan) == "search"
+    assert stats["totalDocsExamined"] == 0
 
 
 @pytest.mark.parametrize("sort", ["attempt_count", "-attempt_count"])

@@ -8,7 +8,7 @@ import bson
 import pytest
 
 from tests.support import new_event
-from wds import queries
+from wds import hours, queries
 from wds.model import Attempt, Claim, Outcome, Settlement, Status
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -230,8 +230,9 @@ def test_only_a_known_outcome_of_this_attempt_tells_that_a_settlement_is_recorde
         {"p": queries.claim("t", "o", 1, 5)},
         {"p": [write(each)[1] for each in (retry(), final(Status.DELIVERED), DEFER)]},
         queries.settled([retry()]),
+        {"p": hours.tally([(NOW, NOW.replace(hour=13))], [*Status])},
     ],
-    ids=["event", "claim", "settlement", "settled"],
+    ids=["event", "claim", "settlement", "settled", "tally"],
 )
 def test_everything_can_be_written_as_bson(document):
     assert bson.decode(bson.encode(document), bson.CodecOptions(tz_aware=True)) == document
