@@ -6,7 +6,7 @@ MINUTES ?= 30
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo up test test-unit test-promtool test-faults soak coverage lint format lock clean
+.PHONY: help demo up test test-unit test-promtool test-browser screenshots test-faults soak coverage lint format lock clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -25,6 +25,12 @@ test-unit: $(VENV)/dev.done ## the tests that need no engine
 
 test-promtool: $(VENV)/dev.done ## lint the metrics with promtool, which must be installed
 	$(PYTEST) tests/tools/test_promtool.py
+
+test-browser: $(VENV)/browser.done ## the console in Chromium, which must be installed (at CHROMIUM)
+	$(PYTEST) tests/browser $(ARGS)
+
+screenshots: $(VENV)/browser.done ## take the documents' pictures of the console anew
+	$(PYTEST) tests/browser/screenshots.py $(ARGS)
 
 test-faults: $(VENV)/dev.done ## kill and stall everything for a few minutes
 	$(PYTEST) tests/faults $(ARGS)
@@ -48,7 +54,7 @@ format: $(VENV)/dev.done ## rewrite to the house format
 
 lock: $(VENV)/dev.done ## pin every dependency anew, with hashes and without addresses
 	$(BIN)/python -m pip install --quiet uv
-	for set in "run --group build" "dev --group dev"; do set -- $$set; \
+	for set in "run --group build" "dev --group dev" "browser --group browser"; do set -- $$set; \
 	  $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --no-header --extra embedded $$2 $$3 pyproject.toml \
 	    -o requirements/$$1.txt || exit 1; done

@@ -183,7 +183,7 @@ class Archive:
         found = await self._try_for(
             0,
             lambda: self._events.find_one(
-                {"received_at": {"$exists": True}},
+                filters.ANY,
                 {"_id": 0, "received_at": 1},
                 sort=filters.SORTS[filters.OLDEST_FIRST],
             ),

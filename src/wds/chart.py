@@ -39,7 +39,7 @@ class Bin:
     name: str
 
 
-_BINS = (
+BINS = (
     Bin("minute", 1, _MINUTE, "minute"),
     Bin("minute", 5, 5 * _MINUTE, "5 minutes"),
     Bin("hour", 1, _HOUR, "hour"),
@@ -98,8 +98,8 @@ def bin_for(start: datetime, end: datetime) -> Bin:
     span = end - start
     for longest, index in _SPANS:
         if span <= longest:
-            return _BINS[index]
-    return next((each for each in _BINS[4:] if span / each.length <= MOST_BARS), _BINS[-1])
+            return BINS[index]
+    return next((each for each in BINS[4:] if span / each.length <= MOST_BARS), BINS[-1])
 
 
 def floor(instant: datetime, bin_: Bin) -> datetime:

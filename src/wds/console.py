@@ -16,6 +16,7 @@ from aiohttp import web
 from wds import chart, filters, schemas, view
 from wds.doorway import HOME, page
 from wds.errors import Refusal, StoreUnavailableError
+from wds.hours import HOUR
 from wds.metrics import SILENCE
 from wds.model import ID_LENGTH, Status
 from wds.pretty import pretty, visible
@@ -111,7 +112,7 @@ class Console:
     async def _page(self, asked: View, now: datetime) -> tuple[list[Document], bool]:
         sort, after = asked.reading
         documents, more = await self._archive.page(
-            asked.match(now),
+            filters.match(**asked.given(now)),
             sort=sort,
             skip=0,
             limit=asked.loaded["limit"],
@@ -134,11 +135,15 @@ class Console:
         bin_ = chart.bin_for(start, end)
         question = tuple(pair for pair in asked.pairs if pair[0] in (*view.FILTERS, "range"))
         question = tuple(sorted(pair for pair in question if pair[0] != "status"))
-        match = asked.match(now, any_status=True)
+        given = asked.given(now)
+        given.pop("status", None)
 
         async def tally() -> Outcomes | None:
             try:
-                return await self._archive.outcomes(match, bin_.unit, bin_.size)
+                if bin_.length >= HOUR and given.keys() <= filters.KEPT.keys():
+                    kept = filters.kept(given)
+                    return await self._store.rollups.outcomes(bin_.unit, bin_.size, **kept)
+                return await self._archive.outcomes(filters.match(**given), bin_.unit, bin_.size)
             except StoreUnavailableError:
                 return None  # and no sooner asked again than an answer of the same cost
 
@@ -150,7 +155,8 @@ class Console:
         for bar, status, number in found:
             totals[Status(status)] += number
             if not asked.statuses or status in asked.statuses:
-                bars.setdefault(bar, {})[status] = number
+                counts = bars.setdefault(chart.floor(bar, bin_), {})
+                counts[status] = counts.get(status, 0) + number
         return {
             "totals": totals,
             "total": sum(sum(each.values()) for each in bars.values()),

@@ -52,6 +52,10 @@ KEPT: Mapping[str, str] = {
 """Filters by which counts are kept (`rollups`), and what they are called there."""
 
 
+ANY: Document = {"received_at": {"$gte": _FIRST_INSTANT}}
+"""Matches every event, from the covering index's first field on."""
+
+
 class Position(NamedTuple):
     """A place in any of the orders: the last event that was seen."""
 

@@ -109,13 +109,13 @@ class View:
             return now - length, None
         return self.loaded.get("from_"), self.loaded.get("to")
 
-    def match(self, now: datetime, *, any_status: bool = False) -> dict[str, Any]:
-        """Return the filter of MongoDB for this view; `any_status` leaves the status out."""
-        wanted = {**schemas.filters_of(self.loaded)}
-        wanted["from_"], wanted["to"] = self.bounds(now)
-        if any_status:
-            wanted.pop("status", None)
-        return filters.match(**wanted)
+    def given(self, now: datetime) -> dict[str, Any]:
+        """Return the filters as `filters.match` takes them, with the instants of the range."""
+        bounds = zip(("from_", "to"), self.bounds(now), strict=True)
+        return {
+            **schemas.filters_of(self.loaded),
+            **{name: instant for name, instant in bounds if instant is not None},
+        }
 
     def body(self, now: datetime) -> dict[str, Any]:
         """Return the filters as the JSON that the API takes, with the instants filled in."""

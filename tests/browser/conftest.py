@@ -1,4 +1,4 @@
-"""A real Chromium before a real service. `WDS_CHROMIUM` says where the browser is."""
+"""A real Chromium before a real service. the variable CHROMIUM says where it is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wds.server import listening
 if TYPE_CHECKING:
     from playwright.async_api import Page
 
-CHROMIUM = os.environ.get("WDS_CHROMIUM", "/usr/bin/chromium")
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 360, "height": 740}
 
