@@ -9,7 +9,7 @@ import pytest
 from markupsafe import Markup
 
 from tests import history, hostile
-from tests.browser.test_console import open_all
+from tests.browser.test_pages import open_all
 from tests.integration.test_console import bulk, fleet, hostile_event
 from tests.support import make_settings, new_event
 from wds import present
