@@ -103,7 +103,10 @@ class BulkSchema(ma.Schema):
     filters = fields.Nested(FilterSchema)
     limit = fields.Integer(allow_none=True)
     per_second = fields.Float(allow_none=True)
-    matched = fields.Integer(metadata={"description": "Events that matched when it was started."})
+    matched = fields.Integer(
+        allow_none=True,
+        metadata={"description": "Events that matched at its start; null if that took too long."},
+    )
     examined = fields.Integer(metadata={"description": "Events looked at."})
     changed = fields.Integer(metadata={"description": "Events replayed or cancelled."})
     skipped = fields.Integer(

@@ -136,7 +136,7 @@ def new_bulk(
     filters: str,
     limit: int | None,
     per_second: float | None,
-    matched: int,
+    matched: int | None,
     now: datetime,
 ) -> Document:
     """Return the document of a bulk action that nobody works on yet.

@@ -129,7 +129,7 @@ class Bulk:
         wanted: str,
         limit: int | None,
         per_second: float | None,
-        matched: int,
+        matched: int | None,
     ) -> tuple[Document, bool]:
         """Write down a bulk action, to be carried out; return it, and whether it is new.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -17,7 +18,7 @@ from aiohttp import web
 from wds import action_schemas, schemas, view
 from wds.console import address, can_cancel, can_replay
 from wds.doorway import HOME, page
-from wds.errors import Detail, Refusal
+from wds.errors import Detail, Refusal, StoreUnavailableError
 from wds.model import Action, Instruction
 from wds.operate import REFUSED, bulk_json, filters_json
 from wds.payload import parse_request
@@ -138,11 +139,15 @@ class Confirm:
         refusal: Refusal | None = None,
     ) -> web.Response:
         wanted = filters_json(body)
+        meant: dict[str, int] | None = None
+        with suppress(StoreUnavailableError):  # counting takes too long: the page says so
+            meant = await self._operate.meant(action, wanted)
         context = {
             "action": action,
             "filters": wanted,
             "chips": _chips(json.loads(wanted)),
-            "meant": await self._operate.meant(action, wanted),
+            "meant": meant,
+            "total": None if meant is None else sum(meant.values()),
             "per_second": self._operate.per_second,
             "request_id": secrets.token_hex(16),
             "given": given,
@@ -243,7 +248,8 @@ def _chips(wanted: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _bulk(document: Document) -> dict[str, Any]:
     shown = bulk_json(document)
     shown.update(started_at=document["started_at"], finished_at=document.get("finished_at"))
-    return {**shown, "address": _address(document)}
+    bounds = [each for each in (shown["limit"], shown["matched"]) if each is not None]
+    return {**shown, "address": _address(document), "most": min(bounds, default=None)}
 
 
 def _address(document: Document) -> str:

@@ -10,10 +10,12 @@ import json
 import secrets
 from typing import TYPE_CHECKING, Any
 
-from wds import action_schemas, metrics, schemas
+import structlog
+
+from wds import action_schemas, actions, filters, metrics, schemas
 from wds.bulk import Verdict, matching
 from wds.envelope import json_answer
-from wds.errors import Detail, Refusal
+from wds.errors import Detail, Refusal, StoreUnavailableError
 from wds.model import Action, Instruction, is_label
 from wds.openapi import Operation, header
 from wds.payload import parse_request
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from wds.config import Settings
     from wds.queries import Document
     from wds.store import Store
+
+log = structlog.get_logger(__name__)
 
 REFUSED: Mapping[Verdict, tuple[str, str]] = {
     Verdict.LEASED: ("in_delivery", "an attempt is under way; replay it when that is over"),
@@ -130,10 +134,30 @@ class Operate:
         return json_answer(bulk_json(begun), 202 if new else 200)
 
     async def meant(self, action: Action, wanted: str) -> dict[str, int]:
-        """Count the events that a bulk action would be about, by status."""
-        match = matching(action, wanted, await self._store.now())
-        counts = await self._store.archive.counts(match)
+        """Count the events that a bulk action would be about now, by status.
+
+        `wanted` is from `filters_json`.
+        """
+        now = await self._store.now()
+        chosen = schemas.filters_of(schemas.load(schemas.FilterSchema(), json.loads(wanted)))
+        if chosen.keys() <= filters.KEPT.keys():
+            statuses = set(chosen.get("status", actions.AFFECTED[action]))
+            chosen["status"] = sorted(statuses & set(actions.AFFECTED[action]))
+            if not chosen["status"]:
+                return {}
+            chosen["to"] = min(chosen.get("to", now), now)
+            counts = await self._store.rollups.counts(**filters.kept(chosen))
+        else:
+            counts = await self._store.archive.counts(matching(action, wanted, now))
         return {each["_id"]: each["count"] for each in counts["by_status"]}
+
+    async def _matched(self, action: Action, wanted: str) -> int | None:
+        """Count likewise; None where counting takes too long, which must not hold the rest up."""
+        try:
+            return sum((await self.meant(action, wanted)).values())
+        except StoreUnavailableError as error:
+            log.warning("bulk_action_not_counted", cause=str(error))
+            return None
 
     async def begin(
         self, instruction: Instruction, wanted: str, *, limit: int | None, per_second: float | None
@@ -149,13 +173,12 @@ class Operate:
         known = await self._store.bulk.get(instruction.request_id)
         new = False
         if known is None:
-            match = matching(action, wanted, await self._store.now())
             known, new = await self._store.bulk.start(
                 instruction,
                 wanted=wanted,
                 limit=limit,
                 per_second=per_second if action is Action.REPLAY else None,
-                matched=await self._store.archive.count(match),
+                matched=await self._matched(action, wanted),
             )
         if (known["action"], known["filters"], known["limit"]) != (action, wanted, limit):
             raise Refusal(

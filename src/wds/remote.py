@@ -297,7 +297,8 @@ async def _follow(service: Service, begun: Mapping[str, Any], console: Console) 
         console=console,
         disable=not console.is_terminal,
     )
-    total = min(begun["matched"], begun["limit"] or begun["matched"])
+    known = [count for count in (begun["matched"], begun["limit"]) if count is not None]
+    total = min(known, default=None)
     path = f"/webhooks/bulk/{quote(begun['request_id'], safe='')}"
     seen = begun
     try:
@@ -306,7 +307,11 @@ async def _follow(service: Service, begun: Mapping[str, Any], console: Console) 
             while seen["state"] == "running":
                 await asyncio.sleep(LOOK_EVERY_S)
                 seen = await service.ask("GET", path)
-                bar.update(task, completed=seen["examined"], total=max(total, seen["examined"]))
+                bar.update(
+                    task,
+                    completed=seen["examined"],
+                    total=total and max(total, seen["examined"]),
+                )
     except asyncio.CancelledError:
         console.print("it goes on without this command; the same --request-id follows it again")
         raise

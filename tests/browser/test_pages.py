@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from datetime import UTC, datetime
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
@@ -28,6 +29,7 @@ VIEWS = {
     "bulk cancel": "/console/cancel?range=all",
     "bulk actions": "/console/actions",
     "bulk action": "/console/actions/r1",
+    "running bulk action": "/console/actions/r2",
     "not found": "/console/events/unknown",
 }
 
@@ -41,25 +43,28 @@ def named(past):
 
 @pytest.fixture
 async def bulk_action(db, past):
-    """Write down a bulk action that is half done and that nobody works on."""
-    await db.bulk_actions.insert_one(
-        {
-            "_id": "r1",
-            "action": "replay",
-            "by": "ada",
-            "remote": "127.0.0.1",
-            "reason": "the receiver is back",
-            "filters": '{"status": ["FAILED_PERMANENTLY"]}',
-            "limit": None,
-            "per_second": 1.5,
-            "matched": 40,
-            "examined": 20,
-            "changed": 18,
-            "state": "stopped",
-            "started_at": past[0]["received_at"],
-            "finished_at": past[0]["received_at"],
-        }
-    )
+    """Write down a bulk action that was stopped, and one that another process works on."""
+    stopped = {
+        "_id": "r1",
+        "action": "replay",
+        "by": "ada",
+        "remote": "127.0.0.1",
+        "reason": "the receiver is back",
+        "filters": '{"status": ["FAILED_PERMANENTLY"]}',
+        "limit": None,
+        "per_second": 1.5,
+        "matched": 40,
+        "examined": 20,
+        "changed": 18,
+        "state": "stopped",
+        "started_at": past[0]["received_at"],
+        "finished_at": past[0]["received_at"],
+    }
+    until = datetime(2199, 1, 1, tzinfo=UTC)
+    running = {**stopped, "_id": "r2", "state": "running", "matched": None}
+    running["lease"] = {"token": "t", "owner": "another", "until": until}
+    del running["finished_at"]
+    await db.bulk_actions.insert_many([stopped, running])
 
 
 async def open_all(page):

@@ -22,6 +22,7 @@ from wds import present
 from wds.archive import Archive
 from wds.errors import StoreUnavailableError
 from wds.ingest import create_app
+from wds.rollups import Rollups
 from wds.server import listening
 from wds.store import Store
 
@@ -582,6 +583,27 @@ async def test_a_bulk_replay_is_about_exactly_what_its_page_counted(look, past, 
     changed = [each["_id"] async for each in db.events.find({"history.by": "ada"}, {"_id": 1})]
     assert sorted(changed) == sorted(failed)
     assert "Replay" in (await look("/console/actions")).text
+
+
+async def test_a_bulk_action_that_takes_too_long_to_count_can_be_begun_all_the_same(
+    look, past, db, monkeypatch
+):
+    async def slow(*_, **__):
+        raise StoreUnavailableError
+
+    monkeypatch.setattr(Rollups, "counts", slow)
+    page = await look("/console/replay?range=all&status=FAILED_PERMANENTLY")
+    assert "Replay all that match?" in page.text
+    assert "Counting took too long" in page.text
+    fields = {each["name"]: each["value"] for each in page.all("input", type="hidden")}
+    begun = await look("/console/replay", data=fields | {"sure": "yes"})
+    done = await eventually(
+        lambda: look(begun.headers["Location"]), lambda page: "Done" in page.text
+    )
+    failed = sum(each["status"] == "FAILED_PERMANENTLY" for each in past)
+    assert f"{failed} replayed" in done.text
+    assert await db.events.count_documents({"history": {"$exists": True}}) == failed
+    assert (await look("/console/actions")).status == 200
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support import eventually, new_event
 from wds.audit import Expectations, violations
+from wds.errors import StoreUnavailableError
 from wds.model import Attempt, Outcome, Settlement, Status
 
 MOST = 2
@@ -369,6 +370,46 @@ async def test_a_dry_run_counts_and_changes_nothing(client, queue, db):
     }
     assert await db.events.find().to_list(None) == before
     assert await db.bulk_actions.count_documents({}) == 0
+
+
+@pytest.mark.parametrize(
+    ("filters", "by_status"),
+    [
+        ({"from": "2020-01-01"}, {"FAILED_PERMANENTLY": 2, "DELIVERED": 1}),
+        ({"status": ["DELIVERED", "RECEIVED"]}, {"DELIVERED": 1}),
+        ({"status": "RECEIVED"}, {}),
+        ({"to": "2020-01-01"}, {}),
+        ({"to": "2100-01-01", "event_type": "a"}, {"FAILED_PERMANENTLY": 2}),
+        ({"source": "default", "min_attempts": 2}, {"FAILED_PERMANENTLY": 2}),
+        ({"last_status_code": 200}, {"DELIVERED": 1}),
+        ({"status": "RECEIVED", "source": "default"}, {}),
+    ],
+    ids=str,
+)
+async def test_a_dry_run_counts_what_a_replay_would_be_about(client, queue, filters, by_status):
+    await queue.failed(2, event_type="a")
+    await queue.delivered(1, event_type="b")
+    await queue.insert(1, event_type="a")
+    _, answer = await post(client, "/webhooks/replay", {**filters, "dry_run": True})
+    assert (answer["by_status"], answer["matched"]) == (by_status, sum(by_status.values()))
+
+    _, begun = await post(client, "/webhooks/replay", filters)
+    done = await bulk_done(client, begun["request_id"])
+    assert done["matched"] == done["changed"] == answer["matched"]
+
+
+async def test_what_takes_too_long_to_count_is_replayed_all_the_same(
+    client, queue, store, monkeypatch
+):
+    async def too_long(_):
+        raise StoreUnavailableError
+
+    await queue.failed(2)
+    monkeypatch.setattr(store.archive, "counts", too_long)
+    _, begun = await post(client, "/webhooks/replay", {"source": "default"})
+    done = await bulk_done(client, begun["request_id"])
+
+    assert (done["matched"], done["changed"]) == (None, 2)
 
 
 async def test_no_more_than_the_limit_are_replayed_the_oldest_first(client, queue, db, monkeypatch):
