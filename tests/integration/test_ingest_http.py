@@ -96,6 +96,9 @@ async def test_an_event_is_shown_whole_before_its_first_attempt(client):
         "next_attempt_at": at,
         "lease": None,
         "attempts": [],
+        "attempts_before": 0,
+        "cancelling": False,
+        "history": [],
         "payload": json.loads(body),
     }
     assert abs(datetime.fromisoformat(at) - datetime.now(UTC)) < timedelta(minutes=1)
