@@ -240,11 +240,11 @@ def test_afterwards_stored_is_what_was_acknowledged_and_the_log_has_a_line_a_ref
     run(service.process.stop())
     lines = [json.loads(line) for line in service.process.lines]
     refused = Counter(line["http_status"] for line in lines if line["event"] == "refused")
-    known = {"event", "level", "timestamp", "route", "http_status", "code", "remote"}
+    known = {"event", "level", "timestamp", "route", "http_status", "code", "remote", "event_id"}
 
     assert refused == {status: n for status, n in service.answers.items() if status >= 400}
     assert all(set(line) <= known for line in lines if line["event"] == "refused")
-    assert {line["event"] for line in lines} <= {"refused", "listening"}
+    assert {line["event"] for line in lines} <= {"refused", "listening", "received"}
     assert MARKER not in service.process.text
     assert sum(refused.values()) > 50
     stored = db.events.count_documents({})
