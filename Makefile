@@ -7,7 +7,7 @@ EXAMPLES ?= 150
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo up test test-unit test-promtool test-generated test-faults soak coverage lint format lock clean
+.PHONY: help demo up test test-unit test-promtool test-generated test-faults soak bench bench-smoke coverage lint format lock clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -24,8 +24,8 @@ test: $(VENV)/dev.done ## all tests, against real engines
 test-unit: $(VENV)/dev.done ## the tests that need no engine
 	$(PYTEST) tests/unit $(ARGS)
 
-test-promtool: $(VENV)/dev.done ## lint the metrics with promtool, which must be installed
-	$(PYTEST) tests/tools/test_promtool.py
+test-promtool: $(VENV)/dev.done ## metrics, alerts and dashboard in a real Prometheus, which must be installed
+	$(PYTEST) tests/tools/test_promtool.py tests/tools/test_prometheus.py
 
 test-generated: $(VENV)/dev.done ## thousands of requests made up from the OpenAPI documents
 	EXAMPLES=$(EXAMPLES) $(PYTEST) tests/e2e/test_generated.py $(ARGS)
@@ -36,6 +36,12 @@ test-faults: $(VENV)/dev.done ## kill and stall everything for a few minutes
 soak: $(VENV)/dev.done ## the same with all it has, over and over: MINUTES=30
 	@end=$$(($$(date +%s) + $(MINUTES) * 60)); while [ $$(date +%s) -lt $$end ]; do \
 	  $(PYTEST) tests/faults --scale long -x -rP $(ARGS) || exit 1; done
+
+bench: $(VENV)/bench.done ## measure everything, an hour: ARGS="--payloads DIR --peers FILE --out DIR"
+	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-smoke: $(VENV)/bench.done ## a little of every measurement, to see that it works
+	$(BIN)/python -m benchmarks --smoke $(ARGS)
 
 coverage: $(VENV)/dev.done ## all tests, with branch coverage
 	$(PYTEST) --cov --cov-report=term $(ARGS)
@@ -52,10 +58,11 @@ format: $(VENV)/dev.done ## rewrite to the house format
 
 lock: $(VENV)/dev.done ## pin every dependency anew, with hashes and without addresses
 	$(BIN)/python -m pip install --quiet uv
-	for set in "run --group build" "dev --group dev"; do set -- $$set; \
+	for set in "run --group build" "dev --group dev --extra otel" "bench --group bench"; do \
+	  set -- $$set; name=$$1; shift; \
 	  $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-	    --no-emit-index-url --no-header --extra embedded $$2 $$3 pyproject.toml \
-	    -o requirements/$$1.txt || exit 1; done
+	    --no-emit-index-url --no-header --extra embedded $$@ pyproject.toml \
+	    -o requirements/$$name.txt || exit 1; done
 
 clean: ## remove the virtual environment and all local data
 	rm -rf $(VENV) .wds .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,12 @@ from wds import (
     ingest,
     logs,
     mock_downstream,
+    operator_commands,
     samples,
     send as sending,
     server,
     sources,
+    tracing,
     up,
 )
 from wds.config import NAMES, Settings, unknown
@@ -51,8 +54,10 @@ MISUSED = 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 failed, 2 wrong settings or use."""
     arguments = _parser().parse_args(argv)
-    log_format = arguments.log_format or ("console" if sys.stderr.isatty() else "json")
-    logs.configure(log_format)
+    terminal = sys.stderr.isatty()
+    arguments.log_format = getattr(arguments, "log_format", "console" if terminal else "json")
+    arguments.log_level = getattr(arguments, "log_level", "info")
+    logs.configure(arguments.log_format, arguments.log_level)
     environ = _environ()
     for name in unknown(environ):
         log.warning("unknown_setting", name=name, consequence="it has no effect")
@@ -81,14 +86,16 @@ def _environ() -> dict[str, str]:
 
 def _ingest(_: argparse.Namespace, environ: Mapping[str, str]) -> int:
     settings, found = _configured(environ, require=("WDS_HMAC_SECRET", "WDS_MONGO_URL"))
-    return _until_signal(lambda stop: ingest.serve(settings, found, stop))
+    tracer = tracing.start(environ, role="ingest")
+    return _until_signal(lambda stop: ingest.serve(settings, found, stop, tracer))
 
 
 def _dispatcher(_: argparse.Namespace, environ: Mapping[str, str]) -> int:
     settings = Settings.load(environ, require=("WDS_MONGO_URL",))
     if settings.rate_limit and not settings.redis_url:
         raise SettingsError(["WDS_REDIS_URL is not set, and WDS_RATE_LIMIT is not 0"])
-    return _until_signal(lambda stop: dispatcher.serve(settings, stop))
+    tracer = tracing.start(environ, role="dispatcher")
+    return _until_signal(lambda stop: dispatcher.serve(settings, stop, tracer))
 
 
 def _mock(_: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -115,6 +122,7 @@ def _up(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
             environ,
             dispatchers=arguments.dispatchers,
             data_dir=arguments.data_dir.resolve(),
+            options=(f"--log-format={arguments.log_format}", f"--log-level={arguments.log_level}"),
             say=lambda line: print(line, flush=True),
             stop=stop,
         )
@@ -267,16 +275,30 @@ def _until_signal(
 
 
 def _parser() -> argparse.ArgumentParser:
+    # Before the command or after it; suppressed, or the second default would undo the first.
+    logging = argparse.ArgumentParser(add_help=False)
+    logging.add_argument(
+        "--log-format",
+        choices=logs.FORMATS,
+        default=argparse.SUPPRESS,
+        help="default: console on a terminal, else json",
+    )
+    logging.add_argument(
+        "--log-level",
+        choices=logs.LEVELS,
+        default=argparse.SUPPRESS,
+        help="the least that is logged (default: info)",
+    )
     parser = argparse.ArgumentParser(
         prog="wds",
         description="Webhook delivery on MongoDB. Settings: WDS_* variables, exported or in .env.",
+        parents=[logging],
     )
     parser.add_argument("--version", action="version", version=f"wds {__version__}")
-    parser.add_argument("--log-format", choices=logs.FORMATS, help="default: by the terminal")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:  # noqa: ANN401
-        added = commands.add_parser(name, help=text, description=text)
+        added = commands.add_parser(name, help=text, description=text, parents=[logging])
         added.set_defaults(run=run)
         return added
 
@@ -286,7 +308,7 @@ def _parser() -> argparse.ArgumentParser:
     everything = command("up", _up, "everything on this machine, until Ctrl-C")
     first_look = command("demo", _demo, "everything, 20 events, and what became of each")
     for added, data_dir in ((everything, DEFAULT_DATA_DIR), (first_look, DEMO_DATA_DIR)):
-        added.add_argument("--dispatchers", type=_positive, default=2, metavar="N")
+        added.add_argument("--dispatchers", type=operator_commands.positive, default=2, metavar="N")
         added.add_argument(
             "--data-dir",
             type=Path,
@@ -295,7 +317,9 @@ def _parser() -> argparse.ArgumentParser:
         )
     post = command("send", _send, "sign and post a file, standard input or samples")
     post.add_argument("file", nargs="?", default="-", help="JSON to post; - is standard input")
-    post.add_argument("--count", type=_positive, metavar="N", help="post N samples instead")
+    post.add_argument(
+        "--count", type=operator_commands.positive, metavar="N", help="post N samples instead"
+    )
     post.add_argument("--seed", type=int, help="makes the samples repeatable")
     post.add_argument(
         "--source",
@@ -315,15 +339,8 @@ def _parser() -> argparse.ArgumentParser:
         help="how long an event may be due before it counts as stuck (default: 60)",
     )
     audit.add_argument("--payloads", action="store_true", help="compare every payload's hash too")
+    operator_commands.add(command)
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        msg = "must be at least 1"
-        raise argparse.ArgumentTypeError(msg)
-    return value
 
 
 def run() -> None:
@@ -333,8 +350,9 @@ def run() -> None:
     a call to a server that does not answer, long after all else is settled.
     """
     status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # whoever read it has gone
+            stream.flush()
     os._exit(status)
 
 

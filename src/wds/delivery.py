@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ from wds import __version__, backoff, standard
 from wds.errors import WdsError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from aiohttp.connector import Connection
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 Gate = Callable[[], Awaitable[bool]]
 """Waits until a request may leave: True; False if it must not."""
+
+Leaving = Callable[[], Mapping[str, str]]
+"""Called when the request leaves; returns headers that only then can be known."""
 
 USER_AGENT = f"wds/{__version__}"
 KEPT_RESPONSE_BYTES = 1024
@@ -67,6 +70,7 @@ class NotSentError(WdsError):
 
 
 _gate: ContextVar[Gate] = ContextVar("gate")
+_leaving: ContextVar[Leaving] = ContextVar("leaving")
 
 
 class _GatedConnector(aiohttp.TCPConnector):
@@ -89,11 +93,16 @@ class _GatedConnector(aiohttp.TCPConnector):
                 connection.release()
         if not usable:
             raise NotSentError
+        req.headers.update(_leaving.get()())
         return connection
 
 
 async def _open() -> bool:
     return True
+
+
+def _nothing() -> Mapping[str, str]:
+    return {}
 
 
 class Deliverer:
@@ -118,8 +127,8 @@ class Deliverer:
             headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
         )
 
-    async def post(self, claim: Claim, gate: Gate = _open) -> Result:
-        """Send the event's exact bytes once, when `gate` says so.
+    async def post(self, claim: Claim, gate: Gate = _open, leaving: Leaving = _nothing) -> Result:
+        """Send the event's exact bytes once, when `gate` says so, with what `leaving` adds.
 
         Connecting and the exchange together take no longer than the timeout; waiting at the
         gate does not count. Never raises for anything the downstream does.
@@ -143,6 +152,7 @@ class Deliverer:
             return opened
 
         _gate.set(timed_gate)
+        _leaving.set(leaving)
         try:
             async with (
                 asyncio.timeout(self._timeout_s) as deadline,

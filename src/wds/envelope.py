@@ -65,8 +65,16 @@ def _answer(request: web.Request, refusal: Refusal, *, allow: str | None = None)
 
 def refused(refusal: Refusal, *, route: str, remote: str | None) -> web.Response:
     """Count and log a refusal, and return its answer."""
-    metrics.REFUSALS.labels(refusal.code).inc()
-    log.info("refused", route=route, http_status=refusal.status, code=refusal.code, remote=remote)
+    metrics.REFUSALS.labels(route, refusal.code).inc()
+    facts = {} if refusal.event_id is None else {"event_id": refusal.event_id}
+    log.info(
+        "refused",
+        route=route,
+        http_status=refusal.status,
+        code=refusal.code,
+        remote=remote,
+        **facts,
+    )
     details = [{"field": d.field, "message": d.message} for d in refusal.details[:MAX_DETAILS]]
     body = {"error": {"code": refusal.code, "message": refusal.message, "details": details}}
     headers = {}

@@ -11,6 +11,7 @@ import asyncio
 import math
 import time
 from collections import deque
+from contextvars import Context
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from wds.errors import QueueFullError
@@ -72,7 +73,8 @@ class GroupCommit(Generic[Item, Result]):
             self._pending.append((item, weight, future))
             self._pending_weight += weight
         if self._flusher is None and futures:
-            self._flusher = asyncio.create_task(self._flush())
+            # In a context of its own: what it logs concerns no single submitter.
+            self._flusher = asyncio.create_task(self._flush(), context=Context())
         results = await asyncio.gather(*futures, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):

@@ -13,7 +13,21 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from prometheus_async import aio
 
-from wds import fleet, incoming, metrics, openapi, payload, schemas, search, server
+from wds import (
+    fleet,
+    incoming,
+    journal,
+    metrics,
+    openapi,
+    operate,
+    payload,
+    schemas,
+    search,
+    server,
+    tracing,
+)
+from wds.access import Guard
+from wds.bulk_worker import BulkWorker, working
 from wds.envelope import json_answer
 from wds.errors import Detail, Refusal
 from wds.group_commit import GroupCommit
@@ -26,10 +40,11 @@ from wds.store import Store
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from wds.config import Settings
     from wds.sources import Source
+    from wds.tracing import Tracer
 
 MAX_BATCH_BYTES = 8 * 1024 * 1024
 MAX_PENDING_BYTES = 64 * 1024 * 1024
@@ -43,13 +58,14 @@ _EVENT_OVERHEAD_BYTES = 512
 class Ingest:
     """Handlers over one store; concurrent requests share its writes."""
 
-    def __init__(self, sources: Mapping[str, Source], store: Store) -> None:
-        """Take the sources, `default` among them, and the store."""
+    def __init__(self, sources: Mapping[str, Source], store: Store, tracer: Tracer) -> None:
+        """Take the sources, `default` among them, the store and what records traces."""
         self._sources = sources
         for source in sources.values():
             for place, _ in enumerate(source.keys, 1):
                 metrics.SIGNATURES_VERIFIED.labels(source.name, str(place))
         self._store = store
+        self._tracer = tracer
         self._commits: GroupCommit[NewEvent, Receipt | Conflict] = GroupCommit(
             self._commit,
             weigh=_weight,
@@ -95,12 +111,16 @@ class Ingest:
         fields = parse(verified.body)
         if source.scheme is SLACK and fields.get("type") == "url_verification":
             return json_answer({"challenge": _challenge(fields)})
-        [result] = await self._commits.submit(incoming.event(verified, fields))
+        event = incoming.event(verified, fields)
+        with self._tracer.sending([event]) as [traced], journal.unless_acknowledged([event]):
+            [result] = await self._commits.submit(traced)
         if isinstance(result, Conflict):
             if not source.vouches:
-                raise _conflict(Detail("idempotency_key", f"belongs to event {result.id}"))
+                raise _conflict(
+                    Detail("idempotency_key", f"belongs to event {result.id}"), event_id=result.id
+                )
             result = Receipt(result.id, result.status, duplicate=True)
-        _count([result])
+        journal.acknowledged([event], [result])
         if source.scheme is SLACK and is_form:
             return web.Response()
         return json_answer(_receipt(result), 200 if result.duplicate else 202)
@@ -116,11 +136,12 @@ class Ingest:
         events = incoming.batch(await self._verified(request, self._sources[DEFAULT]))
         if clashes := incoming.clashes(events):
             raise _conflict(*map(_clash, clashes))
-        [results] = await self._batches.submit(tuple(events))
+        with self._tracer.sending(events) as traced, journal.unless_acknowledged(events):
+            [results] = await self._batches.submit(tuple(traced))
         if clashes := [n for n, each in enumerate(results) if isinstance(each, Conflict)]:
             raise _conflict(*map(_clash, clashes))
         receipts = [each for each in results if isinstance(each, Receipt)]
-        _count(receipts)
+        journal.acknowledged(events, receipts)
         duplicates = sum(receipt.duplicate for receipt in receipts)
         return json_answer(
             {
@@ -138,15 +159,19 @@ class Ingest:
 
     async def _commit(self, events: Sequence[NewEvent]) -> list[Receipt | Conflict]:
         metrics.COMMIT_EVENTS.observe(len(events))
-        return await aio.time(metrics.COMMIT_SECONDS, self._store.insert(events))
+        with self._tracer.inserting(events):
+            return await aio.time(metrics.COMMIT_SECONDS, self._store.insert(events))
 
     async def _commit_batch(
         self, batches: Sequence[tuple[NewEvent, ...]]
     ) -> list[list[Receipt | Conflict]]:
-        return [
-            await aio.time(metrics.COMMIT_SECONDS, self._store.insert_all(events))
-            for events in batches
-        ]
+        results = []
+        for events in batches:
+            with self._tracer.inserting(events):
+                results.append(
+                    await aio.time(metrics.COMMIT_SECONDS, self._store.insert_all(events))
+                )
+        return results
 
     async def _verified(self, request: web.Request, source: Source) -> Verified:
         """Read the body and return it, if the source signed it.
@@ -177,20 +202,18 @@ def _clash(index: int) -> Detail:
     return Detail(f"events.{index}.idempotency_key", "belongs to another payload")
 
 
-def _conflict(*details: Detail) -> Refusal:
+def _conflict(*details: Detail, event_id: str | None = None) -> Refusal:
     return Refusal(
-        409, "idempotency_conflict", "the idempotency key belongs to another payload", details
+        409,
+        "idempotency_conflict",
+        "the idempotency key belongs to another payload",
+        details,
+        event_id=event_id,
     )
 
 
 def _receipt(receipt: Receipt) -> dict[str, Any]:
     return {"id": receipt.id, "status": receipt.status, "duplicate": receipt.duplicate}
-
-
-def _count(receipts: list[Receipt]) -> None:
-    repeated = sum(receipt.duplicate for receipt in receipts)
-    metrics.EVENTS_REPEATED.inc(repeated)
-    metrics.EVENTS_RECEIVED.inc(len(receipts) - repeated)
 
 
 _SIGNATURE = tuple(openapi.header(name, f"{WDS.form}; one of the two") for name in WDS.headers)
@@ -211,7 +234,7 @@ _TYPE = openapi.header("X-Event-Type", "Used where the payload names no type")
 _ERRORS = (400, 401, 408, 409, 413, 415, 422, 503)
 
 
-def operations(ingest: Ingest, store: Store, settings: Settings) -> list[openapi.Operation]:
+def operations(ingest: Ingest, store: Store, operating: operate.Operate) -> list[openapi.Operation]:
     """Return every route of the service but the documents' own."""
     health = {200: ("Yes", schemas.HealthSchema)}
     ready = {**health, 503: ("No", schemas.HealthSchema)}
@@ -258,7 +281,8 @@ def operations(ingest: Ingest, store: Store, settings: Settings) -> list[openapi
             example=_EXAMPLE,
             parameters=_SOURCE_HEADERS,
         ),
-        *search.operations(store.archive, settings),
+        *search.operations(store),
+        *operate.operations(operating),
         openapi.Operation(
             "GET",
             "/metrics",
@@ -281,7 +305,10 @@ def operations(ingest: Ingest, store: Store, settings: Settings) -> list[openapi
 
 
 def create_app(
-    settings: Settings, store: Store, sources: Mapping[str, Source] | None = None
+    settings: Settings,
+    store: Store,
+    sources: Mapping[str, Source] | None = None,
+    tracer: Tracer = tracing.OFF,
 ) -> web.Application:
     """Return the service over an open store, with `sources` beside the default one."""
     intake = Intake(
@@ -289,19 +316,36 @@ def create_app(
         budget=settings.body_memory,
         timeout_s=settings.body_timeout,
     )
-    app = server.new_app(settings.max_body_bytes, inside=[intake.middleware])
-    ingest = Ingest({**(sources or {}), DEFAULT: default(settings.hmac_secrets)}, store)
+    app = server.new_app(
+        settings.max_body_bytes,
+        around=tracer.middlewares,
+        inside=[Guard(settings).middleware, intake.middleware],
+    )
+    named = {**(sources or {}), DEFAULT: default(settings.hmac_secrets)}
+    ingest = Ingest(named, store, tracer)
+    worker = BulkWorker(store.bulk, owner=fleet.owner_name())
+    operating = operate.Operate(settings, store, worker.wake)
 
     async def drain(_: web.Application) -> None:
         await ingest.drain()
 
-    openapi.register(app, operations(ingest, store, settings))
+    async def work(_: web.Application) -> AsyncIterator[None]:
+        async with working(worker):
+            yield
+
+    openapi.register(app, operations(ingest, store, operating))
     openapi.serve_docs(app, "wds: webhook ingest")
+    app.cleanup_ctx.append(work)
     app.on_cleanup.append(drain)
     return app
 
 
-async def serve(settings: Settings, sources: Mapping[str, Source], stop: asyncio.Event) -> None:
+async def serve(
+    settings: Settings,
+    sources: Mapping[str, Source],
+    stop: asyncio.Event,
+    tracer: Tracer = tracing.OFF,
+) -> None:
     """Run one ingest process until `stop`; returns when all it accepted is answered.
 
     Raises:
@@ -311,11 +355,14 @@ async def serve(settings: Settings, sources: Mapping[str, Source], stop: asyncio
     try:
         if not await server.opened(store, stop):
             return
-        app = create_app(settings, store, sources)
+        await store.keep_for(settings.retention_days)
+        app = create_app(settings, store, sources, tracer)
         async with (
             fleet.reporting(store, None, owner=fleet.owner_name(), role="ingest"),
+            store.rollups.advancing(),
             server.listening(app, settings.host, settings.port),
         ):
             await stop.wait()
     finally:
+        await tracer.stop()
         await store.close()

@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from wds import __version__
+from wds.model import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -33,7 +34,9 @@ EVENTS_RECEIVED = Counter("wds_events_received_total", "Events stored and acknow
 EVENTS_REPEATED = Counter(
     "wds_events_repeated_total", "Repeats of an idempotency key, acknowledged and not stored again."
 )
-REFUSALS = Counter("wds_refusals_total", "Requests answered with an error envelope.", ["code"])
+REFUSALS = Counter(
+    "wds_refusals_total", "Requests answered with an error envelope.", ["route", "code"]
+)
 SIGNATURES_VERIFIED = Counter(
     "wds_signatures_verified_total",
     "Requests whose signature is valid, by source and by the secret's place in its list, 1 first.",
@@ -52,10 +55,22 @@ COMMIT_EVENTS = Histogram(
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
 )
 
+# operators
+OPERATOR_REFUSALS = Counter(
+    "wds_operator_refusals_total", "Requests to operators' routes that were refused.", ["reason"]
+)
+EVENTS_CHANGED = Counter(
+    "wds_events_changed_total", "Events that operators replayed or cancelled.", ["action"]
+)
+
 # delivery
 ATTEMPTS = Counter("wds_attempts_total", "Attempts that were recorded, by outcome.", ["outcome"])
+for _outcome in Outcome:  # from 0 on, or a rate would not see the first
+    ATTEMPTS.labels(_outcome)
 DELIVERIES_SUCCEEDED = Counter("wds_deliveries_succeeded_total", "Events that became DELIVERED.")
-DELIVERIES_FAILED = Counter("wds_deliveries_failed_total", "Events that became FAILED_PERMANENTLY.")
+DELIVERIES_FAILED = Counter(
+    "wds_deliveries_failed_total", "Events that became FAILED_PERMANENTLY, but for cancelled ones."
+)
 RETRY_ATTEMPTS = Counter("wds_retry_attempts_total", "Attempts after an event's first.")
 ATTEMPT_SECONDS = Histogram(
     "wds_attempt_seconds", "One request to the downstream, to the end of its answer."
@@ -108,6 +123,12 @@ FLEET_TOTALS: Mapping[str, tuple[str, str, Counter]] = {
     ),
 }
 """Key in a heartbeat -> metric name without `_total`, meaning, this process's counter."""
+
+
+def expect_defects(routes: Iterable[str]) -> None:
+    """Show a process's routes as free of defects so far, or the first would be no increase."""
+    for route in routes:
+        REFUSALS.labels(route, "internal_error")
 
 
 def own_totals() -> dict[str, int]:

@@ -12,6 +12,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import parse_qsl
 
+import orjson
+
 from wds.errors import Detail, Refusal
 from wds.model import MAX_BATCH, MAX_LABEL, is_label
 
@@ -42,7 +44,12 @@ def parse_object(body: bytes) -> dict[str, Any]:
     Raises:
         Refusal: 400 if it is not JSON in UTF-8, 422 if it is JSON but not an object.
     """
-    return _object(_DECODER, body)
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        # It reads less: no lone surrogates, no numbers beyond a float. And it says less.
+        return _object(_DECODER, body)
+    return checked_object(value, "")
 
 
 def parse_request(body: bytes) -> dict[str, Any]:

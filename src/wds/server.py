@@ -11,6 +11,7 @@ import structlog
 from aiohttp import web
 from prometheus_async import aio
 
+from wds import metrics
 from wds.connection import Runner
 from wds.envelope import envelope, json_answer
 from wds.errors import LimiterUnavailableError, StartError, StoreUnavailableError
@@ -31,9 +32,24 @@ CHECK_TIMEOUT_S = 2.0
 _MIB = 1024 * 1024
 
 
-def new_app(max_body_bytes: int = _MIB, *, inside: Sequence[Middleware] = ()) -> web.Application:
-    """Return an application that answers errors in the envelope, those of `inside` too."""
-    return web.Application(middlewares=[envelope, *inside], client_max_size=max_body_bytes)
+def new_app(
+    max_body_bytes: int = _MIB,
+    *,
+    around: Sequence[Middleware] = (),
+    inside: Sequence[Middleware] = (),
+) -> web.Application:
+    """Return an application that answers errors in the envelope and bounds bodies.
+
+    `around` sees every answer as it goes out, those of the envelope included; what `inside`
+    raises is answered in the envelope too.
+    """
+    app = web.Application(middlewares=[*around, envelope, *inside], client_max_size=max_body_bytes)
+
+    async def expect_defects(app: web.Application) -> None:
+        metrics.expect_defects(resource.canonical for resource in app.router.resources())
+
+    app.on_startup.append(expect_defects)
+    return app
 
 
 async def metrics_page(request: web.Request) -> web.Response:
@@ -70,9 +86,10 @@ async def _passes(check: Check) -> str:
     return "ok"
 
 
-def watch_app(checks: Mapping[str, Check]) -> web.Application:
+def watch_app(checks: Mapping[str, Check], guard: Middleware) -> web.Application:
     """Return an application for watching a process that serves nothing else."""
     app = new_app()
+    app.middlewares.append(guard)
     app.router.add_get("/metrics", metrics_page)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz(checks))

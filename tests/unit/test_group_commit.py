@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
 from itertools import chain
 
@@ -274,6 +275,22 @@ async def test_under_random_load_everyone_gets_the_own_results_in_order(seed):
     assert await outcomes(tasks) == expected
     assert [*chain(*commit.batches)] == [*chain(*submissions)]
     assert max(map(len, commit.batches)) == 7
+
+
+async def test_a_write_runs_in_the_context_of_none_of_its_submitters():
+    """Or its log lines and spans would belong to whoever happened to be first."""
+    whose = contextvars.ContextVar("whose", default="nobody's")
+    seen = []
+
+    async def commit(items):
+        seen.append(whose.get())
+        return items
+
+    group = GroupCommit(commit, max_batch=1, max_pending=10)
+    whose.set("mine")
+    assert await group.submit(1, 2) == [1, 2]
+    assert seen == ["nobody's", "nobody's"]
+    assert whose.get() == "mine"
 
 
 async def test_while_a_commit_takes_too_long_nothing_more_is_taken(monkeypatch):
