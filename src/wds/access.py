@@ -33,7 +33,12 @@ if TYPE_CHECKING:
 
     from wds.config import Settings
 
-PUBLIC = frozenset({"/webhooks/ingest", "/webhooks/ingest/batch", "/healthz", "/readyz"})
+PUBLIC = frozenset(
+    {
+        *("/webhooks/ingest", "/webhooks/ingest/batch", "/webhooks/ingest/{source}"),
+        *("/healthz", "/readyz"),
+    }
+)
 """The routes that anybody may use: senders sign, and health says nothing of events."""
 METRICS = "/metrics"
 

@@ -210,6 +210,7 @@ def labels(body):
 def test_examples_of_the_documents_are_taken_as_they_are(services):
     """Swagger UI puts them into its forms."""
     running, _, _ = services
+    tried = 0
     for service in running.values():
         document = service.session.get(f"{service.url}/docs/openapi.json").json()
         for path, methods in document["paths"].items():
@@ -217,8 +218,11 @@ def test_examples_of_the_documents_are_taken_as_they_are(services):
                 for parameter in operation["parameters"]:
                     if parameter["in"] == "body":
                         name = parameter["schema"]["$ref"].rpartition("/")[2]
-                        body = json.dumps(document["definitions"][name]["example"]).encode()
-                        assert example_status(service, method, path, body) in {200, 202}, path
+                        if "example" in document["definitions"][name]:
+                            body = json.dumps(document["definitions"][name]["example"]).encode()
+                            assert example_status(service, method, path, body) in {200, 202}, path
+                            tried += 1
+    assert tried >= 5
 
 
 def example_status(service, method, path, body):
@@ -244,7 +248,7 @@ def test_afterwards_stored_is_what_was_acknowledged_and_the_log_has_a_line_a_ref
 
     assert refused == {status: n for status, n in service.answers.items() if status >= 400}
     assert all(set(line) <= known for line in lines if line["event"] == "refused")
-    assert {line["event"] for line in lines} <= {"refused", "listening", "received"}
+    assert not [line for line in lines if line["level"] in {"error", "critical"}]
     assert MARKER not in service.process.text
     assert sum(refused.values()) > 50
     stored = db.events.count_documents({})
