@@ -35,8 +35,11 @@ if TYPE_CHECKING:
 
 PUBLIC = frozenset(
     {
-        *("/webhooks/ingest", "/webhooks/ingest/batch", "/webhooks/ingest/{source}"),
-        *("/healthz", "/readyz"),
+        "/webhooks/ingest",
+        "/webhooks/ingest/batch",
+        "/webhooks/ingest/{source}",
+        "/healthz",
+        "/readyz",
     }
 )
 """The routes that anybody may use: senders sign, and health says nothing of events."""

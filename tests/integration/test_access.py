@@ -195,8 +195,13 @@ def every_route(app):
 @pytest.mark.parametrize("changes", [{}, {"WDS_OPERATOR_TOKEN": TOKEN}], ids=["none", "token"])
 @pytest.mark.parametrize("metrics", ["true", "false"])
 async def test_no_route_is_unguarded_but_those_that_are_named(serving, changes, metrics):
-    senders = {f"/webhooks/ingest{rest}" for rest in ("", "/batch", "/{source}")}
-    public = {*senders, "/healthz", "/readyz"}
+    public = {
+        "/webhooks/ingest",
+        "/webhooks/ingest/batch",
+        "/webhooks/ingest/{source}",
+        "/healthz",
+        "/readyz",
+    }
     if metrics == "true":
         public.add("/metrics")
     found = {}
@@ -209,7 +214,7 @@ async def test_no_route_is_unguarded_but_those_that_are_named(serving, changes, 
     guarded = {route for route, status in found.items() if status == (401 if changes else 403)}
     # Ingest asks for a signature, with a code of its own.
     assert {pattern for _, pattern in set(found) - guarded} <= public
-    assert {pattern for _, pattern in guarded} - senders == {
+    assert {pattern for _, pattern in guarded} - {"/webhooks/ingest", "/webhooks/ingest/batch"} == {
         pattern for _, pattern in found
     } - public
     assert len(found) > 15
