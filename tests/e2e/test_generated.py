@@ -200,8 +200,9 @@ def test_what_the_document_allows_is_taken(services, path):
 
 
 def labels(body):
-    """Yield every event type of a search and every idempotency key of a payload or a batch."""
-    yield from body.get("event_type", []) if isinstance(body.get("event_type"), list) else []
+    """Yield every name that a search filters by, and the key of each event of a payload or batch."""
+    for name in ("event_type", "source"):
+        yield from body[name] if isinstance(body.get(name), list) else ()
     for event in body.get("events", [body]):
         if "idempotency_key" in event:
             yield event["idempotency_key"]
