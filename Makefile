@@ -7,7 +7,7 @@ EXAMPLES ?= 150
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo up test test-unit test-promtool test-generated test-faults soak bench bench-smoke coverage lint format lock clean
+.PHONY: help demo up test test-unit test-promtool test-generated test-browser screenshots test-faults soak bench bench-smoke coverage lint format lock clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -29,6 +29,12 @@ test-promtool: $(VENV)/dev.done ## metrics, alerts and dashboard in a real Prome
 
 test-generated: $(VENV)/dev.done ## thousands of requests made up from the OpenAPI documents
 	EXAMPLES=$(EXAMPLES) $(PYTEST) tests/e2e/test_generated.py $(ARGS)
+
+test-browser: $(VENV)/browser.done ## the console in Chromium, which must be installed (at CHROMIUM)
+	$(PYTEST) tests/browser $(ARGS)
+
+screenshots: $(VENV)/browser.done ## take the documents' pictures of the console anew
+	$(PYTEST) tests/browser/screenshots.py $(ARGS)
 
 test-faults: $(VENV)/dev.done ## kill and stall everything for a few minutes
 	$(PYTEST) tests/faults $(ARGS)
@@ -58,7 +64,8 @@ format: $(VENV)/dev.done ## rewrite to the house format
 
 lock: $(VENV)/dev.done ## pin every dependency anew, with hashes and without addresses
 	$(BIN)/python -m pip install --quiet uv
-	for set in "run --group build" "dev --group dev --extra otel" "bench --group bench"; do \
+	for set in "run --group build" "dev --group dev --extra otel" "bench --group bench" \
+	  "browser --group browser"; do \
 	  set -- $$set; name=$$1; shift; \
 	  $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --no-header --extra embedded $$@ pyproject.toml \
