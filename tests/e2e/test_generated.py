@@ -200,7 +200,7 @@ def test_what_the_document_allows_is_taken(services, path):
 
 
 def labels(body):
-    """Yield every name that a search filters by, and the key of each event of a payload or batch."""
+    """Yield the names that a search filters by, and the keys of a payload or a batch."""
     for name in ("event_type", "source"):
         yield from body[name] if isinstance(body.get(name), list) else ()
     for event in body.get("events", [body]):
