@@ -201,7 +201,7 @@ def test_what_the_document_allows_is_taken(services, path):
 
 def labels(body):
     """Yield the names that a search filters by, and the keys of a payload or a batch."""
-    for name in ("event_type", "source"):
+    for name in ("event_type", "source", "destination"):
         yield from body[name] if isinstance(body.get(name), list) else ()
     for event in body.get("events", [body]):
         if "idempotency_key" in event:
