@@ -168,7 +168,7 @@ class BatchSchema(ma.Schema):
 
 
 def _label() -> fields.String:
-    return fields.String(validate=validate.And(validate.Length(1, MAX_LABEL), _printable))
+    return fields.String(validate=[validate.Length(1, MAX_LABEL), _printable])
 
 
 class FilterSchema(ma.Schema):
