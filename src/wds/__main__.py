@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
+import uvloop
 from dotenv import dotenv_values
 
 from wds import (
@@ -268,7 +269,8 @@ def _until_signal(
             return 128 + (signals[0] if signals else 0)
         return 0
 
-    return asyncio.run(run())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(run())
 
 
 # -- arguments -------------------------------------------------------------------------------

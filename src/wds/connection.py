@@ -47,6 +47,8 @@ class Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         """Feed the parser, and the clock of a request whose headers are not whole."""
         super().data_received(data)
+        if not data:
+            return
         for number, (message, _) in enumerate(self._messages):
             if getattr(message, "version", HttpVersion11) not in _VERSIONS:
                 wrong = _ErrInfo(status=400, exc=BadHttpMessage("version"), message="")
@@ -56,6 +58,11 @@ class Connection(web.RequestHandler):
         elif self._headers_due is None:
             loop = asyncio.get_running_loop()
             self._headers_due = loop.call_later(HEADERS_S, self._headers_late)
+
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's
+        """Resume if reading was paused. aiohttp asks after every body, and parses nothing anew."""
+        if self._reading_paused or self._buffer_paused:
+            super().resume_reading(resume_parser)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget the clock."""

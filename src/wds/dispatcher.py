@@ -299,8 +299,8 @@ class Dispatcher:
 
     async def _sleep_until(self, instant: float) -> bool:
         """Sleep to an instant of `time.monotonic()`; False as soon as stopping."""
-        remaining = instant - time.monotonic()
-        if remaining > 0 and not self._stopping.is_set():
+        # Again if it woke early: uvloop's timers count whole milliseconds.
+        while (remaining := instant - time.monotonic()) > 0 and not self._stopping.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), remaining)
         return not self._stopping.is_set()

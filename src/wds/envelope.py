@@ -6,10 +6,10 @@ that holds neither secrets nor a sender's bytes.
 
 from __future__ import annotations
 
-import json
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+import orjson
 import structlog
 from aiohttp import web
 
@@ -109,8 +109,6 @@ def _route(request: web.Request) -> str:
 
 def json_answer(body: object, status: int = 200) -> web.Response:
     """Answer with compact JSON."""
-    return web.json_response(body, status=status, dumps=_compact)
-
-
-def _compact(body: object) -> str:
-    return json.dumps(body, separators=(",", ":"))
+    return web.Response(
+        body=orjson.dumps(body), status=status, content_type="application/json", charset="utf-8"
+    )

@@ -75,6 +75,8 @@ class GroupCommit(Generic[Item, Result]):
         if self._flusher is None and futures:
             # In a context of its own: what it logs concerns no single submitter.
             self._flusher = asyncio.create_task(self._flush(), context=Context())
+        if len(futures) == 1:
+            return [await futures[0]]
         results = await asyncio.gather(*futures, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):

@@ -23,20 +23,22 @@ if TYPE_CHECKING:
     from wds.schemes import Proof
     from wds.sources import Source
 
-KEPT_HEADERS = (
-    "User-Agent",
-    "X-Request-Id",
-    "X-Event-Type",
-    "X-GitHub-Event",
-    "X-GitHub-Delivery",
-    "X-Shopify-Topic",
-    "X-Shopify-Shop-Domain",
-    "X-Shopify-Webhook-Id",
-    "X-Slack-Retry-Num",
-    "Webhook-Id",
-    "Webhook-Timestamp",
-    "Idempotency-Key",
-    "Traceparent",
+KEPT_HEADERS = frozenset(
+    {
+        "user-agent",
+        "x-request-id",
+        "x-event-type",
+        "x-github-event",
+        "x-github-delivery",
+        "x-shopify-topic",
+        "x-shopify-shop-domain",
+        "x-shopify-webhook-id",
+        "x-slack-retry-num",
+        "webhook-id",
+        "webhook-timestamp",
+        "idempotency-key",
+        "traceparent",
+    }
 )
 """Headers stored with an event. A short list: others may carry credentials."""
 MAX_KEPT_HEADER = 512
@@ -143,7 +145,6 @@ def _event(
     headers: MultiMapping[str],
 ) -> NewEvent:
     source = verified.source
-    kept = {name.lower(): verified.request.headers.get(name) for name in KEPT_HEADERS}
     return NewEvent(
         id=random_id(datetime.now(UTC), os.urandom(10))
         if key is None
@@ -155,9 +156,19 @@ def _event(
             place.value(fields, headers, verified.proof) for place in source.event_type
         ),
         idempotency_key=key,
-        headers={
-            name: text
-            for name, text in kept.items()
-            if text and len(text) <= MAX_KEPT_HEADER and text.isascii() and text.isprintable()
-        },
+        headers=_kept(verified.request.headers),
     )
+
+
+def _kept(headers: MultiMapping[str]) -> dict[str, str]:
+    """Return the headers worth storing, by their names in lower case; the first of each."""
+    kept: dict[str, str] = {}
+    for name, text in headers.items():
+        lower = name.lower()
+        if lower in KEPT_HEADERS:
+            kept.setdefault(lower, text)
+    return {
+        name: text
+        for name, text in kept.items()
+        if text and len(text) <= MAX_KEPT_HEADER and text.isascii() and text.isprintable()
+    }

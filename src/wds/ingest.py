@@ -62,9 +62,13 @@ class Ingest:
     def __init__(self, sources: Mapping[str, Source], store: Store, tracer: Tracer) -> None:
         """Take the sources, `default` among them, the store and what records traces."""
         self._sources = sources
-        for source in sources.values():
-            for place, _ in enumerate(source.keys, 1):
+        self._verified_by = {
+            source.name: [
                 metrics.SIGNATURES_VERIFIED.labels(source.name, str(place))
+                for place, _ in enumerate(source.keys, 1)
+            ]
+            for source in sources.values()
+        }
         self._store = store
         self._tracer = tracer
         self._commits: GroupCommit[NewEvent, Receipt | Conflict] = GroupCommit(
@@ -182,7 +186,7 @@ class Ingest:
         """
         body = await request.read()
         proof = source.verify(request.headers, body, time.time())
-        metrics.SIGNATURES_VERIFIED.labels(source.name, str(proof.secret + 1)).inc()
+        self._verified_by[source.name][proof.secret].inc()
         content_type = incoming.content_type(request, forms=source.scheme.forms)
         return Verified(request, source, proof, body, content_type)
 

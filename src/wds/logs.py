@@ -13,10 +13,12 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO, cast
 
+import orjson
 import structlog
 from aiohttp.http_exceptions import HttpProcessingError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from structlog.typing import Processor
@@ -55,7 +57,7 @@ def configure(log_format: str, level: str = "info") -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if log_format == "json":
-        final: list[Processor] = [_tracebacks, structlog.processors.JSONRenderer()]
+        final: list[Processor] = [_tracebacks, structlog.processors.JSONRenderer(_json)]
     else:
         final = [
             structlog.dev.ConsoleRenderer(
@@ -86,6 +88,10 @@ def configure(log_format: str, level: str = "info") -> None:
     logging.getLogger("aiohttp.server").addFilter(_without_their_bytes)
     sys.excepthook = _crashed
     threading.excepthook = _thread_crashed
+
+
+def _json(line: object, default: Callable[[object], object]) -> str:
+    return orjson.dumps(line, default=default, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
 def _without_their_bytes(record: logging.LogRecord) -> bool:

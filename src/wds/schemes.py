@@ -15,7 +15,6 @@ Formats, as their owners publish them:
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
 import re
 from dataclasses import dataclass
@@ -240,7 +239,7 @@ def _secret(key: Key) -> bytes:
 
 
 def _mac(key: Key, signed: bytes) -> bytes:
-    return hmac.new(_secret(key), signed, hashlib.sha256).digest()
+    return hmac.digest(_secret(key), signed, "sha256")
 
 
 def _base64(raw: bytes) -> str:
