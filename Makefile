@@ -48,10 +48,13 @@ format: $(VENV)/dev.done ## rewrite to the house format
 
 lock: $(VENV)/dev.done ## pin every dependency anew, with hashes and without addresses
 	$(BIN)/python -m pip install --quiet uv
-	for set in "run --group build" "dev --group dev"; do set -- $$set; \
+	for set in "run pyproject.toml --extra embedded --group build" \
+	  "dev pyproject.toml --extra embedded --group dev -c requirements/run.txt" \
+	  "image pyproject.toml -c requirements/run.txt" "build --group image -c requirements/run.txt" \
+	  "ship pyproject.toml --group docs --group ship -c requirements/dev.txt"; do \
+	  set -- $$set; to=requirements/$$1.txt; shift; \
 	  $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-	    --no-emit-index-url --no-header --extra embedded $$2 $$3 pyproject.toml \
-	    -o requirements/$$1.txt || exit 1; done
+	    --no-emit-index-url --no-header "$$@" -o $$to || exit 1; done
 
 clean: ## remove the virtual environment and all local data
 	rm -rf $(VENV) .wds .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
