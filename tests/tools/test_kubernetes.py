@@ -79,7 +79,9 @@ def test_the_dispatchers_scale_by_a_metric_that_exists_and_that_the_adapter_serv
     name = metric["external"]["metric"]["name"]
     [family] = metrics.DUE_EVENTS.describe()
     assert name == family.name
-    [rule] = yaml.safe_load((KUBERNETES / "prometheus-adapter.yaml").read_text())["rules"]["external"]
+    [rule] = yaml.safe_load((KUBERNETES / "prometheus-adapter.yaml").read_text())["rules"][
+        "external"
+    ]
     assert rule["name"]["as"] == name and rule["seriesQuery"].startswith(name)
 
 
