@@ -3,12 +3,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 MINUTES ?= 30
+EXAMPLES ?= 120
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo up test test-unit test-promtool test-containers \
-  test-kubernetes test-postman test-release test-faults soak coverage lint format lock docs dist sbom \
-  audit diagrams clean
+.PHONY: help demo up test test-unit test-promtool test-generated test-containers test-kubernetes \
+  test-postman test-release test-faults soak bench bench-smoke coverage lint format lock docs dist \
+  sbom audit diagrams clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -25,8 +26,11 @@ test: $(VENV)/dev.done ## all tests, against real engines
 test-unit: $(VENV)/dev.done ## the tests that need no engine
 	$(PYTEST) tests/unit $(ARGS)
 
-test-promtool: $(VENV)/dev.done ## lint the metrics with promtool, which must be installed
-	$(PYTEST) tests/tools/test_promtool.py
+test-promtool: $(VENV)/dev.done ## metrics, alerts and dashboard in a real Prometheus, which must be installed
+	$(PYTEST) tests/tools/test_promtool.py tests/tools/test_prometheus.py
+
+test-generated: $(VENV)/dev.done ## thousands of requests made up from the OpenAPI documents
+	EXAMPLES=$(EXAMPLES) $(PYTEST) tests/e2e/test_generated.py $(ARGS)
 
 test-containers: $(VENV)/dev.done $(VENV)/ship.done ## judge and run what the containers hold; as root, with nginx and docker-compose
 	$(PYTEST) tests/tools/test_containers.py $(ARGS)
@@ -47,6 +51,12 @@ soak: $(VENV)/dev.done ## the same with all it has, over and over: MINUTES=30
 	@end=$$(($$(date +%s) + $(MINUTES) * 60)); while [ $$(date +%s) -lt $$end ]; do \
 	  $(PYTEST) tests/faults --scale long -x -rP $(ARGS) || exit 1; done
 
+bench: $(VENV)/bench.done ## measure everything, an hour: ARGS="--payloads DIR --peers FILE --out DIR"
+	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-smoke: $(VENV)/bench.done ## a little of every measurement, to see that it works
+	$(BIN)/python -m benchmarks --smoke $(ARGS)
+
 coverage: $(VENV)/dev.done ## all tests, with branch coverage
 	$(PYTEST) --cov --cov-report=term $(ARGS)
 
@@ -63,8 +73,9 @@ format: $(VENV)/dev.done ## rewrite to the house format
 lock: $(VENV)/dev.done ## pin every dependency anew, with hashes and without addresses
 	$(BIN)/python -m pip install --quiet uv
 	for set in "run pyproject.toml --extra embedded --group build" \
-	  "dev pyproject.toml --extra embedded --group dev -c requirements/run.txt" \
-	  "image pyproject.toml -c requirements/run.txt" "build --group image -c requirements/run.txt" \
+	  "dev pyproject.toml --extra embedded --group dev --extra otel -c requirements/run.txt" \
+	  "bench pyproject.toml --extra embedded --group bench -c requirements/run.txt" \
+	  "image pyproject.toml --extra otel -c requirements/dev.txt" "build --group image -c requirements/run.txt" \
 	  "ship pyproject.toml --group docs --group ship -c requirements/dev.txt"; do \
 	  set -- $$set; to=requirements/$$1.txt; shift; \
 	  $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \

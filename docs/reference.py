@@ -192,6 +192,13 @@ def root_page(name: str) -> str:
     )
 
 
+def operations_page() -> str:
+    """Return docs/operations.md; what it links to outside of the site is named instead."""
+    text = (ROOT / "docs" / "operations.md").read_text()
+    return re.sub(r"\[([^\]]+)\]\(\.\./[^)]+\)", r"\1", text)
+
+
+write("operations.md", operations_page())
 write("reference/settings.md", *settings_page())
 write("reference/metrics.md", *metrics_page())
 write("reference/commands.md", *commands_page())

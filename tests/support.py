@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -92,6 +93,8 @@ class Request:
     at: float
     headers: dict[str, str]
     body: bytes
+    replica: str = ""
+    """Who sent it, if the URL it was told to send to says so."""
     status: int = 0
     """What it was answered with; 0 while it is not."""
     answered_at: float = 0.0
@@ -108,20 +111,22 @@ class Receiver:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         at = time.monotonic()
         body = await request.read()
-        seen = Request(at, dict(request.headers), body)
+        seen = Request(at, dict(request.headers), body, request.query.get("replica", ""))
         self.requests.append(seen)
         answer = web.Response(text="ok") if self.answer is None else await self.answer(request)
         seen.status, seen.answered_at = answer.status, time.monotonic()
         return answer
 
-    def exposed(self, recording_s: float = 0.25) -> int:
-        """Return how many requests a kill can now make unknown.
+    def exposed(self, replica: str, killed_at: float, recording_s: float = 0.25) -> Counter[str]:
+        """Return the events whose attempt the death of `replica` can have made unknown.
 
-        Those not answered, and those answered so lately that it may not be recorded yet.
+        Those not answered then, and those answered so lately that it may not be recorded yet.
         """
-        now = time.monotonic()
-        return sum(
-            not each.status or each.answered_at > now - recording_s for each in self.requests
+        return Counter(
+            each.headers["webhook-id"]
+            for each in self.requests
+            if each.replica == replica
+            and (not each.status or each.answered_at > killed_at - recording_s)
         )
 
     @property

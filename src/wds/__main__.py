@@ -9,6 +9,7 @@ import secrets
 import shutil
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +28,14 @@ from wds import (
     samples,
     send as sending,
     server,
+    sources,
+    tracing,
     up,
 )
 from wds.config import NAMES, Settings, unknown
 from wds.errors import SettingsError, StartError, WdsError
+from wds.schemes import Stamp
+from wds.sources import Source
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -38,6 +43,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("wds")
 
 DEFAULT_DATA_DIR = Path(".wds/up")
+DEFAULT_CONFIG = Path("wds.toml")
 DEMO_DATA_DIR = Path(".wds/demo")
 """Emptied before each demonstration, unless it was given another place."""
 FAILED = 1
@@ -47,8 +53,10 @@ MISUSED = 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 failed, 2 wrong settings or use."""
     arguments = _parser().parse_args(argv)
-    log_format = arguments.log_format or ("console" if sys.stderr.isatty() else "json")
-    logs.configure(log_format)
+    terminal = sys.stderr.isatty()
+    arguments.log_format = getattr(arguments, "log_format", "console" if terminal else "json")
+    arguments.log_level = getattr(arguments, "log_level", "info")
+    logs.configure(arguments.log_format, arguments.log_level)
     environ = _environ()
     for name in unknown(environ):
         log.warning("unknown_setting", name=name, consequence="it has no effect")
@@ -76,15 +84,17 @@ def _environ() -> dict[str, str]:
 
 
 def _ingest(_: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    settings = Settings.load(environ, require=("WDS_HMAC_SECRET", "WDS_MONGO_URL"))
-    return _until_signal(lambda stop: ingest.serve(settings, stop))
+    settings, found = _configured(environ, require=("WDS_HMAC_SECRET", "WDS_MONGO_URL"))
+    tracer = tracing.start(environ, role="ingest")
+    return _until_signal(lambda stop: ingest.serve(settings, found, stop, tracer))
 
 
 def _dispatcher(_: argparse.Namespace, environ: Mapping[str, str]) -> int:
     settings = Settings.load(environ, require=("WDS_MONGO_URL",))
     if settings.rate_limit and not settings.redis_url:
         raise SettingsError(["WDS_REDIS_URL is not set, and WDS_RATE_LIMIT is not 0"])
-    return _until_signal(lambda stop: dispatcher.serve(settings, stop))
+    tracer = tracing.start(environ, role="dispatcher")
+    return _until_signal(lambda stop: dispatcher.serve(settings, stop, tracer))
 
 
 def _mock(_: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -104,13 +114,14 @@ def _mock(_: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def _up(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    settings = Settings.load(environ, require=("WDS_HMAC_SECRET",))
+    settings, _ = _configured(environ, require=("WDS_HMAC_SECRET",))
     return _until_signal(
         lambda stop: up.up(
             settings,
             environ,
             dispatchers=arguments.dispatchers,
             data_dir=arguments.data_dir.resolve(),
+            options=(f"--log-format={arguments.log_format}", f"--log-level={arguments.log_level}"),
             say=lambda line: print(line, flush=True),
             stop=stop,
         )
@@ -124,6 +135,7 @@ def _demo(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         "WDS_MOCK_PORT": str(embedded.free_port()),
         "WDS_METRICS_PORT": "0",
         "WDS_MOCK_SEED": "7",
+        "WDS_CONFIG": os.devnull,
     }
     # None of the user's own settings, here or in a .env that the children would read: a
     # demonstration must never touch a database that is in use. Empty means unset.
@@ -143,16 +155,30 @@ def _demo(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def _send(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    settings = Settings.load(environ, require=("WDS_HMAC_SECRET",))
-    url = arguments.url or f"http://{settings.host}:{settings.port}/webhooks/ingest"
+    name: str = arguments.source
+    own = name == sources.DEFAULT
+    settings, found = _configured(environ, require=("WDS_HMAC_SECRET",) if own else ())
+    source = sources.default(settings.hmac_secrets) if own else found.get(name)
+    if source is None:
+        known = ", ".join([sources.DEFAULT, *found])
+        msg = f"{name} is no source; {_config_file(environ)} and WDS_HMAC_SECRET make {known}"
+        raise StartError(msg)
+    path = "/webhooks/ingest" if own else f"/webhooks/ingest/{name}"
+    url = arguments.url or f"http://{settings.host}:{settings.port}{path}"
     if arguments.count is not None:
         seed = secrets.randbelow(2**31) if arguments.seed is None else arguments.seed
-        total, postings = arguments.count, _samples(arguments.count, seed)
+        postings = _samples(arguments.count, seed, source.scheme.name)
+        total = arguments.count
     else:
         key = arguments.idempotency_key or secrets.token_hex(16)
         body = _read(arguments.file)
         total, postings = 1, iter([sending.Posting(body, key, arguments.event_type)])
-    return asyncio.run(sending.send(url, settings.hmac_secrets[0], postings, total))
+    try:
+        source.scheme.sign(source.keys[0], b"", Stamp("", None, 0))
+    except ValueError as error:
+        msg = f"source {name}: {error}"
+        raise StartError(msg) from None
+    return asyncio.run(sending.send(url, source, postings, total))
 
 
 def _check(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -163,9 +189,46 @@ def _check(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return FAILED if found else 0
 
 
-def _samples(count: int, seed: int) -> Iterator[sending.Posting]:
-    for number, sample in enumerate(samples.generate(count, seed)):
+def _samples(count: int, seed: int, sender: str) -> Iterator[sending.Posting]:
+    for number, sample in enumerate(samples.generate(count, seed, sender)):
         yield sending.Posting(sample.body, f"sample-{seed}-{number}", sample.event_type)
+
+
+def _configured(
+    environ: Mapping[str, str], *, require: tuple[str, ...]
+) -> tuple[Settings, dict[str, Source]]:
+    """Read the settings and the sources, and tell of the mistakes in both at once."""
+    problems: list[str] = []
+    settings, found = Settings(), dict[str, Source]()
+    try:
+        settings = Settings.load(environ, require=require)
+    except SettingsError as error:
+        problems += error.problems
+    try:
+        found = _sources(environ)
+    except SettingsError as error:
+        problems += error.problems
+    if problems:
+        raise SettingsError(problems)
+    return settings, found
+
+
+def _sources(environ: Mapping[str, str]) -> dict[str, Source]:
+    file = _config_file(environ)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        if file == DEFAULT_CONFIG:
+            return {}
+        raise SettingsError([f"WDS_CONFIG: there is no file {file}"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise SettingsError([f"WDS_CONFIG: cannot read {file}: {reason}"]) from None
+    return sources.load(text, environ, str(file))
+
+
+def _config_file(environ: Mapping[str, str]) -> Path:
+    return Path(environ.get("WDS_CONFIG", "").strip() or DEFAULT_CONFIG)
 
 
 def _read(file: str) -> bytes:
@@ -211,16 +274,30 @@ def _until_signal(
 
 
 def _parser() -> argparse.ArgumentParser:
+    # Before the command or after it; suppressed, or the second default would undo the first.
+    logging = argparse.ArgumentParser(add_help=False)
+    logging.add_argument(
+        "--log-format",
+        choices=logs.FORMATS,
+        default=argparse.SUPPRESS,
+        help="default: console on a terminal, else json",
+    )
+    logging.add_argument(
+        "--log-level",
+        choices=logs.LEVELS,
+        default=argparse.SUPPRESS,
+        help="the least that is logged (default: info)",
+    )
     parser = argparse.ArgumentParser(
         prog="wds",
         description="Webhook delivery on MongoDB. Settings: WDS_* variables, exported or in .env.",
+        parents=[logging],
     )
     parser.add_argument("--version", action="version", version=f"wds {__version__}")
-    parser.add_argument("--log-format", choices=logs.FORMATS, help="default: by the terminal")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:  # noqa: ANN401
-        added = commands.add_parser(name, help=text, description=text)
+        added = commands.add_parser(name, help=text, description=text, parents=[logging])
         added.set_defaults(run=run)
         return added
 
@@ -241,9 +318,15 @@ def _parser() -> argparse.ArgumentParser:
     post.add_argument("file", nargs="?", default="-", help="JSON to post; - is standard input")
     post.add_argument("--count", type=_positive, metavar="N", help="post N samples instead")
     post.add_argument("--seed", type=int, help="makes the samples repeatable")
-    post.add_argument("--url", help="default: http://WDS_HOST:WDS_PORT/webhooks/ingest")
-    post.add_argument("--event-type", help="sent as X-Event-Type")
-    post.add_argument("--idempotency-key", help="default: a random one")
+    post.add_argument(
+        "--source",
+        default=sources.DEFAULT,
+        metavar="NAME",
+        help="sign as this source's provider does; wds.toml has them (default: %(default)s)",
+    )
+    post.add_argument("--url", help="default: the source's route on WDS_HOST and WDS_PORT")
+    post.add_argument("--event-type", help="where the provider has it in a header")
+    post.add_argument("--idempotency-key", help="likewise; default: a random one")
     audit = command("check", _check, "audit the database against the guarantees")
     audit.add_argument(
         "--overdue",
@@ -271,8 +354,9 @@ def run() -> None:
     a call to a server that does not answer, long after all else is settled.
     """
     status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # whoever read it has gone
+            stream.flush()
     os._exit(status)
 
 

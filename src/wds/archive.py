@@ -92,23 +92,3 @@ class Archive:
         return lambda: (
             self._events.find(found, fields).sort("_id", 1).limit(SCAN_PAGE).to_list(None)
         )
-
-    async def count(self, match: Document) -> int:
-        """Count the matching events."""
-        return await self._try_for(
-            0,
-            lambda: self._events.count_documents(
-                match, hint=queries.COVERING_INDEX, maxTimeMS=SEARCH_TIMEOUT_MS
-            ),
-        )
-
-    async def counts(self, match: Document) -> Document:
-        """Count matching events: `by_status`, `by_event_type`, `histogram`, each of `{_id, count}`.
-
-        All from one reading, so they agree. Types are the commonest, at most `MAX_EVENT_TYPES`.
-        """
-        found = self._events.aggregate(
-            queries.counts(match), hint=queries.COVERING_INDEX, maxTimeMS=SEARCH_TIMEOUT_MS
-        )
-        [counts] = await self._try_for(0, lambda: found.to_list(None))
-        return counts

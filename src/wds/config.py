@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import marshmallow as ma
 from marshmallow import validate
 
+from wds import standard
 from wds.errors import SettingsError
 
 SETTLE_MARGIN_S = 0.5
@@ -24,7 +25,8 @@ SLOT_WAIT_S = 1.2
 
 _WEEK_S = 7 * 24 * 3600
 
-MAX_BODY_BYTES = 15 * 1024 * 1024
+MEBIBYTE = 1024 * 1024
+MAX_BODY_BYTES = 15 * MEBIBYTE
 """Upper end of WDS_MAX_BODY_BYTES: MongoDB's documents end at 16 MiB."""
 
 
@@ -62,6 +64,19 @@ class _Words(ma.fields.Field[tuple[str, ...]]):
         if any("\ud800" <= character <= "\udfff" for word in words for character in word):
             msg = "must be UTF-8"
             raise ma.ValidationError(msg)
+        return words
+
+
+class _SigningKeys(_Words):
+    """Keys of Standard Webhooks that can sign, separated by white space."""
+
+    def _deserialize(self, value: Any, *rest: Any, **more: Any) -> tuple[str, ...]:  # noqa: ANN401
+        words = super()._deserialize(value, *rest, **more)
+        for word in words:
+            try:
+                standard.sign([standard.read_key(word)], "", 0, b"")
+            except ValueError as error:
+                raise ma.ValidationError(str(error)) from None
         return words
 
 
@@ -116,6 +131,11 @@ class Settings:
         (),
         secret=True,
     )
+    config: str | None = _setting(
+        "WDS_CONFIG",
+        ma.fields.String(),
+        "File with the sources. Unset: `wds.toml` in the working directory, if there is one.",
+    )
     mongo_url: str | None = _setting(
         "WDS_MONGO_URL",
         _url("mongodb", "mongodb+srv"),
@@ -143,6 +163,13 @@ class Settings:
         _url("http", "https"),
         "Where events are delivered to.",
         "http://127.0.0.1:8001/downstream/receive",
+        secret=True,
+    )
+    downstream_secrets: tuple[str, ...] = _setting(
+        "WDS_DOWNSTREAM_SECRET",
+        _SigningKeys(),
+        "Signs deliveries as Standard Webhooks: `whsec_` or `whsk_`, several while rotating.",
+        (),
         secret=True,
     )
     rate_limit: int = _setting(
@@ -188,7 +215,19 @@ class Settings:
         "WDS_MAX_BODY_BYTES",
         _integer(1, MAX_BODY_BYTES),
         "Most bytes of a request's body, single or batch.",
-        1024 * 1024,
+        MEBIBYTE,
+    )
+    body_timeout: float = _setting(
+        "WDS_BODY_TIMEOUT",
+        _seconds(0.05, 600),
+        "Seconds that a request's body may take, and one more for every 64 KiB of it.",
+        4.0,
+    )
+    body_memory: int = _setting(
+        "WDS_BODY_MEMORY",
+        _integer(MEBIBYTE, 2**40),
+        "Most bytes of all bodies together that one ingest service holds.",
+        64 * MEBIBYTE,
     )
     operator_token: str | None = _setting(
         "WDS_OPERATOR_TOKEN",
@@ -250,14 +289,19 @@ class Settings:
 
     def _contradictions(self) -> list[str]:
         longest = self.request_timeout + self.slot_wait + SETTLE_MARGIN_S
-        if self.lease > longest:
-            return []
-        problem = (
-            f"WDS_LEASE ({self.lease:g} s) must be longer than WDS_REQUEST_TIMEOUT"
-            f" ({self.request_timeout:g} s) plus the wait for a slot ({self.slot_wait:g} s)"
-            f" plus {SETTLE_MARGIN_S:g} s"
-        )
-        return [problem]
+        problems = []
+        if self.lease <= longest:
+            problems.append(
+                f"WDS_LEASE ({self.lease:g} s) must be longer than WDS_REQUEST_TIMEOUT"
+                f" ({self.request_timeout:g} s) plus the wait for a slot ({self.slot_wait:g} s)"
+                f" plus {SETTLE_MARGIN_S:g} s"
+            )
+        if self.body_memory < 2 * self.max_body_bytes:
+            problems.append(
+                f"WDS_BODY_MEMORY ({self.body_memory}) must be at least twice"
+                f" WDS_MAX_BODY_BYTES ({self.max_body_bytes})"
+            )
+        return problems
 
 
 NAMES: tuple[str, ...] = tuple(spec.metadata["env"] for spec in dataclass_fields(Settings))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
-from wds import __version__, backoff
+from wds import __version__, backoff, standard
 from wds.errors import WdsError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
     from aiohttp.connector import Connection
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 Gate = Callable[[], Awaitable[bool]]
 """Waits until a request may leave: True; False if it must not."""
+
+Leaving = Callable[[], Mapping[str, str]]
+"""Called when the request leaves; returns headers that only then can be known."""
 
 USER_AGENT = f"wds/{__version__}"
 KEPT_RESPONSE_BYTES = 1024
@@ -67,6 +70,7 @@ class NotSentError(WdsError):
 
 
 _gate: ContextVar[Gate] = ContextVar("gate")
+_leaving: ContextVar[Leaving] = ContextVar("leaving")
 
 
 class _GatedConnector(aiohttp.TCPConnector):
@@ -89,6 +93,7 @@ class _GatedConnector(aiohttp.TCPConnector):
                 connection.release()
         if not usable:
             raise NotSentError
+        req.headers.update(_leaving.get()())
         return connection
 
 
@@ -96,12 +101,22 @@ async def _open() -> bool:
     return True
 
 
+def _nothing() -> Mapping[str, str]:
+    return {}
+
+
 class Deliverer:
     """Sends claims to one URL over a pool of kept connections."""
 
-    def __init__(self, url: str, *, timeout_s: float, connections: int) -> None:
-        """Prepare a session; call inside a running event loop."""
+    def __init__(
+        self, url: str, *, timeout_s: float, connections: int, secrets: Sequence[str] = ()
+    ) -> None:
+        """Prepare a session; call inside a running event loop.
+
+        `secrets` are keys of Standard Webhooks that can sign. Every attempt is signed with each.
+        """
         self._url = url
+        self._keys = [standard.read_key(secret) for secret in secrets]
         self._timeout_s = timeout_s
         self._session = aiohttp.ClientSession(
             connector=_GatedConnector(limit=connections),
@@ -112,8 +127,8 @@ class Deliverer:
             headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
         )
 
-    async def post(self, claim: Claim, gate: Gate = _open) -> Result:
-        """Send the event's exact bytes once, when `gate` says so.
+    async def post(self, claim: Claim, gate: Gate = _open, leaving: Leaving = _nothing) -> Result:
+        """Send the event's exact bytes once, when `gate` says so, with what `leaving` adds.
 
         Connecting and the exchange together take no longer than the timeout; waiting at the
         gate does not count. Never raises for anything the downstream does.
@@ -137,11 +152,15 @@ class Deliverer:
             return opened
 
         _gate.set(timed_gate)
+        _leaving.set(leaving)
         try:
             async with (
                 asyncio.timeout(self._timeout_s) as deadline,
                 self._session.post(
-                    self._url, data=claim.payload, headers=_headers(claim), allow_redirects=False
+                    self._url,
+                    data=claim.payload,
+                    headers=self._headers(claim),
+                    allow_redirects=False,
                 ) as answer,
             ):
                 status = answer.status
@@ -155,6 +174,13 @@ class Deliverer:
             error = self._reason(failure)
         duration_ms = round((time.monotonic() - started) * 1000)
         return Result(status, error, response, duration_ms, started, asked_s)
+
+    def _headers(self, claim: Claim) -> dict[str, str]:
+        headers = {"Content-Type": claim.content_type, "webhook-attempt": str(claim.attempt_number)}
+        now = int(time.time())
+        if self._keys:
+            return headers | standard.sign(self._keys, claim.id, now, claim.payload)
+        return headers | {"webhook-id": claim.id, "webhook-timestamp": str(now)}
 
     def _reason(self, failure: Exception) -> str:
         """Say what went wrong without the URL, which may carry a secret of the downstream's."""
@@ -179,15 +205,6 @@ async def _beginning(answer: aiohttp.ClientResponse) -> bytes:
         body += chunk
     answer.close()
     return body
-
-
-def _headers(claim: Claim) -> dict[str, str]:
-    return {
-        "Content-Type": claim.content_type,
-        "webhook-id": claim.id,
-        "webhook-timestamp": str(int(time.time())),
-        "webhook-attempt": str(claim.attempt_number),
-    }
 
 
 def _asked_s(headers: Mapping[str, str]) -> float:

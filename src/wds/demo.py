@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from wds import samples
+from wds import samples, sources
 from wds.config import Settings
 from wds.errors import WdsError
 from wds.model import Status
@@ -86,7 +86,7 @@ async def _send(
 
     Returns the ids, in order of sending.
     """
-    sender = Sender(session, f"{url}/webhooks/ingest", secret)
+    sender = Sender(session, f"{url}/webhooks/ingest", sources.default((secret,)))
     batch = list(samples.generate(BATCH, seed=2))
     singles = list(samples.generate(EVENTS - BATCH, seed=1))
     ids = []

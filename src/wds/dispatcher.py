@@ -15,6 +15,7 @@ attempt is recorded as unknown.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
 from contextlib import suppress
 from datetime import timedelta
@@ -24,7 +25,7 @@ import structlog
 from prometheus_async import aio
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
-from wds import backoff, fleet, metrics, server
+from wds import backoff, fleet, journal, metrics, server, tracing
 from wds.config import SETTLE_MARGIN_S
 from wds.delivery import Deliverer, NotSentError
 from wds.errors import LimiterUnavailableError, StoreUnavailableError
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from wds.delivery import Result
     from wds.limiter import Slot
     from wds.model import Claim
-    from wds.store import Claimed
+    from wds.tracing import Tracer, Trip
 
 log = structlog.get_logger(__name__)
 
@@ -66,6 +67,7 @@ class Dispatcher:
         store: Store,
         limiter: Limiter | None,
         deliverer: Deliverer,
+        tracer: Tracer = tracing.OFF,
     ) -> None:
         """Take the collaborators; `limiter` None means no rate limit."""
         self._settings = settings
@@ -73,6 +75,7 @@ class Dispatcher:
         self._store = store
         self._limiter = limiter
         self._deliverer = deliverer
+        self._tracer = tracer
         self._settler: GroupCommit[Settlement, bool] = GroupCommit(
             store.settle, max_batch=1000, max_pending=100_000
         )
@@ -134,7 +137,7 @@ class Dispatcher:
             lease_s=self._settings.lease,
             max_attempts=self._settings.max_attempts,
         )
-        _count_claimed(claimed)
+        journal.claimed(claimed)
         if not claimed.claims:
             return self._settings.poll_interval
         if self._limiter is None:
@@ -160,18 +163,25 @@ class Dispatcher:
     def _start(self, claim: Claim, slot: Slot | None) -> None:
         if slot is not None:
             self._count_waiting(1)
-        task = asyncio.create_task(self._deliver(claim, slot), name=f"deliver {claim.id}")
+        # A context of the claim's own, which its log lines take their event id from.
+        context = contextvars.copy_context()
+        task = asyncio.create_task(self._deliver(claim, slot), context=context)
         self._deliveries.add(task)
-        task.add_done_callback(self._finished)
+        task.add_done_callback(self._finished, context=context)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._deliveries.discard(task)
         self._room_changed.set()
         if not task.cancelled() and task.exception() is not None:
             # The lease is left to expire: another try will be made, with this one as unknown.
-            log.error("delivery_crashed", task=task.get_name(), exc_info=task.exception())
+            log.error("delivery_crashed", exc_info=task.exception())
 
     async def _deliver(self, claim: Claim, slot: Slot | None) -> None:
+        with self._tracer.delivery(claim, limited=slot is not None) as trip:
+            journal.bind(claim, trip.facts)
+            await self._send(claim, slot, trip)
+
+    async def _send(self, claim: Claim, slot: Slot | None, trip: Trip) -> None:
         counted = slot is not None
 
         def no_longer_waiting() -> None:
@@ -187,7 +197,7 @@ class Dispatcher:
 
         try:
             result = await aio.track_inprogress(
-                metrics.IN_FLIGHT, self._deliverer.post(claim, gate)
+                metrics.IN_FLIGHT, self._deliverer.post(claim, gate, trip.sent)
             )
         except NotSentError:
             await self._defer(claim)
@@ -195,14 +205,15 @@ class Dispatcher:
         finally:
             no_longer_waiting()
         metrics.ATTEMPT_SECONDS.observe(result.duration_ms / 1000)
-        await self._settle(claim, result)
+        trip.answered(result.status_code, result.error)
+        trip.settled(await self._settle(claim, result))
 
     def _may_send(self, claim: Claim) -> bool:
         """Tell whether the lease outlasts a request and its settlement; if not, time was lost."""
         needed = self._settings.request_timeout + SETTLE_MARGIN_S
         if time.monotonic() + needed <= claim.trusted_until:
             return True
-        log.warning("claim_too_old_to_send", event_id=claim.id, attempt=claim.attempt_number)
+        log.warning("claim_too_old_to_send", consequence="deferred")
         return False
 
     async def _reach(self, slot: Slot) -> bool:
@@ -238,28 +249,16 @@ class Dispatcher:
         try:
             await self._settler.submit(*(Settlement(claim, None) for claim in claims))
         except StoreUnavailableError:
-            log.warning("defer_failed", events=len(claims), consequence="leases will expire")
+            journal.not_deferred(claims)
 
-    async def _settle(self, claim: Claim, result: Result) -> None:
+    async def _settle(self, claim: Claim, result: Result) -> Status | None:
+        """Record `result`; return the status that the event has now, None if it was not."""
         settlement = self._decide(claim, result)
-        facts = {
-            "event_id": claim.id,
-            "attempt": claim.attempt_number,
-            "status_code": result.status_code,
-            "duration_ms": result.duration_ms,
-            "error": result.error,
-        }
-        try:
+        recorded: bool | None = None
+        with suppress(StoreUnavailableError):  # the cause is logged where it is known
             [recorded] = await self._settler.submit(settlement)
-        except StoreUnavailableError:
-            log.error("outcome_not_recorded", **facts, consequence="will be sent again")  # noqa: TRY400 - the cause is logged where it is known
-            return
-        if not recorded:
-            metrics.LEASES_LOST.inc()
-            log.warning("lease_lost", **facts, consequence="another replica has the event")
-            return
-        _count_settled(settlement)
-        log.info("attempt", **facts, status=settlement.status, retry_in_s=_retry_in(settlement))
+        journal.settled(settlement, recorded=recorded)
+        return settlement.status if recorded else None
 
     def _decide(self, claim: Claim, result: Result) -> Settlement:
         succeeded = result.error is None
@@ -306,34 +305,6 @@ class Dispatcher:
         return not self._stopping.is_set()
 
 
-def _count_claimed(claimed: Claimed) -> None:
-    metrics.CLAIMS.inc(len(claimed.claims))
-    if claimed.recovered:
-        metrics.LEASES_RECOVERED.inc(claimed.recovered)
-        metrics.ATTEMPTS.labels(Outcome.UNKNOWN).inc(claimed.recovered)
-        log.warning("leases_recovered", events=claimed.recovered)
-    if claimed.buried:
-        metrics.DELIVERIES_FAILED.inc(claimed.buried)
-        log.warning("buried_without_attempts_left", events=claimed.buried)
-
-
-def _count_settled(settlement: Settlement) -> None:
-    attempt = settlement.attempt
-    if attempt is None:
-        return
-    metrics.ATTEMPTS.labels(attempt.outcome).inc()
-    if attempt.attempt_number > 1:
-        metrics.RETRY_ATTEMPTS.inc()
-    if settlement.status is Status.DELIVERED:
-        metrics.DELIVERIES_SUCCEEDED.inc()
-    elif settlement.status is Status.FAILED_PERMANENTLY:
-        metrics.DELIVERIES_FAILED.inc()
-
-
-def _retry_in(settlement: Settlement) -> float | None:
-    return settlement.delay_s if settlement.status is Status.DELIVERING else None
-
-
 def _log_outage(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     if isinstance(error, (StoreUnavailableError, LimiterUnavailableError)):
@@ -342,7 +313,7 @@ def _log_outage(state: RetryCallState) -> None:
         log.error("turn_crashed", exc_info=error)
 
 
-async def serve(settings: Settings, stop: asyncio.Event) -> None:
+async def serve(settings: Settings, stop: asyncio.Event, tracer: Tracer = tracing.OFF) -> None:
     """Run one dispatcher, with its metrics port, until `stop` and all in flight is settled.
 
     Raises:
@@ -359,6 +330,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         settings.downstream_url,
         timeout_s=settings.request_timeout,
         connections=settings.concurrency,
+        secrets=settings.downstream_secrets,
     )
     try:
         if not await server.opened(store, stop):
@@ -367,7 +339,12 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         if limiter is not None:
             checks["redis"] = limiter.ping
         dispatcher = Dispatcher(
-            settings, owner=owner, store=store, limiter=limiter, deliverer=deliverer
+            settings,
+            owner=owner,
+            store=store,
+            limiter=limiter,
+            deliverer=deliverer,
+            tracer=tracer,
         )
         async with (
             fleet.reporting(store, limiter, owner=owner, role="dispatcher"),
@@ -380,7 +357,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
             dispatcher.stop()
-            patience = settings.request_timeout + DRAIN_MARGIN_S
+            patience = settings.request_timeout + DRAIN_MARGIN_S - tracer.stop_s
             _, unfinished = await asyncio.wait({running}, timeout=patience)
             if unfinished:
                 log.warning("drain_cut_short", consequence="leases will expire")
@@ -390,6 +367,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             else:
                 running.result()
     finally:
+        await tracer.stop()
         await deliverer.close()
         if limiter is not None:
             await limiter.close()

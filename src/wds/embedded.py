@@ -88,9 +88,11 @@ def _signal_group(pid: int, sig: signal.Signals) -> None:
 
 
 async def start_mongod(
-    data_dir: Path, *, port: int | None = None, extra: Sequence[str] = ()
+    data_dir: Path, *, port: int | None = None, cache_gb: float = 0.5, extra: Sequence[str] = ()
 ) -> Server:
     """Start mongod as a member of replica set `REPLICA_SET`, not yet initiated.
+
+    `cache_gb` is the size of WiredTiger's cache; it keeps that much memory once it has it.
 
     Raises:
         StartError: it did not come up; the sentence says why.
@@ -100,7 +102,7 @@ async def start_mongod(
     arguments = [
         str(_binary(*_MONGOD)),
         *("--dbpath", str(data_dir), "--port", str(port), "--bind_ip", "127.0.0.1"),
-        *("--replSet", REPLICA_SET, "--nounixsocket", "--wiredTigerCacheSizeGB", "0.5"),
+        *("--replSet", REPLICA_SET, "--nounixsocket", "--wiredTigerCacheSizeGB", str(cache_gb)),
         *("--oplogSize", "256", "--quiet"),
         # A batch whose ingest process was killed keeps its ids locked for no longer than this.
         *("--setParameter", "transactionLifetimeLimitSeconds=10", *extra),

@@ -35,7 +35,7 @@ async def envelope(  # noqa: PLR0911 - one answer for each kind of error
     except Refusal as refusal:
         return _answer(request, refusal)
     except QueueFullError:
-        busy = "too many events wait to be stored; send again later"
+        busy = "too much waits to be read or stored; send again later"
         return _answer(request, Refusal(503, "overloaded", busy, retry_after_s=_RETRY_AFTER_S))
     except StoreUnavailableError:
         down = "the event store did not confirm in time; send again later"
@@ -48,7 +48,7 @@ async def envelope(  # noqa: PLR0911 - one answer for each kind of error
     except web.HTTPException as error:
         if error.status < HTTPStatus.BAD_REQUEST:
             raise
-        return _answer(request, _of_http(error), allow=error.headers.get("Allow"))
+        return _answer(request, of_http(error), allow=error.headers.get("Allow"))
     except (web.RequestPayloadError, ConnectionError):
         return _answer(request, Refusal(400, "incomplete_body", "the body did not arrive whole"))
     except Exception:
@@ -57,17 +57,27 @@ async def envelope(  # noqa: PLR0911 - one answer for each kind of error
 
 
 def _answer(request: web.Request, refusal: Refusal, *, allow: str | None = None) -> web.Response:
-    metrics.REFUSALS.labels(refusal.code).inc()
+    answer = refused(refusal, route=_route(request), remote=request.remote)
+    if allow is not None:
+        answer.headers["Allow"] = allow
+    return answer
+
+
+def refused(refusal: Refusal, *, route: str, remote: str | None) -> web.Response:
+    """Count and log a refusal, and return its answer."""
+    metrics.REFUSALS.labels(route, refusal.code).inc()
+    facts = {} if refusal.event_id is None else {"event_id": refusal.event_id}
     log.info(
         "refused",
-        route=_route(request),
+        route=route,
         http_status=refusal.status,
         code=refusal.code,
-        remote=request.remote,
+        remote=remote,
+        **facts,
     )
     details = [{"field": d.field, "message": d.message} for d in refusal.details[:MAX_DETAILS]]
     body = {"error": {"code": refusal.code, "message": refusal.message, "details": details}}
-    headers = {} if allow is None else {"Allow": allow}
+    headers = {}
     if refusal.retry_after_s is not None:
         headers["Retry-After"] = str(refusal.retry_after_s)
     if refusal.status == HTTPStatus.UNAUTHORIZED and refusal.code == "operators_only":
@@ -75,7 +85,8 @@ def _answer(request: web.Request, refusal: Refusal, *, allow: str | None = None)
     return web.json_response(body, status=refusal.status, headers=headers)
 
 
-def _of_http(error: web.HTTPException) -> Refusal:
+def of_http(error: web.HTTPException) -> Refusal:
+    """Put one of aiohttp's own refusals into words of the envelope."""
     status = HTTPStatus(error.status)
     code = status.phrase.lower().replace(" ", "_").replace("-", "_")
     return Refusal(error.status, code, status.description or status.phrase)

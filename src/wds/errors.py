@@ -59,6 +59,7 @@ class Refusal(WdsError):  # noqa: N818 - the field's word for a 4xx; it is an an
         code: stable machine-readable reason, snake_case.
         message: one sentence for people; never contains a secret or raw request bytes.
         details: every problem found, when there can be several.
+        event_id: the one event that it concerns, for the log.
         retry_after_s: seconds for a `Retry-After` header, if the same request may succeed later.
     """
 
@@ -67,3 +68,4 @@ class Refusal(WdsError):  # noqa: N818 - the field's word for a 4xx; it is an an
     message: str
     details: tuple[Detail, ...] = field(default=())
     retry_after_s: int | None = None
+    event_id: str | None = None

@@ -8,7 +8,10 @@ task while idle.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import deque
+from contextvars import Context
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from wds.errors import QueueFullError
@@ -34,9 +37,16 @@ class GroupCommit(Generic[Item, Result]):
         weigh: Callable[[Item], int] = lambda _: 1,
         max_batch: int,
         max_pending: int,
+        max_wait_s: float = math.inf,
     ) -> None:
-        """Bound one batch and all waiting items, both by the sum of `weigh`."""
+        """Bound one batch and all waiting items, both by the sum of `weigh`.
+
+        While one commit has been under way for longer than `max_wait_s`, nothing more is taken:
+        what would only wait is better told so at once.
+        """
         self._commit = commit
+        self._max_wait_s = max_wait_s
+        self._committing_since = math.inf
         self._weigh = weigh
         self._max_batch = max_batch
         self._max_pending = max_pending
@@ -51,6 +61,7 @@ class GroupCommit(Generic[Item, Result]):
             QueueFullError: there is no room for all of them; none was taken.
             Exception: whatever `commit` raised for a batch that held one of them.
         """
+        self.check()
         weights = [self._weigh(item) for item in items]
         if self._pending and self._pending_weight + sum(weights) > self._max_pending:
             raise QueueFullError
@@ -62,12 +73,22 @@ class GroupCommit(Generic[Item, Result]):
             self._pending.append((item, weight, future))
             self._pending_weight += weight
         if self._flusher is None and futures:
-            self._flusher = asyncio.create_task(self._flush())
+            # In a context of its own: what it logs concerns no single submitter.
+            self._flusher = asyncio.create_task(self._flush(), context=Context())
         results = await asyncio.gather(*futures, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 raise result
         return [result for result in results if not isinstance(result, BaseException)]
+
+    def check(self) -> None:
+        """Return if items may be submitted now.
+
+        Raises:
+            QueueFullError: the commit under way takes too long.
+        """
+        if time.monotonic() - self._committing_since > self._max_wait_s:
+            raise QueueFullError
 
     async def drain(self) -> None:
         """Return once everything that was submitted has been committed or has failed."""
@@ -80,6 +101,7 @@ class GroupCommit(Generic[Item, Result]):
             while self._pending:
                 batch = self._next_batch()
                 futures = [future for _, _, future in batch]
+                self._committing_since = time.monotonic()
                 try:
                     results = await self._commit([item for item, _, _ in batch])
                     for future, result in zip(futures, results, strict=True):
@@ -90,6 +112,7 @@ class GroupCommit(Generic[Item, Result]):
         finally:
             # Something is left only if this task was cancelled; nobody may wait for ever.
             self._flusher = None
+            self._committing_since = math.inf
             left = [future for _, _, future in (*batch, *self._pending)]
             _settle(left, asyncio.CancelledError())
             self._pending.clear()

@@ -7,59 +7,68 @@ idempotency key it changes nothing.
 
 from __future__ import annotations
 
-import os
-from datetime import UTC, datetime
+import time
 from typing import TYPE_CHECKING, Any
 
+from aiohttp import web
 from prometheus_async import aio
 
-from wds import fleet, metrics, openapi, payload, schemas, search, server
+from wds import (
+    fleet,
+    incoming,
+    journal,
+    metrics,
+    openapi,
+    payload,
+    schemas,
+    search,
+    server,
+    tracing,
+)
 from wds.envelope import json_answer
 from wds.errors import Detail, Refusal
 from wds.group_commit import GroupCommit
-from wds.model import Conflict, NewEvent, Receipt, derived_id, random_id
-from wds.signature import verify
+from wds.incoming import Verified
+from wds.intake import Intake
+from wds.model import MAX_LABEL, Conflict, NewEvent, Receipt
+from wds.schemes import SCHEMES, SLACK, WDS
+from wds.sources import DEFAULT, default
 from wds.store import Store
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Sequence
-
-    from aiohttp import web
+    from collections.abc import Mapping, Sequence
 
     from wds.config import Settings
+    from wds.sources import Source
+    from wds.tracing import Tracer
 
-SOURCE = "default"
-SIGNATURE_HEADERS = ("X-Webhook-Signature", "X-Hub-Signature-256")
-KEPT_HEADERS = (
-    "User-Agent",
-    "X-Request-Id",
-    "X-Event-Type",
-    "X-GitHub-Event",
-    "X-GitHub-Delivery",
-    "Idempotency-Key",
-    "Traceparent",
-)
-"""Headers stored with an event. A short list: others may carry credentials."""
-MAX_KEPT_HEADER = 512
 MAX_BATCH_BYTES = 8 * 1024 * 1024
 MAX_PENDING_BYTES = 64 * 1024 * 1024
 """What may wait for the store; beyond it senders are told 503 at once."""
+MAX_WAIT_S = 2.0
+"""Once one write takes longer than this, senders are told 503 before they wait for the next."""
+MAX_CHALLENGE = 512
 _EVENT_OVERHEAD_BYTES = 512
 
 
 class Ingest:
     """Handlers over one store; concurrent requests share its writes."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
-        """Take the secrets and the store."""
-        self._secrets = settings.hmac_secrets
+    def __init__(self, sources: Mapping[str, Source], store: Store, tracer: Tracer) -> None:
+        """Take the sources, `default` among them, the store and what records traces."""
+        self._sources = sources
+        for source in sources.values():
+            for place, _ in enumerate(source.keys, 1):
+                metrics.SIGNATURES_VERIFIED.labels(source.name, str(place))
         self._store = store
+        self._tracer = tracer
         self._commits: GroupCommit[NewEvent, Receipt | Conflict] = GroupCommit(
             self._commit,
             weigh=_weight,
             max_batch=MAX_BATCH_BYTES,
             max_pending=MAX_PENDING_BYTES,
+            max_wait_s=MAX_WAIT_S,
         )
         # One request's batch is one transaction: they are queued, never joined.
         self._batches: GroupCommit[tuple[NewEvent, ...], list[Receipt | Conflict]] = GroupCommit(
@@ -67,6 +76,7 @@ class Ingest:
             weigh=lambda events: sum(map(_weight, events)),
             max_batch=1,
             max_pending=MAX_PENDING_BYTES,
+            max_wait_s=MAX_WAIT_S,
         )
 
     @aio.time(metrics.INGEST_SECONDS)
@@ -76,13 +86,40 @@ class Ingest:
         The body is kept byte for byte. The event's type is the payload's `event_type`, else
         its `type`, else the header. Sign the raw body with HMAC-SHA256.
         """
-        body, content_type = await self._verified(request)
-        value = payload.parse_object(body)
-        key = payload.idempotency_key(value, _header(request, "Idempotency-Key"))
-        [result] = await self._commits.submit(_event(request, body, content_type, value, key))
+        return await self._take(request, self._sources[DEFAULT])
+
+    @aio.time(metrics.INGEST_SECONDS)
+    async def named(self, request: web.Request) -> web.Response:
+        """Store one event of a configured source: 202, or 200 for a repeat.
+
+        Signature, event type and idempotency key are where its provider puts them. Slack's
+        `url_verification` is answered with the challenge and not stored; a form from Slack is
+        answered 200 without a body, which shows its user nothing.
+        """
+        source = self._sources.get(request.match_info["source"])
+        if source is None:
+            raise Refusal(404, "unknown_source", "no source has this name")
+        return await self._take(request, source)
+
+    async def _take(self, request: web.Request, source: Source) -> web.Response:
+        verified = await self._verified(request, source)
+        is_form = payload.is_form(verified.content_type)
+        parse = payload.parse_form if is_form else payload.parse_object
+        fields = parse(verified.body)
+        if source.scheme is SLACK and fields.get("type") == "url_verification":
+            return json_answer({"challenge": _challenge(fields)})
+        event = incoming.event(verified, fields)
+        with self._tracer.sending([event]) as [traced], journal.unless_acknowledged([event]):
+            [result] = await self._commits.submit(traced)
         if isinstance(result, Conflict):
-            raise _conflict(Detail("idempotency_key", f"belongs to event {result.id}"))
-        _count([result])
+            if not source.vouches:
+                raise _conflict(
+                    Detail("idempotency_key", f"belongs to event {result.id}"), event_id=result.id
+                )
+            result = Receipt(result.id, result.status, duplicate=True)
+        journal.acknowledged([event], [result])
+        if source.scheme is SLACK and is_form:
+            return web.Response()
         return json_answer(_receipt(result), 200 if result.duplicate else 202)
 
     @aio.time(metrics.INGEST_SECONDS)
@@ -93,15 +130,15 @@ class Ingest:
         makes the whole batch repeatable: event number n gets the key with `/n` appended,
         unless it has one of its own. Sign the raw body, as for one event.
         """
-        body, content_type = await self._verified(request)
-        events = _batch_events(request, body, content_type)
-        if clashes := _clashes(events):
+        events = incoming.batch(await self._verified(request, self._sources[DEFAULT]))
+        if clashes := incoming.clashes(events):
             raise _conflict(*map(_clash, clashes))
-        [results] = await self._batches.submit(tuple(events))
+        with self._tracer.sending(events) as traced, journal.unless_acknowledged(events):
+            [results] = await self._batches.submit(tuple(traced))
         if clashes := [n for n, each in enumerate(results) if isinstance(each, Conflict)]:
             raise _conflict(*map(_clash, clashes))
         receipts = [each for each in results if isinstance(each, Receipt)]
-        _count(receipts)
+        journal.acknowledged(events, receipts)
         duplicates = sum(receipt.duplicate for receipt in receipts)
         return json_answer(
             {
@@ -119,147 +156,79 @@ class Ingest:
 
     async def _commit(self, events: Sequence[NewEvent]) -> list[Receipt | Conflict]:
         metrics.COMMIT_EVENTS.observe(len(events))
-        return await aio.time(metrics.COMMIT_SECONDS, self._store.insert(events))
+        with self._tracer.inserting(events):
+            return await aio.time(metrics.COMMIT_SECONDS, self._store.insert(events))
 
     async def _commit_batch(
         self, batches: Sequence[tuple[NewEvent, ...]]
     ) -> list[list[Receipt | Conflict]]:
-        return [
-            await aio.time(metrics.COMMIT_SECONDS, self._store.insert_all(events))
-            for events in batches
-        ]
+        results = []
+        for events in batches:
+            with self._tracer.inserting(events):
+                results.append(
+                    await aio.time(metrics.COMMIT_SECONDS, self._store.insert_all(events))
+                )
+        return results
 
-    async def _verified(self, request: web.Request) -> tuple[bytes, str]:
-        """Read the body and return it with its content type, if the sender may be trusted.
+    async def _verified(self, request: web.Request, source: Source) -> Verified:
+        """Read the body and return it, if the source signed it.
 
         Raises:
-            Refusal: 401 for the signature, 415 for the type or encoding.
+            Refusal: 400, 401 and 415, see `schemes.verify` and `incoming.content_type`.
         """
         body = await request.read()
-        given = [value for name in SIGNATURE_HEADERS for value in request.headers.getall(name, ())]
-        if not given:
-            raise Refusal(401, "missing_signature", f"no {' or '.join(SIGNATURE_HEADERS)} header")
-        if not all(verify(self._secrets, body, value) for value in given):
-            raise Refusal(
-                401, "invalid_signature", "must be sha256= and the hex HMAC-SHA256 of the raw body"
-            )
-        return body, _content_type(request)
+        proof = source.verify(request.headers, body, time.time())
+        metrics.SIGNATURES_VERIFIED.labels(source.name, str(proof.secret + 1)).inc()
+        content_type = incoming.content_type(request, forms=source.scheme.forms)
+        return Verified(request, source, proof, body, content_type)
 
 
 def _weight(event: NewEvent) -> int:
     return len(event.payload) + _EVENT_OVERHEAD_BYTES
 
 
-def _content_type(request: web.Request) -> str:
-    """Return the Content-Type as sent.
-
-    Raises:
-        Refusal: 415 if it is not JSON in UTF-8 sent as it is.
-    """
-    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
-    if encoding != "identity":
-        raise Refusal(415, "unsupported_encoding", "send the body without Content-Encoding")
-    value = request.headers.get("Content-Type", "")
-    kind = request.content_type
-    is_json = kind == "application/json" or (
-        kind.startswith("application/") and kind.endswith("+json")
-    )
-    if not is_json or not (value.isascii() and value.isprintable()):
-        raise Refusal(415, "unsupported_media_type", "send Content-Type: application/json")
-    charset = (request.charset or "utf-8").strip().lower()
-    if charset not in {"utf-8", "utf8", "us-ascii"}:
-        raise Refusal(415, "unsupported_charset", "JSON is sent in UTF-8")
-    return value
-
-
-def _batch_events(request: web.Request, body: bytes, content_type: str) -> list[NewEvent]:
-    whole_key = _header(request, "Idempotency-Key")
-    if whole_key is not None:
-        payload.idempotency_key({}, whole_key)
-        payload.idempotency_key({}, f"{whole_key}/{payload.MAX_BATCH - 1}")
-    events: list[NewEvent] = []
-    wrong: list[Detail] = []
-    for index, (text, value) in enumerate(payload.split_batch(body)):
-        fallback = None if whole_key is None else f"{whole_key}/{index}"
-        path = f"events.{index}"
-        try:
-            checked = payload.checked_object(value, path)
-            key = payload.idempotency_key(checked, fallback, f"{path}.")
-        except Refusal as refusal:
-            wrong.extend(refusal.details)
-        else:
-            events.append(_event(request, text, content_type, checked, key))
-    if wrong:
-        raise Refusal(422, "invalid_request", "the request has the wrong shape", tuple(wrong))
-    return events
-
-
-def _event(
-    request: web.Request, body: bytes, content_type: str, value: dict[str, Any], key: str | None
-) -> NewEvent:
-    event_id = (
-        random_id(datetime.now(UTC), os.urandom(10)) if key is None else derived_id(SOURCE, key)
-    )
-    kind = payload.event_type(
-        value, _header(request, "X-Event-Type"), _header(request, "X-GitHub-Event")
-    )
-    kept = {name.lower(): _header(request, name) for name in KEPT_HEADERS}
-    return NewEvent(
-        id=event_id,
-        source=SOURCE,
-        payload=body,
-        content_type=content_type,
-        event_type=kind,
-        idempotency_key=key,
-        headers={
-            name: text
-            for name, text in kept.items()
-            if text and len(text) <= MAX_KEPT_HEADER and text.isascii() and text.isprintable()
-        },
-    )
-
-
-def _clashes(events: list[NewEvent]) -> list[int]:
-    """Return the indexes of events that repeat a key of this batch with another payload."""
-    first: dict[str, NewEvent] = {}
-    return [
-        index
-        for index, event in enumerate(events)
-        if first.setdefault(event.id, event).payload != event.payload
-    ]
+def _challenge(fields: Mapping[str, Any]) -> str:
+    challenge = fields.get("challenge")
+    if not isinstance(challenge, str) or len(challenge) > MAX_CHALLENGE:
+        detail = Detail("challenge", f"must be a string of at most {MAX_CHALLENGE} characters")
+        raise Refusal(422, "invalid_request", "the request has the wrong shape", (detail,))
+    return challenge
 
 
 def _clash(index: int) -> Detail:
     return Detail(f"events.{index}.idempotency_key", "belongs to another payload")
 
 
-def _conflict(*details: Detail) -> Refusal:
+def _conflict(*details: Detail, event_id: str | None = None) -> Refusal:
     return Refusal(
-        409, "idempotency_conflict", "the idempotency key belongs to another payload", details
+        409,
+        "idempotency_conflict",
+        "the idempotency key belongs to another payload",
+        details,
+        event_id=event_id,
     )
-
-
-def _header(request: web.Request, name: str) -> str | None:
-    return request.headers.get(name)
 
 
 def _receipt(receipt: Receipt) -> dict[str, Any]:
     return {"id": receipt.id, "status": receipt.status, "duplicate": receipt.duplicate}
 
 
-def _count(receipts: list[Receipt]) -> None:
-    repeated = sum(receipt.duplicate for receipt in receipts)
-    metrics.EVENTS_REPEATED.inc(repeated)
-    metrics.EVENTS_RECEIVED.inc(len(receipts) - repeated)
-
-
-_SIGNATURE = tuple(
-    openapi.header(name, "sha256= and the hex HMAC-SHA256 of the raw body; one of the two")
-    for name in SIGNATURE_HEADERS
+_SIGNATURE = tuple(openapi.header(name, f"{WDS.form}; one of the two") for name in WDS.headers)
+_KEY = openapi.header(
+    "Idempotency-Key",
+    "Used where the payload has no idempotency_key; printable characters",
+    minLength=1,
+    maxLength=MAX_LABEL,
 )
-_KEY = openapi.header("Idempotency-Key", "Used where the payload has no idempotency_key")
+_EXAMPLE = {"event_type": "order.created", "idempotency_key": "order-1042", "total": 99.5}
+_SOURCE_HEADERS = tuple(
+    openapi.header(header, f"Scheme {scheme.name}: {scheme.form}")
+    for scheme in SCHEMES.values()
+    for header in scheme.headers
+    if scheme is not WDS
+)
 _TYPE = openapi.header("X-Event-Type", "Used where the payload names no type")
-_ERRORS = (400, 401, 409, 413, 415, 422, 503)
+_ERRORS = (400, 401, 408, 409, 413, 415, 422, 503)
 
 
 def operations(ingest: Ingest, store: Store, settings: Settings) -> list[openapi.Operation]:
@@ -279,6 +248,7 @@ def operations(ingest: Ingest, store: Store, settings: Settings) -> list[openapi
             },
             _ERRORS,
             body=schemas.PayloadSchema,
+            example=_EXAMPLE,
             parameters=(*_SIGNATURE, _KEY, _TYPE),
         ),
         openapi.Operation(
@@ -290,9 +260,25 @@ def operations(ingest: Ingest, store: Store, settings: Settings) -> list[openapi
             {202: ("All stored", schemas.BatchReceiptSchema)},
             _ERRORS,
             body=schemas.BatchSchema,
+            example={"events": [_EXAMPLE, {"type": "ping"}]},
             parameters=(*_SIGNATURE, _KEY, _TYPE),
         ),
-        *search.operations(store.archive, settings),
+        openapi.Operation(
+            "POST",
+            "/webhooks/ingest/{source}",
+            ingest.named,
+            "Send an event as a configured source",
+            "send",
+            {
+                202: ("Stored", schemas.ReceiptSchema),
+                200: ("Stored before, or a challenge answered", schemas.SourceAnswerSchema),
+            },
+            (404, *_ERRORS),
+            body=schemas.PayloadSchema,
+            example=_EXAMPLE,
+            parameters=_SOURCE_HEADERS,
+        ),
+        *search.operations(store, settings),
         openapi.Operation(
             "GET",
             "/metrics",
@@ -300,7 +286,7 @@ def operations(ingest: Ingest, store: Store, settings: Settings) -> list[openapi
             "Prometheus metrics",
             "watch",
             {200: ("Prometheus's text format", None)},
-            produces=("text/plain",),
+            produces=("text/plain", "application/openmetrics-text"),
         ),
         openapi.Operation("GET", "/healthz", server.healthz, "Does it live?", "watch", health),
         openapi.Operation(
@@ -314,10 +300,23 @@ def operations(ingest: Ingest, store: Store, settings: Settings) -> list[openapi
     ]
 
 
-def create_app(settings: Settings, store: Store) -> web.Application:
-    """Return the service over an open store."""
-    app = server.new_app(settings.max_body_bytes)
-    ingest = Ingest(settings, store)
+def create_app(
+    settings: Settings,
+    store: Store,
+    sources: Mapping[str, Source] | None = None,
+    tracer: Tracer = tracing.OFF,
+) -> web.Application:
+    """Return the service over an open store, with `sources` beside the default one."""
+    intake = Intake(
+        max_body=settings.max_body_bytes,
+        budget=settings.body_memory,
+        timeout_s=settings.body_timeout,
+    )
+    app = server.new_app(
+        settings.max_body_bytes, around=tracer.middlewares, inside=[intake.middleware]
+    )
+    named = {**(sources or {}), DEFAULT: default(settings.hmac_secrets)}
+    ingest = Ingest(named, store, tracer)
 
     async def drain(_: web.Application) -> None:
         await ingest.drain()
@@ -328,7 +327,12 @@ def create_app(settings: Settings, store: Store) -> web.Application:
     return app
 
 
-async def serve(settings: Settings, stop: asyncio.Event) -> None:
+async def serve(
+    settings: Settings,
+    sources: Mapping[str, Source],
+    stop: asyncio.Event,
+    tracer: Tracer = tracing.OFF,
+) -> None:
     """Run one ingest process until `stop`; returns when all it accepted is answered.
 
     Raises:
@@ -338,11 +342,13 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     try:
         if not await server.opened(store, stop):
             return
-        app = create_app(settings, store)
+        app = create_app(settings, store, sources, tracer)
         async with (
             fleet.reporting(store, None, owner=fleet.owner_name(), role="ingest"),
+            store.rollups.advancing(),
             server.listening(app, settings.host, settings.port),
         ):
             await stop.wait()
     finally:
+        await tracer.stop()
         await store.close()

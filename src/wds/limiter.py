@@ -7,8 +7,11 @@ together obey one limit without talking to each other.
 
 From slots to requests: a slot may be used from its instant until `USE_WITHIN_US` later and
 not after. Two requests that are `limit` slots apart are then at least
-`WINDOW_US - USE_WITHIN_US` = 1.01 s apart when they leave, and 10 ms remain for the network
-to bring them closer together. The margin costs 3 % of the allowance. A replica measures the
+`WINDOW_US - USE_WITHIN_US` = 1.02 s apart when they leave, and 20 ms remain for the network
+to bring them closer together. The margin costs 3 % of the allowance. Slots also lie
+`SPACING_US` apart, or a limit's share of the window if that is less: whoever sends or receives a
+burst of many at once is late with its tail, and being late by more than the margin would bring
+it too close to the next burst. A replica measures the
 instant with its monotonic clock, taking the answer's delay against itself on both sides, so
 its wall clock does not matter and a slow answer can only make a slot unusable.
 
@@ -33,39 +36,40 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 WINDOW_US = 1_030_000
-USE_WITHIN_US = 20_000
+USE_WITHIN_US = 10_000
+SPACING_US = 20_000
 TIMEOUT_S = 0.5
 """Seconds to wait for Redis. Not retried: a second reservation would charge twice."""
 
 # KEYS[1] the slots of one destination: member -> instant in microseconds
-# ARGV: limit, window, farthest (all but the first in microseconds), slots wanted, name prefix
-#       of new members, members to give back ...
+# ARGV: limit, window, spacing, farthest (all but the first in microseconds), slots wanted, name
+#       prefix of new members, members to give back ...
 # Returns {now, microseconds until another slot could be had, instant, instant, ...}.
 # An instant beyond `farthest` was granted before Redis's clock stepped back, and is forgotten.
 # New instants never precede old ones, so looking `limit` places back is enough.
 _RESERVE = """
 local key, limit = KEYS[1], tonumber(ARGV[1])
-local window, farthest = tonumber(ARGV[2]), tonumber(ARGV[3])
+local window, spacing, farthest = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-for i = 6, #ARGV do redis.call('ZREM', key, ARGV[i]) end
+for i = 7, #ARGV do redis.call('ZREM', key, ARGV[i]) end
 redis.call('ZREMRANGEBYSCORE', key, '-inf', now - window)
 redis.call('ZREMRANGEBYSCORE', key, now + farthest + 1, '+inf')
 local function next_instant()
   local last = redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')[2]
   local full = redis.call('ZRANGE', key, -limit, -limit, 'WITHSCORES')[2]
   local at = now
-  if last and tonumber(last) > at then at = tonumber(last) end
+  if last and tonumber(last) + spacing > at then at = tonumber(last) + spacing end
   if full and tonumber(full) + window > at then
     at = tonumber(full) + window
   end
   return at
 end
 local answer = {now, 0}
-for i = 1, tonumber(ARGV[4]) do
+for i = 1, tonumber(ARGV[5]) do
   local at = next_instant()
   if at - now > farthest then break end
-  redis.call('ZADD', key, string.format('%.0f', at), ARGV[5] .. ':' .. i)
+  redis.call('ZADD', key, string.format('%.0f', at), ARGV[6] .. ':' .. i)
   answer[#answer + 1] = at
 end
 answer[2] = math.max(next_instant() - now - farthest, 0)
@@ -138,6 +142,7 @@ class Limiter:
                 args=[
                     self._limit,
                     WINDOW_US,
+                    min(SPACING_US, WINDOW_US // self._limit),
                     self._farthest_us,
                     count,
                     name,

@@ -1,20 +1,28 @@
 """Logging: one line per fact on standard error, JSON for machines or aligned for people.
 
-The standard library's loggers (aiohttp, pymongo) pass through the same renderer.
+What the standard library's loggers say (aiohttp, pymongo, asyncio), warnings and whatever ends
+a process or a thread become lines of the same form. A line that is about one event has its
+`event_id`, and one about an attempt its number, from the context or as arguments: see `journal`.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, TextIO, cast
 
 import structlog
+from aiohttp.http_exceptions import HttpProcessingError
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from structlog.typing import Processor
 
 FORMATS = ("json", "console")
+LEVELS = ("info", "warning", "error")
 
 # Never with local variables: they hold secrets and payloads.
 _tracebacks = structlog.processors.ExceptionRenderer(
@@ -22,9 +30,27 @@ _tracebacks = structlog.processors.ExceptionRenderer(
 )
 
 
-def configure(log_format: str) -> None:
-    """Set up logging for this process; `log_format` is one of `FORMATS`."""
+class _Unfailing:
+    """Standard error as a place to write to that never raises: no reader is no reason to stop."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+
+def configure(log_format: str, level: str = "info") -> None:
+    """Set up logging for this process; what is below `level` (one of `LEVELS`) costs nothing."""
+    least = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -36,21 +62,58 @@ def configure(log_format: str) -> None:
                 colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
             )
         ]
+    stream = cast("TextIO", _Unfailing(sys.stderr))  # no more of it is used
+    # Our own lines are not sent through the standard library: that takes twice as long.
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        processors=[*shared, *final],
+        logger_factory=structlog.WriteLoggerFactory(stream),
+        wrapper_class=structlog.make_filtering_bound_logger(least),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final],
-            foreign_pre_chain=shared,
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
         )
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(logging.INFO)
-    logging.getLogger("pymongo").setLevel(logging.WARNING)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    root.setLevel(least)
+    logging.captureWarnings(capture=True)
+    for name in ("pymongo", "asyncio"):
+        logging.getLogger(name).setLevel(max(least, logging.WARNING))
+    logging.getLogger("aiohttp.server").addFilter(_without_their_bytes)
+    sys.excepthook = _crashed
+    threading.excepthook = _thread_crashed
+
+
+def _without_their_bytes(record: logging.LogRecord) -> bool:
+    """Replace what aiohttp says of a request that is no HTTP, which quotes it.
+
+    The quotation may be a header with a credential or a piece of a payload.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    if not isinstance(error, HttpProcessingError):
+        return True
+    remote = record.args[0] if isinstance(record.args, tuple) and record.args else None
+    log = structlog.get_logger("wds")
+    log.info("malformed_request", cause=type(error).__name__, remote=remote)
+    return False
+
+
+def _crashed(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, traceback)
+        return
+    structlog.get_logger("wds").critical("crashed", exc_info=(kind, error, traceback))
+
+
+def _thread_crashed(arguments: threading.ExceptHookArgs) -> None:
+    if arguments.exc_value is None:
+        return
+    facts = (arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
+    name = arguments.thread.name if arguments.thread is not None else None
+    structlog.get_logger("wds").error("thread_crashed", thread=name, exc_info=facts)

@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from wds import __version__
+from wds.model import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -33,7 +34,15 @@ EVENTS_RECEIVED = Counter("wds_events_received_total", "Events stored and acknow
 EVENTS_REPEATED = Counter(
     "wds_events_repeated_total", "Repeats of an idempotency key, acknowledged and not stored again."
 )
-REFUSALS = Counter("wds_refusals_total", "Requests answered with an error envelope.", ["code"])
+REFUSALS = Counter(
+    "wds_refusals_total", "Requests answered with an error envelope.", ["route", "code"]
+)
+SIGNATURES_VERIFIED = Counter(
+    "wds_signatures_verified_total",
+    "Requests whose signature is valid, by source and by the secret's place in its list, 1 first.",
+    ["source", "secret"],
+)
+BODY_BYTES = Gauge("wds_body_bytes", "Bytes of request bodies held now, of WDS_BODY_MEMORY.")
 INGEST_SECONDS = Histogram(
     "wds_ingest_seconds", "From reading an ingest request to its answer.", buckets=_LATENCY
 )
@@ -48,6 +57,8 @@ COMMIT_EVENTS = Histogram(
 
 # delivery
 ATTEMPTS = Counter("wds_attempts_total", "Attempts that were recorded, by outcome.", ["outcome"])
+for _outcome in Outcome:  # from 0 on, or a rate would not see the first
+    ATTEMPTS.labels(_outcome)
 DELIVERIES_SUCCEEDED = Counter("wds_deliveries_succeeded_total", "Events that became DELIVERED.")
 DELIVERIES_FAILED = Counter("wds_deliveries_failed_total", "Events that became FAILED_PERMANENTLY.")
 RETRY_ATTEMPTS = Counter("wds_retry_attempts_total", "Attempts after an event's first.")
@@ -102,6 +113,12 @@ FLEET_TOTALS: Mapping[str, tuple[str, str, Counter]] = {
     ),
 }
 """Key in a heartbeat -> metric name without `_total`, meaning, this process's counter."""
+
+
+def expect_defects(routes: Iterable[str]) -> None:
+    """Show a process's routes as free of defects so far, or the first would be no increase."""
+    for route in routes:
+        REFUSALS.labels(route, "internal_error")
 
 
 def own_totals() -> dict[str, int]:

@@ -139,6 +139,27 @@ class AnswerSchema(ma.Schema):
     status = fields.String()
 
 
+class DetailSchema(ma.Schema):
+    """One problem of a request."""
+
+    field = fields.String()
+    message = fields.String()
+
+
+class ErrorSchema(ma.Schema):
+    """Why a request was refused."""
+
+    code = fields.String(required=True)
+    message = fields.String(required=True)
+    details = fields.List(fields.Nested(DetailSchema), required=True)
+
+
+class ErrorEnvelopeSchema(ma.Schema):
+    """What a refusal looks like."""
+
+    error = fields.Nested(ErrorSchema, required=True)
+
+
 class StatsSchema(ma.Schema):
     """Counts since the start of this process."""
 
@@ -327,11 +348,17 @@ def _add(app: web.Application, route: _Route) -> None:
     if route.answer is not None:
         annotated = response_schema(route.answer, 200)(annotated)
     if route.method == "POST":
-        failures = {"429": {"description": "Past the limit"}, "500": {"description": "Failed"}}
-        annotated = docs(responses=failures)(annotated)
+        # `status` mode answers whatever it is told to.
+        for code, text in {"429": "Past the limit", "default": "Failed on purpose"}.items():
+            annotated = response_schema(AnswerSchema, code, description=text)(annotated)
+        wait = {"Retry-After": {"type": "integer", "description": "Seconds."}}
+        annotated.__apispec__["responses"]["429"]["headers"] = wait
     if route.method == "PUT":
-        wrong = {"400": {"description": "Not JSON"}, "422": {"description": "No behaviour"}}
-        annotated = docs(responses=wrong)(annotated)
+        for code, text in {"400": "Not JSON", "422": "No behaviour"}.items():
+            annotated = response_schema(ErrorEnvelopeSchema, code, description=text)(annotated)
     if route.body is not None:
-        annotated = json_schema(route.body)(annotated)
+        example = {"mode": "status", "status": 503, "failure_rate": 0.5}
+        annotated = json_schema(route.body, example=example, add_to_refs=True, required=True)(
+            annotated
+        )
     app.router.add_route(route.method, route.path, annotated)

@@ -26,6 +26,9 @@ ID_LENGTH = 32
 MAX_LABEL = 255
 """Most characters of an event type or an idempotency key."""
 
+MAX_BATCH = 1000
+"""Most events in one batch request."""
+
 
 class Status(StrEnum):
     """Where an event stands. Only the store changes it."""
@@ -57,6 +60,8 @@ class NewEvent:
     idempotency_key: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     destination: str = "default"
+    trace: Mapping[str, str] | None = None
+    """`traceparent` and perhaps `tracestate` of whoever sent it, while tracing is on."""
 
     @property
     def payload_sha256(self) -> bytes:
@@ -81,9 +86,15 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """The idempotency key already belongs to another payload; nothing was stored."""
+    """The idempotency key already belongs to another payload; nothing was stored.
+
+    Attributes:
+        id: the event that has the key.
+        status: its status when the answer was made.
+    """
 
     id: str
+    status: Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +108,9 @@ class Claim:
         held_since: `time.monotonic()` when this process learned of it, not before `leased_at`.
         trusted_until: `time.monotonic()` after which this process must no longer send. It
             counts from before the claim was asked for, so it ends before the lease does.
+        waited_s: seconds from when the event was due, or a lost lease expired, to the claim.
+        recovered: True if it took over from an expired lease, whose attempt is now `unknown`.
+        trace: as stored with the event, None if tracing was off then.
     """
 
     id: str
@@ -109,6 +123,9 @@ class Claim:
     event_type: str | None
     content_type: str
     payload: bytes
+    waited_s: float = 0.0
+    recovered: bool = False
+    trace: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

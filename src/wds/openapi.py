@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
 
 ERRORS = {
-    400: "Not JSON, or not whole",
+    400: "Not JSON, not whole, or a header twice that may be there once",
     401: "No valid signature or token",
     403: "Not for this client",
-    404: "No such event",
+    404: "No such event or source",
+    408: "The body did not arrive in time",
     409: "The idempotency key belongs to another payload",
     413: "The body is too large",
     415: "Not JSON by its content type, or encoded",
@@ -48,18 +49,30 @@ class Operation:
     answers: Mapping[int, tuple[str, type[ma.Schema] | None]]
     errors: tuple[int, ...] = ()
     body: type[ma.Schema] | None = None
+    body_required: bool = True
     parameters: tuple[dict[str, Any], ...] = ()
-    produces: tuple[str, ...] = field(default=("application/json",))
+    produces: tuple[str, ...] = ()
+    """Content types of its answers beside JSON."""
+    example: Mapping[str, Any] | None = None
+    """A body that works as it is."""
 
 
-def header(name: str, description: str, *, required: bool = False) -> dict[str, Any]:
-    """Describe a request header."""
+_RETRY_AFTER = {"Retry-After": {"type": "integer", "description": "Seconds."}}
+_INTRODUCTION = (
+    "Every answer from 400 on has the same shape. What is no HTTP/1.1 is refused before there is"
+    " a route: 400, 408 where the headers do not arrive in time, 417, 431."
+)
+
+
+def header(name: str, description: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Describe a request header; `more` are further words of OpenAPI 2.0."""
     return {
         "in": "header",
         "name": name,
         "type": "string",
-        "required": required,
+        "required": False,
         "description": description,
+        **more,
     }
 
 
@@ -78,6 +91,7 @@ def serve_docs(app: web.Application, title: str) -> None:
             app,
             title=title,
             version=__version__,
+            info={"description": _INTRODUCTION},
             url="/docs/openapi.json",
             swagger_path="/docs",
             static_path="/docs/static",
@@ -95,17 +109,26 @@ def _described(operation: Operation) -> Handler:
         description=" ".join((operation.handler.__doc__ or "").split()),
         tags=[operation.tag],
         parameters=list(operation.parameters),
-        produces=list(operation.produces),
+        consumes=["application/json"],
+        produces=["application/json", *operation.produces],
     )(handler)
     if operation.body is not None:
-        described = json_schema(operation.body)(described)
+        # Beside the schema: put into the route, aiohttp_apispec breaks the reference.
+        described = json_schema(
+            operation.body,
+            example=operation.example,
+            add_to_refs=True,
+            required=operation.body_required,
+        )(described)
     for status, (text, schema) in operation.answers.items():
         if schema is None:
-            described = docs(responses={str(status): {"description": text}})(described)
+            described.__apispec__["responses"][str(status)] = {"description": text}
         else:
             described = response_schema(schema, status, description=text)(described)
     for status in operation.errors:
         described = response_schema(ErrorEnvelopeSchema, status, description=ERRORS[status])(
             described
         )
+    if (unavailable := described.__apispec__["responses"].get("503")) is not None:
+        unavailable["headers"] = _RETRY_AFTER
     return cast("Handler", described)

@@ -30,11 +30,14 @@ EVENTS = "events"
 FLEET = "fleet"
 
 CLAIM_INDEX = IndexModel(
-    [("destination", ASCENDING), ("next_attempt_at", ASCENDING)],
+    [("destination", ASCENDING), ("next_attempt_at", ASCENDING), ("_id", ASCENDING)],
     name="claim",
     partialFilterExpression={"next_attempt_at": {"$exists": True}},
 )
-"""Holds live events only, so a claim costs the same however many are finished."""
+"""Holds live events only, so a claim costs the same however many are finished.
+
+With `_id`, so that looking at what is due and counting it reads no document.
+"""
 
 COVERING_INDEX = "search"
 """Holds all that is filtered and counted by, so that counting reads no document."""
@@ -55,7 +58,12 @@ EVENT_INDEXES = [
         name="search_status",
     ),
     IndexModel(
-        [("event_type", ASCENDING), ("received_at", DESCENDING), ("_id", DESCENDING)],
+        [
+            ("event_type", ASCENDING),
+            ("received_at", DESCENDING),
+            ("_id", DESCENDING),
+            ("status", ASCENDING),
+        ],
         name="search_type",
     ),
 ]
@@ -67,14 +75,13 @@ CLAIM_PROJECTION = {
     "event_type": 1,
     "attempt_count": 1,
     "lease": 1,
+    "trace": 1,
 }
 """What a dispatcher needs of an event it claims."""
 DUE_ORDER = [("next_attempt_at", ASCENDING)]
 PAGE_ORDER = [("received_at", DESCENDING), ("_id", DESCENDING)]
 
 LOST_ATTEMPT_ERROR = "the dispatcher stopped or stalled before it recorded the outcome"
-MAX_EVENT_TYPES = 1000
-"""Most event types that an aggregation lists, the commonest first."""
 
 
 def event_document(event: NewEvent, now: datetime) -> Document:
@@ -96,6 +103,8 @@ def event_document(event: NewEvent, now: datetime) -> Document:
     }
     if event.idempotency_key is not None:
         document["idempotency_key"] = event.idempotency_key
+    if event.trace is not None:
+        document["trace"] = dict(event.trace)
     return document
 
 
@@ -106,6 +115,14 @@ def due(destination: str) -> Document:
         "next_attempt_at": {"$exists": True},
         "$expr": {"$lte": ["$next_attempt_at", "$$NOW"]},
     }
+
+
+def due_by(destination: str, now: datetime) -> Document:
+    """Match what is due by a reading of the database's clock: to look at and count, not to claim.
+
+    Unlike `due` it is answered from the claim index alone.
+    """
+    return {"destination": destination, "next_attempt_at": {"$lte": now}}
 
 
 def claim(token: str, owner: str, lease_ms: int, max_attempts: int) -> list[Document]:
@@ -158,6 +175,11 @@ def claim(token: str, owner: str, lease_ms: int, max_attempts: int) -> list[Docu
             }
         }
     ]
+
+
+def buried(ids: list[str]) -> Document:
+    """Match those of `ids`, all due a moment ago, that a claim found without an attempt left."""
+    return {"_id": {"$in": ids}, "status": Status.FAILED_PERMANENTLY}
 
 
 def held(event_id: str, token: str) -> Document:
@@ -283,42 +305,6 @@ def after(match: Document, received_at: datetime, event_id: str) -> Document:
         ]
     }
     return {"$and": [match, {"received_at": {"$lte": received_at}}, position]}
-
-
-def counts(match: Document) -> list[Document]:
-    """Count the matched events by status, type and hour at once, so that all totals agree.
-
-    To be run with `COVERING_INDEX` as its hint: the planner alone would read documents.
-    """
-    return [
-        {"$match": match},
-        {"$project": {"_id": 0, "status": 1, "event_type": 1, "received_at": 1}},
-        {
-            "$group": {
-                "_id": {
-                    "status": "$status",
-                    "event_type": "$event_type",
-                    "hour": {"$dateTrunc": {"date": "$received_at", "unit": "hour"}},
-                },
-                "count": {"$sum": 1},
-            }
-        },
-        {
-            "$facet": {
-                "by_status": _sums("$_id.status"),
-                "by_event_type": [
-                    *_sums({"$ifNull": ["$_id.event_type", ""]}),
-                    {"$sort": {"count": DESCENDING, "_id": ASCENDING}},
-                    {"$limit": MAX_EVENT_TYPES},
-                ],
-                "histogram": [*_sums("$_id.hour"), {"$sort": {"_id": ASCENDING}}],
-            }
-        },
-    ]
-
-
-def _sums(key: object) -> list[Document]:
-    return [{"$group": {"_id": key, "count": {"$sum": "$count"}}}]
 
 
 def heartbeat(replica: Document, last: Document | None, forget_after_ms: int) -> list[Document]:

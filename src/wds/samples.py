@@ -22,10 +22,13 @@ class Sample:
     body: bytes
 
 
-def generate(count: int, seed: int) -> Iterator[Sample]:
-    """Yield `count` samples, every shape in turn; the same seed yields the same bytes."""
+def generate(count: int, seed: int, sender: str | None = None) -> Iterator[Sample]:
+    """Yield `count` samples, every shape in turn; the same seed yields the same bytes.
+
+    `sender` picks the shapes of one provider, all of them where it has none of its own.
+    """
     rng = random.Random(seed)  # noqa: S311 - sample data, not secrets
-    shapes = list(_SHAPES.items())
+    shapes = [(kind, _SHAPES[kind]) for kind in _SENDERS.get(sender or "", _SHAPES)]
     for number in range(count):
         event_type, shape = shapes[number % len(shapes)]
         body = json.dumps(shape(rng, seed * 1000 + number), ensure_ascii=False)
@@ -138,4 +141,10 @@ _SHAPES: dict[str, Callable[[random.Random, int], dict[str, Any]]] = {
     "orders/create": _order,
     "event_callback": _message,
     "issues": _issue,
+}
+_SENDERS: dict[str, tuple[str, ...]] = {
+    "github": ("push", "issues"),
+    "stripe": ("charge.succeeded",),
+    "shopify": ("orders/create",),
+    "slack": ("event_callback",),
 }

@@ -11,7 +11,7 @@ import marshmallow as ma
 from marshmallow import fields, validate
 
 from wds.errors import Detail, Refusal
-from wds.model import MAX_LABEL, Status, is_label
+from wds.model import MAX_BATCH, MAX_LABEL, Status, is_label
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,7 +78,7 @@ class StrictBoolean(fields.Boolean):
 
 
 def _event_type() -> fields.String:
-    return fields.String(validate=validate.And(validate.Length(1, MAX_LABEL), _printable))
+    return fields.String(validate=[validate.Length(1, MAX_LABEL), _printable])
 
 
 def _printable(value: str) -> None:
@@ -120,6 +120,13 @@ class ReceiptSchema(ma.Schema):
     duplicate = fields.Boolean(metadata={"description": "An earlier request stored this event."})
 
 
+class SourceAnswerSchema(ReceiptSchema):
+    """A receipt, or the challenge that Slack sent; a form from Slack has no body for an answer."""
+
+    id = fields.String()
+    challenge = fields.String(metadata={"description": "What `url_verification` asks back."})
+
+
 class BatchReceiptSchema(ma.Schema):
     """All events of a batch are durable."""
 
@@ -137,13 +144,17 @@ class PayloadSchema(ma.Schema):
         unknown = ma.INCLUDE
 
     event_type = fields.String(metadata={"example": "order.created"})
-    idempotency_key = fields.String(metadata={"example": "order-1042"})
+    idempotency_key = fields.String(
+        validate=validate.Length(1, MAX_LABEL), metadata={"example": "order-1042"}
+    )
 
 
 class BatchSchema(ma.Schema):
     """A batch; a bare array of the same objects will do too."""
 
-    events = fields.List(fields.Nested(PayloadSchema), required=True)
+    events = fields.List(
+        fields.Nested(PayloadSchema), required=True, validate=validate.Length(1, MAX_BATCH)
+    )
 
 
 class SearchRequestSchema(ma.Schema):
@@ -187,7 +198,7 @@ class LeaseSchema(ma.Schema):
 
 
 class EventSchema(ma.Schema):
-    """An event. `payload` is the received JSON, character for character, where asked for."""
+    """An event. `payload` is what was received, character for character, where asked for."""
 
     id = fields.String()
     source = fields.String()
@@ -203,8 +214,9 @@ class EventSchema(ma.Schema):
     attempt_count = fields.Integer()
     next_attempt_at = fields.DateTime(allow_none=True)
     lease = fields.Nested(LeaseSchema, allow_none=True)
+    trace = fields.Dict(keys=fields.String(), values=fields.String(), allow_none=True)
     attempts = fields.List(fields.Nested(AttemptSchema))
-    payload = fields.Dict()
+    payload = fields.Raw(metadata={"description": "A form is a string."})
 
 
 class HourSchema(ma.Schema):

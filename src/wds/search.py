@@ -13,20 +13,21 @@ from wds.access import operators_only
 from wds.errors import Refusal
 from wds.model import Status
 from wds.openapi import Operation
-from wds.payload import parse_request
+from wds.payload import is_json, parse_request
 
 if TYPE_CHECKING:
-    from wds.archive import Archive
     from wds.config import Settings
     from wds.queries import Document
+    from wds.store import Store
 
 
 class Search:
-    """Handlers over one archive."""
+    """Handlers over one store's archive and kept counts."""
 
-    def __init__(self, archive: Archive) -> None:
-        """Take the archive to read."""
-        self._archive = archive
+    def __init__(self, store: Store) -> None:
+        """Take the store to read."""
+        self._archive = store.archive
+        self._rollups = store.rollups
         self._schema = schemas.SearchRequestSchema()
 
     async def search(self, request: web.Request) -> web.Response:
@@ -36,12 +37,13 @@ class Search:
         page pass `next_cursor` back as `cursor`; it stays right while events arrive.
         """
         wanted = schemas.load(self._schema, parse_request(await request.read() or b"{}"))
-        match = queries.search_match(
-            statuses=wanted.get("status", ()),
-            event_types=wanted.get("event_type", ()),
-            received_from=wanted.get("from_"),
-            received_to=wanted.get("to"),
-        )
+        filters = {
+            "statuses": wanted.get("status", ()),
+            "event_types": wanted.get("event_type", ()),
+            "received_from": wanted.get("from_"),
+            "received_to": wanted.get("to"),
+        }
+        match = queries.search_match(**filters)
         page, more = await self._archive.page(
             match,
             skip=wanted["skip"],
@@ -55,11 +57,11 @@ class Search:
             else None
         }
         if wanted["aggregations"]:
-            counts = await self._archive.counts(match)
+            counts = await self._rollups.counts(**filters)
             answer["total"] = sum(each["count"] for each in counts["by_status"])
             answer["aggregations"] = _aggregations(counts)
         else:
-            answer["total"] = await self._archive.count(match)
+            answer["total"] = await self._rollups.total(**filters)
         rest = json.dumps(answer, separators=(",", ":"))
         events = ",".join(_event_json(document) for document in page)
         return _json_text(f'{{"events":[{events}],{rest[1:]}')
@@ -87,9 +89,9 @@ class Search:
         return document
 
 
-def operations(archive: Archive, settings: Settings) -> list[Operation]:
+def operations(store: Store, settings: Settings) -> list[Operation]:
     """Return the operators' routes, guarded."""
-    handlers = Search(archive)
+    handlers = Search(store)
     found = {200: ("The event", schemas.EventSchema)}
     exact: dict[int, tuple[str, None]] = {200: ("The exact bytes received", None)}
     one = "/webhooks/events/{id}"
@@ -101,8 +103,10 @@ def operations(archive: Archive, settings: Settings) -> list[Operation]:
             "Search and count events",
             "operate",
             {200: ("A page of events", schemas.SearchResponseSchema)},
-            (400, 401, 403, 413, 422, 503),
+            (400, 401, 403, 408, 413, 422, 503),
             body=schemas.SearchRequestSchema,
+            body_required=False,
+            example={"status": ["RECEIVED", "DELIVERED"], "limit": 10, "include_payload": True},
         ),
         Operation(
             "GET",
@@ -121,6 +125,7 @@ def operations(archive: Archive, settings: Settings) -> list[Operation]:
             "operate",
             exact,
             (401, 403, 404, 503),
+            produces=("application/x-www-form-urlencoded",),
         ),
     ]
 
@@ -157,6 +162,7 @@ def _event_json(document: Document) -> str:
         "status": document["status"],
         "attempt_count": document["attempt_count"],
         "next_attempt_at": _instant(document.get("next_attempt_at")),
+        "trace": document.get("trace"),
         "lease": lease and {"owner": lease["owner"], "since": _instant(lease["since"])},
         "attempts": [
             {**attempt, "timestamp": _instant(attempt["timestamp"])}
@@ -166,7 +172,10 @@ def _event_json(document: Document) -> str:
     text = json.dumps(event, separators=(",", ":"))
     if "payload" not in document:
         return text
-    return f'{text[:-1]},"payload":{document["payload"].decode()}}}'
+    payload = document["payload"].decode()
+    if not is_json(document["content_type"]):
+        payload = json.dumps(payload)
+    return f'{text[:-1]},"payload":{payload}}}'
 
 
 def _instant(value: datetime | None) -> str | None:

@@ -1,4 +1,4 @@
-"""The sending side: sign bodies and post them, as any well-behaved sender would.
+"""The sending side: sign bodies and post them, as any well-behaved sender of a source would.
 
 A 503 or a broken connection leaves it unknown whether the event was stored. Bodies are
 therefore sent with an idempotency key, and sent again under the same key.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,12 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
-from wds import signature
+from wds.schemes import Stamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from wds.sources import Source
 
 TRIES = 6
 CONNECTIONS = 16
@@ -42,10 +45,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Posting:
-    """One body to post, under an idempotency key if `key` is set."""
+    """One body to post, under a key that makes it safe to post again."""
 
     body: bytes
-    key: str | None = None
+    key: str
     event_type: str | None = None
 
 
@@ -54,25 +57,22 @@ class _ComeBackError(Exception):
 
 
 class Sender:
-    """Posts signed bodies to one URL."""
+    """Posts bodies to one URL, signed as a source's provider does."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, secret: str) -> None:
-        """`url` is the ingest route; `secret` signs."""
+    def __init__(self, session: aiohttp.ClientSession, url: str, source: Source) -> None:
+        """`url` is the source's ingest route; its newest secret signs."""
         self._session = session
         self._url = url
-        self._secret = secret
+        self._source = source
 
     async def post(self, posting: Posting, *, path: str = "", forge: bool = False) -> Answer:
-        """Sign and post once; `path` is appended to the URL, `forge` spoils the signature."""
-        secret = self._secret + "-forged" if forge else self._secret
+        """Sign and post once; `path` is appended to the URL, `forge` signs another body."""
+        stamp = Stamp(posting.key, posting.event_type, int(time.time()))
+        signed = posting.body + b" " if forge else posting.body
         headers = {
             "Content-Type": "application/json",
-            "X-Webhook-Signature": signature.sign(secret, posting.body),
+            **self._source.scheme.sign(self._source.keys[0], signed, stamp),
         }
-        if posting.key is not None:
-            headers["Idempotency-Key"] = posting.key
-        if posting.event_type is not None:
-            headers["X-Event-Type"] = posting.event_type
         async with self._session.post(
             self._url + path, data=posting.body, headers=headers
         ) as response:
@@ -111,7 +111,7 @@ async def _json(response: aiohttp.ClientResponse) -> dict[str, Any]:
     return {"error": {"code": "not_wds", "message": text, "details": []}}
 
 
-async def send(url: str, secret: str, postings: Iterable[Posting], total: int) -> int:
+async def send(url: str, source: Source, postings: Iterable[Posting], total: int) -> int:
     """Post everything with a progress bar and a closing line; return the exit status.
 
     0 if every event was accepted or already there, else 1.
@@ -130,7 +130,7 @@ async def send(url: str, secret: str, postings: Iterable[Posting], total: int) -
     timeout = aiohttp.ClientTimeout(total=30)
     connector = aiohttp.TCPConnector(limit=CONNECTIONS)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-        sender = Sender(session, url, secret)
+        sender = Sender(session, url, source)
         with bar:
             task = bar.add_task("sending", total=total)
 

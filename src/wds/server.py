@@ -11,13 +11,15 @@ import structlog
 from aiohttp import web
 from prometheus_async import aio
 
+from wds import metrics
+from wds.connection import Runner
 from wds.envelope import envelope, json_answer
 from wds.errors import LimiterUnavailableError, StartError, StoreUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
-    from aiohttp.typedefs import Handler
+    from aiohttp.typedefs import Handler, Middleware
 
     from wds.store import Store
 
@@ -30,9 +32,24 @@ CHECK_TIMEOUT_S = 2.0
 _MIB = 1024 * 1024
 
 
-def new_app(max_body_bytes: int = _MIB) -> web.Application:
-    """Return an application that answers errors in the envelope and bounds bodies."""
-    return web.Application(middlewares=[envelope], client_max_size=max_body_bytes)
+def new_app(
+    max_body_bytes: int = _MIB,
+    *,
+    around: Sequence[Middleware] = (),
+    inside: Sequence[Middleware] = (),
+) -> web.Application:
+    """Return an application that answers errors in the envelope and bounds bodies.
+
+    `around` sees every answer as it goes out, those of the envelope included; what `inside`
+    raises is answered in the envelope too.
+    """
+    app = web.Application(middlewares=[*around, envelope, *inside], client_max_size=max_body_bytes)
+
+    async def expect_defects(app: web.Application) -> None:
+        metrics.expect_defects(resource.canonical for resource in app.router.resources())
+
+    app.on_startup.append(expect_defects)
+    return app
 
 
 async def metrics_page(request: web.Request) -> web.Response:
@@ -90,7 +107,7 @@ async def listening(
     Raises:
         StartError: the address cannot be had.
     """
-    runner = web.AppRunner(app, access_log=None, auto_decompress=False, shutdown_timeout=shutdown_s)
+    runner = Runner(app, shutdown_s=shutdown_s)
     await runner.setup()
     try:
         try:

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 _FORMAT = re.compile(r"sha256=([0-9a-f]{64})")
 
 
-def sign(secret: str, body: bytes) -> str:
+def sign(secret: str | bytes, body: bytes) -> str:
     """Return the header value that `verify` accepts for `body` under `secret`."""
-    return "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+    key = secret.encode() if isinstance(secret, str) else secret
+    return "sha256=" + hmac.new(key, body, hashlib.sha256).hexdigest()
 
 
-def verify(secrets: Iterable[str], body: bytes, signature: str) -> bool:
+def verify(secrets: Iterable[str | bytes], body: bytes, signature: str) -> bool:
     """Tell whether `signature` is one of `secrets`' over `body`.
 
     Every secret is tried, whichever matches, and compared in constant time.

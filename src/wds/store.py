@@ -25,6 +25,7 @@ from wds.archive import Archive
 from wds.errors import StoreUnavailableError
 from wds.model import Claim, Conflict, NewEvent, Receipt, Settlement, Status
 from wds.mongo import DUPLICATE_KEY, FOREVER, WRITE_BUDGET_S, Connection, transient
+from wds.rollups import Rollups
 from wds.watch import Watch
 
 if TYPE_CHECKING:
@@ -52,12 +53,14 @@ class Claimed:
     Attributes:
         claims: the leases now held.
         recovered: how many of these had an expired lease, now recorded as an unknown attempt.
-        buried: events found with no attempt left; now FAILED_PERMANENTLY.
+        buried: how many had no attempt left and are now FAILED_PERMANENTLY.
+        buried_ids: which, to be looked up; not known if the claim's answer was lost.
     """
 
     claims: list[Claim]
     recovered: int = 0
     buried: int = 0
+    buried_ids: Sequence[str] = ()
 
 
 class Store:
@@ -72,6 +75,7 @@ class Store:
         self._mongo = Connection(url, database)
         self.archive = Archive(self._mongo)
         self.watch = Watch(self._mongo)
+        self.rollups = Rollups(self._mongo)
         self._try_for = self._mongo.try_for
         self._events = self._mongo.db[queries.EVENTS]
         # What decides whether a write took place is read where no failover can undo it.
@@ -85,7 +89,17 @@ class Store:
             StartError: it refuses this client.
         """
         await self._mongo.open()
-        await self._try_for(FOREVER, lambda: self._events.create_indexes(queries.EVENT_INDEXES))
+        await self._try_for(FOREVER, self._make_indexes)
+
+    async def _make_indexes(self) -> None:
+        """Make what is missing, and anew what an earlier version made otherwise."""
+        existing = await self._events.index_information()
+        for index in queries.EVENT_INDEXES:
+            name, keys = index.document["name"], list(index.document["key"].items())
+            if name in existing and existing[name]["key"] != keys:
+                log.warning("index_made_anew", index=name)
+                await self._events.drop_index(name)
+        await self._events.create_indexes(queries.EVENT_INDEXES)
 
     async def close(self) -> None:
         """Drop all connections."""
@@ -110,6 +124,7 @@ class Store:
             StoreUnavailableError: no confirmation in time. Some may have been stored; sent
                 again, those with an idempotency key are recognised.
         """
+        began = _uptime()
         now = await self._mongo.now()
         documents = [queries.event_document(event, now) for event in events]
         tries = 0
@@ -124,6 +139,7 @@ class Store:
             return []
 
         repeated = await self._try_for(WRITE_BUDGET_S, write)
+        await self.rollups.inserted(now, _uptime() - began)
         results: list[Receipt | Conflict] = [
             Receipt(event.id, Status.RECEIVED, duplicate=False) for event in events
         ]
@@ -146,6 +162,7 @@ class Store:
         Raises:
             StoreUnavailableError: no confirmation in time; either all were stored or none.
         """
+        began = _uptime()
         now = await self._mongo.now()
         wanted = {event.id: event for event in events}
         stored: dict[str, Document] = {}
@@ -165,6 +182,7 @@ class Store:
                 stored.update(found)
 
         await self._try_for(WRITE_BUDGET_S, write)
+        await self.rollups.inserted(now, _uptime() - began)
         results: list[Receipt | Conflict] = []
         met: set[str] = set()
         for event in events:
@@ -226,20 +244,24 @@ class Store:
         update = queries.claim(token, owner, round(lease_s * 1000), max_attempts)
         trusted_until = time.monotonic() + lease_s
         if limit == 1:
-            documents, buried = await self._claim_one(destination, update)
+            documents, buried_ids = await self._claim_one(destination, update)
+            buried = len(buried_ids)
         else:
-            documents, buried = await self._claim_many(destination, limit, token, update)
+            documents, buried, buried_ids = await self._claim_many(
+                destination, limit, token, update
+            )
         held_since = time.monotonic()
         return Claimed(
             [_claim(document, token, held_since, trusted_until) for document in documents],
             sum("recovered" in document["lease"] for document in documents),
             buried,
+            buried_ids,
         )
 
     async def _claim_one(
         self, destination: str, update: list[Document]
-    ) -> tuple[list[Document], int]:
-        buried = 0
+    ) -> tuple[list[Document], list[str]]:
+        buried: list[str] = []
         while True:
             found = await self._try_for(
                 0,
@@ -255,34 +277,46 @@ class Store:
                 return [], buried
             if "lease" in found:
                 return [found], buried
-            buried += 1
+            buried.append(found["_id"])
 
     async def _claim_many(
         self, destination: str, limit: int, token: str, update: list[Document]
-    ) -> tuple[list[Document], int]:
-        due = queries.due(destination)
+    ) -> tuple[list[Document], int, list[str]]:
+        now = await self._mongo.now()
         peeked = await self._try_for(
             0,
             lambda: (
-                self._events.find(due, {"_id": 1})
+                self._events.find(queries.due_by(destination, now), {"_id": 1})
                 .sort(queries.DUE_ORDER)
                 .limit(max(limit * PEEK_FACTOR, PEEK_LEAST))
                 .to_list(None)
             ),
         )
         if not peeked:
-            return [], 0
+            return [], 0, []
         ids = [document["_id"] for document in random.sample(peeked, min(limit, len(peeked)))]
-        chosen = {"_id": {"$in": ids}}
+        chosen = {"_id": {"$in": ids}, **queries.due(destination)}
         try:
-            written = await self._events.update_many({**chosen, **due}, update)
+            written = await self._events.update_many(chosen, update, hint="_id_")
         except PyMongoError as error:
             if not transient(error):
                 raise
             log.warning("claim_outcome_unknown", error=type(error).__name__, events=len(ids))
-            return await self._claimed_after_all(ids, token), 0
+            return await self._claimed_after_all(ids, token), 0, []
         found = await self._try_for(READ_BUDGET_S, lambda: self._held_by(ids, token))
-        return found, max(written.modified_count - len(found), 0)
+        buried = max(written.modified_count - len(found), 0)
+        return found, buried, await self._buried(ids) if buried else []
+
+    async def _buried(self, ids: list[str]) -> list[str]:
+        """Tell which of `ids` were buried, for the log; not worth losing a claim for."""
+        wanted = queries.buried(ids)
+        try:
+            found = await self._try_for(
+                0, lambda: self._events.find(wanted, {"_id": 1}).to_list(None)
+            )
+        except StoreUnavailableError:
+            return []
+        return [document["_id"] for document in found]
 
     async def _held_by(self, ids: list[str], token: str) -> list[Document]:
         wanted = {"_id": {"$in": ids}, "lease.token": token}
@@ -334,6 +368,11 @@ class Store:
         return await self._mongo.now()
 
 
+def _uptime() -> float:
+    """Return seconds since the machine started, those it was suspended for included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def _contradicts(event: NewEvent, stored: Document) -> bool:
     return bool(stored["payload_sha256"] != event.payload_sha256)
 
@@ -341,22 +380,26 @@ def _contradicts(event: NewEvent, stored: Document) -> bool:
 def _verdict(event: NewEvent, stored: Document, mine: datetime | None) -> Receipt | Conflict:
     """Judge an event whose id is taken; `mine` is when this process may have written it itself."""
     if _contradicts(event, stored):
-        return Conflict(event.id)
+        return Conflict(event.id, Status(stored["status"]))
     return Receipt(event.id, Status(stored["status"]), stored["received_at"] != mine)
 
 
 def _claim(document: Document, token: str, held_since: float, trusted_until: float) -> Claim:
+    lease = document["lease"]
     return Claim(
         id=document["_id"],
         token=token,
         attempt_number=document["attempt_count"],
-        leased_at=document["lease"]["since"],
+        leased_at=lease["since"],
         held_since=held_since,
         trusted_until=trusted_until,
         destination=document["destination"],
         event_type=document["event_type"],
         content_type=document["content_type"],
         payload=document["payload"],
+        waited_s=(lease["since"] - lease["due_at"]).total_seconds(),
+        recovered="recovered" in lease,
+        trace=document.get("trace"),
     )
 
 

@@ -21,7 +21,7 @@ from wds.errors import StartError
 from wds.mongo import initiate_replica_set
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
 
     from wds.config import Settings
@@ -60,10 +60,12 @@ async def running(
     dispatchers: int,
     data_dir: Path,
     say: Callable[[str], None],
+    options: Sequence[str] = (),
 ) -> AsyncIterator[Stack]:
     """Run the whole stack inside the block; on leaving, every process of it is gone.
 
-    `environ` is the children's environment, `say` takes each line of their logs.
+    `environ` is the children's environment, `options` go before their commands, `say` takes
+    each line of their logs.
 
     Raises:
         StartError: a part did not start; everything that did has been stopped.
@@ -83,7 +85,7 @@ async def running(
         if not env.get("WDS_DOWNSTREAM_URL"):
             env["WDS_DOWNSTREAM_URL"] = f"{stack.mock_url}/downstream/receive"
         try:
-            await _start_parts(stack, settings, env, dispatchers, say)
+            await _start_parts(stack, settings, env, dispatchers, say, options=options)
             yield stack
         finally:
             await _stop(stack.children, settings.request_timeout + STOP_MARGIN_S)
@@ -95,6 +97,7 @@ async def up(
     *,
     dispatchers: int,
     data_dir: Path,
+    options: Sequence[str],
     say: Callable[[str], None],
     stop: asyncio.Event,
 ) -> None:
@@ -107,7 +110,12 @@ async def up(
 
     async def run() -> None:
         async with running(
-            settings, environ, dispatchers=dispatchers, data_dir=data_dir, say=say
+            settings,
+            environ,
+            dispatchers=dispatchers,
+            data_dir=data_dir,
+            options=options,
+            say=say,
         ) as stack:
             ready.set()
             here = stack.ingest_url
@@ -167,6 +175,8 @@ async def _start_parts(
     env: Mapping[str, str],
     dispatchers: int,
     say: Callable[[str], None],
+    *,
+    options: Sequence[str],
 ) -> None:
     parts: list[tuple[str, str, str, dict[str, str]]] = [
         ("mock", "mock-downstream", f"{stack.mock_url}/healthz", {}),
@@ -178,17 +188,18 @@ async def _start_parts(
         url = f"http://{settings.host}:{port}/readyz"
         parts.append((name, "dispatcher", url, {"WDS_METRICS_PORT": str(port)}))
     for name, command, url, extra in parts:
-        stack.children.append(await _spawn(name, command, url, {**env, **extra}, say))
+        full = (*options, command)
+        stack.children.append(await _spawn(name, full, url, {**env, **extra}, say))
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3)) as session:
         for child in stack.children:
             await _until_ready(session, child)
 
 
 async def _spawn(
-    name: str, command: str, url: str, env: Mapping[str, str], say: Callable[[str], None]
+    name: str, command: Sequence[str], url: str, env: Mapping[str, str], say: Callable[[str], None]
 ) -> Child:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "wds", command),
+        *(sys.executable, "-m", "wds", *command),
         env=env,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,

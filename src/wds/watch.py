@@ -39,8 +39,8 @@ class Watch:
 
     async def backlog(self, destination: str) -> Backlog:
         """Measure what is due now, by the database's clock."""
-        due = queries.due(destination)
         hello = await self._try_for(0, self._mongo.hello)
+        due = queries.due_by(destination, hello["localTime"])
         oldest = await self._try_for(
             0,
             lambda: self._events.find_one(

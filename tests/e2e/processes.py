@@ -19,7 +19,9 @@ from wds import embedded
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-CLEAN_ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("WDS_")}
+CLEAN_ENVIRON = {
+    name: value for name, value in os.environ.items() if not name.startswith(("WDS_", "OTEL_"))
+}
 
 
 @dataclass

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import signal
 import sys
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,6 +20,7 @@ import aiohttp
 from motor.motor_asyncio import AsyncIOMotorClient
 
 from tests.e2e import processes
+from tests.faults.proxy import cutting
 from tests.faults.verdict import FINAL, Verdict, judge
 from tests.support import SECRET, Receiver, receiving, signed
 from wds import embedded
@@ -27,6 +29,8 @@ from wds.audit import Expectations
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
+
+    from tests.faults.proxy import Proxy
 
 
 @dataclass
@@ -80,9 +84,10 @@ class Sender:
 
 @dataclass
 class Replica:
-    """A process that can be killed and replaced."""
+    """A process that can be killed and replaced; each life has a name of its own."""
 
     command: str
+    number: int
     env: dict[str, str]
     cwd: Path
     port: int
@@ -94,10 +99,16 @@ class Replica:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def name(self) -> str:
+        """What this life is called at the receiver."""
+        return f"{self.number}.{len(self.past)}"
+
     async def start(self) -> None:
-        made = processes.running(self.command, env=self.env, cwd=self.cwd, url=self.url)
         if self.process is not None:
             self.past.append(self.process)
+        own = {"WDS_DOWNSTREAM_URL": f"{self.env['WDS_DOWNSTREAM_URL']}?replica={self.name}"}
+        made = processes.running(self.command, env=self.env | own, cwd=self.cwd, url=self.url)
         self.process = await self.stack.enter_async_context(made)
 
     async def ready(self) -> None:
@@ -123,7 +134,14 @@ class System:
     ingests: list[Replica]
     dispatchers: list[Replica]
     sender: Sender
+    proxy: Proxy
+    stack: AsyncExitStack
     redis_stall_s: float = 0.0
+
+    def until_the_end(self, server: embedded.Server) -> embedded.Server:
+        """Have a server that was started later stopped with the rest."""
+        self.stack.push_async_callback(server.stop, signal.SIGKILL)
+        return server
 
     def report(self, figure: str) -> None:
         """Print a measured figure; `pytest -s` and `-rP` show it."""
@@ -186,18 +204,27 @@ async def system(
     ingests: int = 2,
     dispatchers: int = 4,
     settings: Mapping[str, str] | None = None,
+    receiver: Receiver | None = None,
+    proxied: bool = False,
 ) -> AsyncIterator[System]:
-    """Run everything; every process of it is gone afterwards."""
+    """Run everything; every process of it is gone afterwards.
+
+    The receiver is one in this process unless another is given; each dispatcher is told to name
+    itself in the URL that it sends to. `proxied` puts a proxy between the services and the first
+    mongod.
+    """
     async with AsyncExitStack() as stack:
         mongods = await start_replica_set(nodes, tmp_path)
         for server in mongods:
-            stack.push_async_callback(server.stop, 9)
+            stack.push_async_callback(server.stop, signal.SIGKILL)
         redis = await embedded.start_redis(tmp_path / "redis")
-        stack.push_async_callback(redis.stop, 9)
-        receiver = await stack.enter_async_context(receiving())
+        stack.push_async_callback(redis.stop, signal.SIGKILL)
+        if receiver is None:
+            receiver = await stack.enter_async_context(receiving())
+        proxy = await stack.enter_async_context(cutting(mongods[0].port))
         env = {
             "WDS_HMAC_SECRET": SECRET,
-            "WDS_MONGO_URL": mongo_url(mongods),
+            "WDS_MONGO_URL": proxy.url if proxied else mongo_url(mongods),
             "WDS_REDIS_URL": f"redis://127.0.0.1:{redis.port}/0",
             "WDS_DOWNSTREAM_URL": receiver.url,
             "WDS_RATE_LIMIT": "0",
@@ -208,15 +235,15 @@ async def system(
             **(settings or {}),
         }
         client: AsyncIOMotorClient[Any] = AsyncIOMotorClient(
-            env["WDS_MONGO_URL"], tz_aware=True, w="majority", readConcernLevel="majority"
+            mongo_url(mongods), tz_aware=True, w="majority", readConcernLevel="majority"
         )
         stack.callback(client.close)
         replicas = []
         for command, count in (("ingest", ingests), ("dispatcher", dispatchers)):
-            for _ in range(count):
+            for number in range(count):
                 port = embedded.free_port()
                 name = "WDS_PORT" if command == "ingest" else "WDS_METRICS_PORT"
-                replica = Replica(command, {**env, name: str(port)}, tmp_path, port)
+                replica = Replica(command, number, {**env, name: str(port)}, tmp_path, port)
                 await stack.enter_async_context(replica.stack)
                 await replica.start()
                 replicas.append(replica)
@@ -233,4 +260,6 @@ async def system(
             ingests=replicas[:ingests],
             dispatchers=replicas[ingests:],
             sender=Sender([replica.url for replica in replicas[:ingests]]),
+            proxy=proxy,
+            stack=stack,
         )

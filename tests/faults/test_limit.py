@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from tests.faults.harness import system
+from tests.faults.receiver import receiving_apart
 
 
 async def test_fifty_a_second_over_four_dispatchers_is_never_exceeded_and_is_used(
@@ -13,10 +14,14 @@ async def test_fifty_a_second_over_four_dispatchers_is_never_exceeded_and_is_use
     limit = 50
     count = limit * scale.limit_s
     settings = {"WDS_RATE_LIMIT": str(limit), "WDS_LEASE": "5"}
-    async with system(tmp_path, seed=seed, settings=settings) as running:
+    async with (
+        receiving_apart() as receiver,
+        system(tmp_path, seed=seed, settings=settings, receiver=receiver) as running,
+    ):
         sending = asyncio.create_task(running.sender.send(count))
         await running.settled(count, within_s=scale.limit_s * 2)
         await sending
+        await receiver.fetch()
         verdict = await running.verdict(overdue_s=count / limit + 60)
     instants = sorted(request.at for request in running.receiver.requests)
     busy = instants[2 * limit :]  # before that there may not have been work for all slots

@@ -92,7 +92,7 @@ class LeaseQueue(RuleBasedStateMachine):
             self.events[event.id] = Modelled(body)
             assert (result.status, result.duplicate) == ("RECEIVED", False)
         elif known.payload != body:
-            assert result == Conflict(event.id)
+            assert result == Conflict(event.id, known.status)
         else:
             assert (result.status, result.duplicate) == (known.status, True)
 

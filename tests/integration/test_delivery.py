@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import resource
 import time
 import zlib
@@ -78,6 +79,43 @@ async def test_a_request_carries_the_exact_bytes_and_says_which_attempt_it_is():
     assert request.headers["webhook-attempt"] == "2"
     assert request.headers["User-Agent"] == f"wds/{__version__}"
     assert abs(int(request.headers["webhook-timestamp"]) - time.time()) < 5
+
+
+async def test_headers_that_are_known_only_when_the_request_leaves_are_added_then():
+    steps = []
+
+    async def gate():
+        steps.append("gate")
+        return True
+
+    def leaving():
+        steps.append("leaving")
+        return {"traceparent": "now"}
+
+    async with receiving() as receiver:
+        deliverer = Deliverer(receiver.url, timeout_s=TIMEOUT_S, connections=4)
+        await deliverer.post(claim(), gate, leaving)
+        await deliverer.post(claim())
+        await deliverer.close()
+    first, second = receiver.requests
+    assert steps == ["gate", "leaving"]
+    assert first.headers["traceparent"] == "now"
+    assert "traceparent" not in second.headers
+
+
+async def test_nothing_leaves_through_a_gate_that_stays_shut():
+    async def shut():
+        return False
+
+    def leaving():
+        raise AssertionError
+
+    async with receiving() as receiver:
+        deliverer = Deliverer(receiver.url, timeout_s=TIMEOUT_S, connections=4)
+        with pytest.raises(NotSentError):
+            await deliverer.post(claim(), shut, leaving)
+        await deliverer.close()
+    assert receiver.requests == []
 
 
 @pytest.mark.parametrize("status", [200, 201, 204, 299])
@@ -168,9 +206,15 @@ async def endless(writer):
         await writer.drain()
 
 
-async def bomb(writer):
+@functools.cache
+def packed_bomb() -> bytes:
+    """Return 100 MB of zeros, compressed; making it takes longer than an attempt may."""
     squeeze = zlib.compressobj(wbits=31)
-    packed = b"".join(squeeze.compress(bytes(1_000_000)) for _ in range(100)) + squeeze.flush()
+    return b"".join(squeeze.compress(bytes(1_000_000)) for _ in range(100)) + squeeze.flush()
+
+
+async def bomb(writer):
+    packed = packed_bomb()
     head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(packed)}\r\n\r\n"
     writer.write(head.encode() + packed)
     await writer.drain()
@@ -178,6 +222,7 @@ async def bomb(writer):
 
 @pytest.mark.parametrize("answer", [endless, bomb])
 async def test_an_endless_or_exploding_answer_takes_no_memory(answer):
+    packed_bomb()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     async with raw_downstream(answer) as url:
         result = await attempt(url)

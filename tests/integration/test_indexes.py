@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from tests.support import new_event
-from wds import queries
+from wds import hours, queries
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
+NEVER = datetime(9999, 1, 1, tzinfo=UTC)
 FINISHED, FUTURE, DUE = 3000, 500, 40
 
 
@@ -56,10 +57,10 @@ def index_of(plan: list[dict[str, Any]]) -> str:
     return next(stage["indexName"] for stage in plan if stage.get("stage") == "IXSCAN")
 
 
-async def test_a_claim_of_many_reads_as_many_keys_as_it_peeks_at(db):
+async def test_a_look_at_what_is_due_reads_as_many_keys_as_it_wants_and_no_document(db):
     command = {
         "find": "events",
-        "filter": queries.due("default"),
+        "filter": queries.due_by("default", datetime.now(UTC)),
         "projection": {"_id": 1},
         "sort": dict(queries.DUE_ORDER),
         "limit": 16,
@@ -68,6 +69,25 @@ async def test_a_claim_of_many_reads_as_many_keys_as_it_peeks_at(db):
     assert index_of(plan) == "claim"
     assert "SORT" not in {stage.get("stage") for stage in plan}
     assert stats["totalKeysExamined"] <= 17
+    assert stats["totalDocsExamined"] == 0
+
+
+async def test_counting_what_is_due_reads_no_document(db):
+    due = queries.due_by("default", datetime.now(UTC))
+    pipeline = [{"$match": due}, {"$limit": 100}, {"$group": {"_id": 1, "n": {"$sum": 1}}}]
+    command = {"aggregate": "events", "pipeline": pipeline, "cursor": {}, "hint": "claim"}
+    plan, stats = await explain(db, command)
+    assert index_of(plan) == "claim"
+    assert stats["totalDocsExamined"] == 0
+
+
+async def test_an_index_made_otherwise_by_an_earlier_version_is_made_anew(store, db):
+    await db.events.drop_index("claim")
+    await db.events.create_index([("destination", 1), ("next_attempt_at", 1)], name="claim")
+    await store.open()
+    made = (await db.events.index_information())["claim"]
+    assert made["key"] == list(queries.CLAIM_INDEX.document["key"].items())
+    assert made["partialFilterExpression"] == {"next_attempt_at": {"$exists": True}}
 
 
 async def test_a_claim_of_one_reads_one_key(db):
@@ -84,20 +104,21 @@ async def test_a_claim_of_one_reads_one_key(db):
 
 async def test_a_look_at_the_queue_reads_nothing_but_what_is_due(db):
     await db.events.delete_many(queries.due("default"))
-    command = {"find": "events", "filter": queries.due("default"), "limit": 16}
-    plan, stats = await explain(db, {**command, "sort": dict(queries.DUE_ORDER)})
-    assert index_of(plan) == "claim"
-    assert stats["totalKeysExamined"] <= 1
+    for due in (queries.due("default"), queries.due_by("default", datetime.now(UTC))):
+        command = {"find": "events", "filter": due, "limit": 16}
+        plan, stats = await explain(db, {**command, "sort": dict(queries.DUE_ORDER)})
+        assert index_of(plan) == "claim"
+        assert stats["totalKeysExamined"] <= 1
 
 
 async def test_leasing_and_settling_look_up_by_id(db):
     found = await db.events.find(queries.due("default"), {"_id": 1}).limit(8).to_list(None)
     ids = [document["_id"] for document in found]
     chosen = {"_id": {"$in": ids}, **queries.due("default")}
-    update = {"update": "events", "updates": [{"q": chosen, "u": {"$set": {"x": 1}}}]}
-    plan, stats = await explain(db, update)
-    assert index_of(plan) in {"_id_", "claim"}
-    assert stats["totalDocsExamined"] <= DUE
+    write = {"q": chosen, "u": {"$set": {"x": 1}}, "hint": "_id_"}
+    plan, stats = await explain(db, {"update": "events", "updates": [write]})
+    assert index_of(plan) == "_id_"
+    assert stats["totalDocsExamined"] <= 8
     fence = {"update": "events", "updates": [{"q": queries.held(ids[0], "t"), "u": {"$set": {}}}]}
     plan, stats = await explain(db, fence)
     assert {"IDHACK", "IXSCAN"} & {stage.get("stage") for stage in plan}
@@ -141,9 +162,10 @@ async def test_a_deep_page_by_cursor_reads_no_more_than_the_first(db):
     ids=["everything", "a status", "a type"],
 )
 async def test_counting_fetches_no_document(db, filters):
+    spans = [(T0, T0 + timedelta(seconds=50)), (T0 + timedelta(seconds=60), NEVER)]
     command = {
         "aggregate": "events",
-        "pipeline": queries.counts(queries.search_match(**filters)),
+        "pipeline": hours.tally(spans, **filters),
         "cursor": {},
     }
     plan, stats = await explain(db, {**command, "hint": queries.COVERING_INDEX})

@@ -95,6 +95,7 @@ async def test_an_event_is_shown_whole_before_its_first_attempt(client):
         "attempt_count": 0,
         "next_attempt_at": at,
         "lease": None,
+        "trace": None,
         "attempts": [],
         "payload": json.loads(body),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import pairwise
 
 import pytest
 from redis.asyncio import Redis
@@ -11,7 +12,7 @@ from redis.asyncio import Redis
 from tests.support import most_in_any_second
 from wds import embedded
 from wds.errors import LimiterUnavailableError
-from wds.limiter import USE_WITHIN_US, WINDOW_US, Limiter
+from wds.limiter import SPACING_US, USE_WITHIN_US, WINDOW_US, Limiter
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ async def test_all_replicas_together_are_granted_no_more_than_the_limit(
     instants = await grants(settings, [destination] * 5, limit, each=12)
     assert len(instants) >= 5 * 12 * 2 * 0.9
     assert most_in_any_second(instants) <= limit
-    seconds_needed = (5 * 12 * 2 - 1) // limit
+    seconds_needed = (5 * 12 * 2 - 1) / limit
     assert max(instants) - min(instants) <= seconds_needed / 0.95
 
 
@@ -54,13 +55,25 @@ async def test_control_replicas_that_do_not_share_a_window_exceed_the_limit(sett
     assert most_in_any_second(await grants(settings, separate, 3, each=12)) > 3
 
 
-async def test_slots_come_in_order_and_one_window_apart(limiter, destination):
+async def test_slots_come_close_together_up_to_the_limit_and_then_one_window_apart(
+    limiter, destination
+):
     first = await limiter.reserve(destination, 4)
-    assert len(first.slots) == 4
-    instants = [slot.ready_at for slot in first.slots]
-    assert instants == sorted(instants)
-    assert instants[2] - instants[0] < 0.001
-    assert instants[3] - instants[0] == pytest.approx(WINDOW_US / 1e6, abs=1e-6)
+    now, second, third, fourth = (slot.ready_at for slot in first.slots)
+    assert second - now == pytest.approx(SPACING_US / 1e6, abs=1e-6)
+    assert third - second == pytest.approx(SPACING_US / 1e6, abs=1e-6)
+    assert fourth - now == pytest.approx(WINDOW_US / 1e6, abs=1e-6)
+
+
+@pytest.mark.parametrize("limit", [50, 200])
+async def test_slots_of_a_high_limit_are_spread_over_the_window(settings, destination, limit):
+    limiter = Limiter(settings.redis_url, limit, farthest_s=1.5)
+    slots = (await limiter.reserve(destination, limit + 1)).slots
+    await limiter.close()
+    gaps = [later.ready_at - slot.ready_at for slot, later in pairwise(slots)]
+    share = WINDOW_US / 1e6 / limit
+    assert min(gaps) == pytest.approx(min(SPACING_US / 1e6, share), abs=2e-6)
+    assert slots[-1].ready_at - slots[0].ready_at == pytest.approx(WINDOW_US / 1e6, abs=1e-6)
 
 
 async def test_no_slot_lies_further_ahead_than_the_bound_and_the_answer_says_when_to_ask(
@@ -106,8 +119,8 @@ async def test_a_slot_whose_answer_was_slow_cannot_be_used(limiter, redis, desti
     await redis.execute_command("CLIENT", "PAUSE", 100, "ALL")
     [slot] = (await limiter.reserve(destination, 1)).slots
     assert slot.use_by < slot.ready_at
-    [prompt] = (await limiter.reserve(destination, 1)).slots
-    assert prompt.use_by - prompt.ready_at > USE_WITHIN_US / 1e6 / 2
+    prompt = [(await limiter.reserve(f"{destination}-{n}", 1)).slots[0] for n in range(9)]
+    assert max(slot.use_by - slot.ready_at for slot in prompt) > USE_WITHIN_US / 1e6 / 2
 
 
 async def test_a_batch_of_slots_costs_one_round_trip(limiter, redis, destination):

@@ -163,5 +163,5 @@ async def test_the_documented_signature_headers_and_errors_are_the_contracts(mak
     assert headers >= {"X-Webhook-Signature", "X-Hub-Signature-256", "Idempotency-Key"}
     assert set(ingest["responses"]) == {
         *("200", "202"),
-        *("400", "401", "409", "413", "415", "422", "503"),
+        *("400", "401", "408", "409", "413", "415", "422", "503"),
     }

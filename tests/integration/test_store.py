@@ -73,7 +73,7 @@ async def test_a_repeat_gets_the_first_receipt_and_another_payload_a_conflict(st
     [stored] = await store.insert([first])
     assert stored == Receipt(first.id, Status.RECEIVED, duplicate=False)
     assert await store.insert([first]) == [replace(stored, duplicate=True)]
-    assert await store.insert([other]) == [Conflict(first.id)]
+    assert await store.insert([other]) == [Conflict(first.id, Status.RECEIVED)]
     assert (await only(db))["payload"] == first.payload
 
 
@@ -118,7 +118,7 @@ async def test_a_batch_is_stored_whole_or_not_at_all(store, db):
     [first] = await store.insert([new_event(key="k")])
     batch = [new_event(), new_event(b'{"n":2}', key="k"), new_event()]
     results = await store.insert_all(batch)
-    assert Conflict(first.id) in results
+    assert Conflict(first.id, Status.RECEIVED) in results
     assert await db.events.count_documents({}) == 1
     batch[1] = new_event(key="k")
     repeated = new_event(key="twice")
@@ -256,6 +256,33 @@ async def test_an_expired_lease_is_taken_over_and_its_attempt_recorded_as_unknow
 
 
 @pytest.mark.parametrize("limit", [1, 8])
+async def test_a_claim_tells_how_long_the_event_was_due_and_whose_trace_it_belongs_to(
+    store, db, limit
+):
+    trace = {"traceparent": "00-a-b-01", "tracestate": "$c=d"}
+    await store.insert([new_event(trace=trace)])
+    await db.events.update_one(
+        {},
+        [{"$set": {"next_attempt_at": {"$subtract": ["$$NOW", 5000]}}}],
+    )
+    claimed = await store.claim("default", limit, owner="d", lease_s=30, max_attempts=5)
+    [first] = claimed.claims
+    assert (first.trace, first.recovered) == (trace, False)
+    assert 5 <= first.waited_s < 10
+    await expire(db)
+    claimed = await store.claim("default", limit, owner="e", lease_s=30, max_attempts=5)
+    [second] = claimed.claims
+    assert (second.trace, second.recovered) == (trace, True)
+
+
+async def test_an_event_without_a_trace_has_no_field_for_one(store, db):
+    await store.insert([new_event()])
+    assert "trace" not in await only(db)
+    [held] = await claim(store)
+    assert held.trace is None
+
+
+@pytest.mark.parametrize("limit", [1, 8])
 async def test_a_lease_lost_on_the_last_attempt_buries_the_event(store, db, limit):
     await store.insert([new_event()])
     await claim(store, most=1)
@@ -263,6 +290,7 @@ async def test_a_lease_lost_on_the_last_attempt_buries_the_event(store, db, limi
     claimed = await store.claim("default", limit, owner="d2", lease_s=30, max_attempts=1)
     assert (claimed.claims, claimed.buried) == ([], 1)
     document = await only(db)
+    assert claimed.buried_ids == [document["_id"]]
     assert document["status"] == "FAILED_PERMANENTLY"
     assert [attempt["outcome"] for attempt in document["attempts"]] == ["unknown"]
     assert document["finished_at"] is not None

@@ -85,12 +85,12 @@ def test_every_service_of_ours_is_confined_and_can_be_scaled():
         assert "ports" not in service and "container_name" not in service
 
 
-def test_every_file_of_deploy_that_compose_mounts_exists():
+def test_every_file_that_compose_mounts_exists():
     mounts = [
         volume.split(":")[0]
         for each in COMPOSE["services"].values()
         for volume in each.get("volumes", [])
-        if volume.startswith("./deploy/")
+        if volume.startswith("./")
     ]
     assert mounts and [mount for mount in mounts if not (ROOT / mount).exists()] == []
 

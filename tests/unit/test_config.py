@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 
 import pytest
@@ -133,6 +134,11 @@ def test_a_good_value_is_read(name, value, field, expected):
         ("WDS_METRICS_PORT", "-1"),
         ("WDS_MAX_BODY_BYTES", "0"),
         ("WDS_MAX_BODY_BYTES", str(MAX_BODY_BYTES + 1)),
+        ("WDS_BODY_TIMEOUT", "0"),
+        ("WDS_BODY_MEMORY", "1000"),
+        ("WDS_DOWNSTREAM_SECRET", "a plain secret"),
+        ("WDS_DOWNSTREAM_SECRET", "whsec_dG9vIHNob3J0"),
+        ("WDS_DOWNSTREAM_SECRET", "whpk_" + "A" * 43 + "="),
         ("WDS_OPERATOR_OPEN", "maybe"),
         ("WDS_MOCK_FAILURE_RATE", "1.1"),
         ("WDS_MOCK_FAILURE_RATE", "-0.1"),
@@ -181,6 +187,11 @@ def test_a_lease_must_outlast_the_request_and_the_wait_for_a_slot(environ, good)
         assert "WDS_LEASE" in problem and "WDS_REQUEST_TIMEOUT" in problem
 
 
+def test_the_memory_for_bodies_must_hold_two_of_the_largest():
+    [problem] = problems(WDS_MAX_BODY_BYTES="1000000", WDS_BODY_MEMORY="1999999")
+    assert "WDS_BODY_MEMORY" in problem and "WDS_MAX_BODY_BYTES" in problem
+
+
 def test_there_is_no_wait_for_a_slot_without_a_limit():
     assert Settings(rate_limit=3).slot_wait == SLOT_WAIT_S
     assert Settings(rate_limit=0).slot_wait == 0
@@ -195,6 +206,7 @@ def test_what_can_hold_a_credential_is_marked_secret():
         "WDS_MONGO_URL",
         "WDS_REDIS_URL",
         "WDS_DOWNSTREAM_URL",
+        "WDS_DOWNSTREAM_SECRET",
         "WDS_OPERATOR_TOKEN",
     } == set(SECRETS)
 
@@ -203,6 +215,11 @@ def test_what_can_hold_a_credential_is_marked_secret():
 def test_a_secret_shows_neither_in_the_repr_nor_in_an_error(name):
     schemes = {"WDS_MONGO_URL": "mongodb", "WDS_REDIS_URL": "redis", "WDS_DOWNSTREAM_URL": "http"}
     good = f"{schemes.get(name, 'x')}://user:hunter2@h/"
+    if name == "WDS_DOWNSTREAM_SECRET":
+        good = f"whsec_{base64.b64encode(b'hunter2' * 4).decode()}"
+        assert good not in repr(Settings.load({name: good}))
+        assert "hunter2" not in str(problems(**{name: "whsec_hunter2"}))
+        return
     assert "hunter2" not in repr(Settings.load({name: good}))
     if name in schemes:
         for bad in ("gopher://user:hunter2@h/", "gopher://user:hunter2@[h/"):

@@ -10,9 +10,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from opentelemetry import environment_variables as more_environment_variables
+from opentelemetry.sdk import environment_variables
 from prometheus_client.metrics import MetricWrapperBase
 
-from wds import metrics, mock_downstream
+from wds import metrics, mock_downstream, tracing
 from wds.config import Settings
 from wds.ingest import create_app
 from wds.store import Store
@@ -47,6 +49,12 @@ def test_no_document_names_a_setting_that_does_not_exist():
     known = {spec.metadata["env"] for spec in fields(Settings)}
     mentioned = set(re.findall(r"\bWDS_[A-Z_]+[A-Z]", ALL + (ROOT / ".env.example").read_text()))
     assert mentioned <= known
+
+
+def test_every_variable_of_tracing_that_a_document_names_exists():
+    known = set(vars(environment_variables)) | set(vars(more_environment_variables))
+    named = set(re.findall(r"\bOTEL_[A-Z_]+[A-Z]", ALL + (ROOT / ".env.example").read_text()))
+    assert {"OTEL_EXPORTER_OTLP_ENDPOINT", *tracing.ENDPOINTS} <= named <= known
 
 
 def documented_metrics() -> dict[str, str]:

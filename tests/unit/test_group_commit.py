@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
 from itertools import chain
 
@@ -274,3 +275,54 @@ async def test_under_random_load_everyone_gets_the_own_results_in_order(seed):
     assert await outcomes(tasks) == expected
     assert [*chain(*commit.batches)] == [*chain(*submissions)]
     assert max(map(len, commit.batches)) == 7
+
+
+async def test_a_write_runs_in_the_context_of_none_of_its_submitters():
+    """Or its log lines and spans would belong to whoever happened to be first."""
+    whose = contextvars.ContextVar("whose", default="nobody's")
+    seen = []
+
+    async def commit(items):
+        seen.append(whose.get())
+        return items
+
+    group = GroupCommit(commit, max_batch=1, max_pending=10)
+    whose.set("mine")
+    assert await group.submit(1, 2) == [1, 2]
+    assert seen == ["nobody's", "nobody's"]
+    assert whose.get() == "mine"
+
+
+async def test_while_a_commit_takes_too_long_nothing_more_is_taken(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("wds.group_commit.time.monotonic", lambda: now)
+    commit = Commit()
+    group = grouped(commit, max_wait_s=2)
+    tasks = await submitted(group, (1,), (2,))
+    now += 2
+    group.check()
+    tasks += await submitted(group, (3,))
+    now += 0.1
+    with pytest.raises(QueueFullError):
+        group.check()
+    with pytest.raises(QueueFullError):
+        await group.submit(4)
+    commit.finish()
+    assert await outcomes(tasks) == [["r1"], ["r2"], ["r3"]]
+    group.check()
+    assert await group.submit(5) == ["r5"]
+    assert 4 not in chain.from_iterable(commit.batches)
+
+
+async def test_the_wait_counts_from_each_commits_own_start(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("wds.group_commit.time.monotonic", lambda: now)
+    commit = Commit()
+    group = grouped(commit, max_wait_s=2)
+    tasks = await submitted(group, (1,), (2,))
+    now += 5
+    commit.finish(1)
+    await turn()
+    group.check()
+    commit.finish()
+    assert await outcomes(tasks) == [["r1"], ["r2"]]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
+import threading
 
 import pytest
 import structlog
@@ -13,10 +15,13 @@ from wds import logs
 
 @pytest.fixture(autouse=True)
 def restored():
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    root, server = logging.getLogger(), logging.getLogger("aiohttp.server")
+    handlers, level, filters = root.handlers[:], root.level, server.filters[:]
+    hooks = sys.excepthook, threading.excepthook
     yield
-    root.handlers, root.level = handlers, level
+    root.handlers, root.level, server.filters = handlers, level, filters
+    sys.excepthook, threading.excepthook = hooks
+    logging.captureWarnings(capture=False)
     structlog.reset_defaults()
 
 
@@ -46,3 +51,55 @@ def test_json_is_one_object_a_line(capsys):
     first, second = map(json.loads, capsys.readouterr().err.splitlines())
     assert (first["event"], first["number"], first["level"]) == ("fact", 1, "info")
     assert (second["event"], second["level"]) == ("other fact", "warning")
+
+
+@pytest.mark.parametrize("log_format", logs.FORMATS)
+def test_what_a_context_is_about_is_on_every_line_of_it_whoever_writes(log_format, capsys):
+    logs.configure(log_format)
+    with structlog.contextvars.bound_contextvars(event_id="e1", attempt=2):
+        structlog.get_logger().info("ours")
+        logging.getLogger("aiohttp.client").warning("theirs")
+    structlog.get_logger().info("after")
+    ours, theirs, after = capsys.readouterr().err.splitlines()
+    for line in (ours, theirs):
+        assert "e1" in line
+        assert "attempt" in line
+    assert "e1" not in after
+
+
+def test_a_library_says_nothing_below_information(capsys):
+    logs.configure("json")
+    logging.getLogger("aiohttp.client").debug("details")
+    logging.getLogger("pymongo.command").info("a command, with its documents")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("log_format", logs.FORMATS)
+def test_a_log_that_cannot_be_written_is_no_failure(log_format, monkeypatch):
+    class Broken:
+        def write(self, _):
+            raise BrokenPipeError
+
+        def flush(self):
+            raise BrokenPipeError
+
+        def isatty(self):
+            return False
+
+    monkeypatch.setattr(sys, "stderr", Broken())
+    logs.configure(log_format)
+    structlog.get_logger().info("fact")
+    logging.getLogger("elsewhere").warning("other fact")
+
+
+@pytest.mark.parametrize(
+    ("level", "kept"), [("info", "abc"), ("warning", "bc"), ("error", "c")], ids=logs.LEVELS
+)
+def test_what_is_below_the_level_is_left_out(level, kept, capsys):
+    logs.configure("json", level)
+    for log in (structlog.get_logger(), logging.getLogger("elsewhere")):
+        log.info("a")
+        log.warning("b")
+        log.error("c")
+    said = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+    assert said == [*kept, *kept]

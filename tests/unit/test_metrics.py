@@ -98,3 +98,15 @@ def test_every_metric_of_ours_says_what_it_means():
 
 def test_no_creation_times_are_exposed():
     assert b"_created" not in generate_latest(REGISTRY)
+
+
+@pytest.mark.parametrize("outcome", ["success", "failure", "unknown"])
+def test_the_first_attempt_of_an_outcome_is_an_increase(outcome):
+    assert REGISTRY.get_sample_value("wds_attempts_total", {"outcome": outcome}) is not None
+
+
+def test_the_first_defect_of_a_route_is_an_increase():
+    metrics.expect_defects(["/a", "/b"])
+    for route in ("/a", "/b"):
+        labels = {"route": route, "code": "internal_error"}
+        assert REGISTRY.get_sample_value("wds_refusals_total", labels) == 0

@@ -132,49 +132,79 @@ def test_anything_else_is_no_label(value):
 
 
 @pytest.mark.parametrize(
-    ("value", "fallbacks", "expected"),
+    ("candidates", "expected"),
     [
-        ({"event_type": "a", "type": "b"}, ("c", "d"), "a"),
-        ({"type": "b"}, ("c", "d"), "b"),
-        ({}, ("c", "d"), "c"),
-        ({}, (None, "d"), "d"),
-        ({}, (None, None), None),
-        ({}, (), None),
-        ({"event_type": {"$gt": ""}, "type": 7}, ("c",), "c"),
-        ({"event_type": "", "type": "b"}, (), "b"),
-        ({"event_type": "\ud800", "type": None}, ("\udcff", "d"), "d"),
+        (["a", "b"], "a"),
+        ([None, "b"], "b"),
+        ([{"$gt": ""}, 7, "c"], "c"),
+        (["", "b"], "b"),
+        (["\ud800", None, "\udcff", "d"], "d"),
+        ([None, None], None),
+        ([], None),
     ],
 )
-def test_the_first_usable_type_counts(value, fallbacks, expected):
-    assert payload.event_type(value, *fallbacks) == expected
+def test_the_first_usable_type_counts(candidates, expected):
+    assert payload.event_type(candidates) == expected
 
 
 @pytest.mark.parametrize(
-    ("value", "fallback", "expected"),
-    [
-        ({"idempotency_key": "a"}, None, "a"),
-        ({"idempotency_key": "a"}, "b", "a"),
-        ({"idempotency_key": "a"}, "\0", "a"),
-        ({}, "b", "b"),
-        ({}, None, None),
-        ({"idempotency_key": None}, None, None),
-        ({"idempotency_key": None}, "header", "header"),
-    ],
+    ("candidates", "expected"),
+    [(["a", "b"], "a"), ([None, "b"], "b"), (["a", "\0"], "a"), ([None, None], None), ([], None)],
 )
-def test_the_payloads_key_counts_before_the_headers(value, fallback, expected):
-    assert payload.idempotency_key(value, fallback) == expected
+def test_the_first_key_that_is_there_counts(candidates, expected):
+    assert payload.idempotency_key(candidates) == expected
 
 
 @pytest.mark.parametrize("key", [*NO_LABELS, *NOT_TEXT], ids=ascii)
 def test_a_key_that_is_no_label_is_refused_and_not_ignored(key):
-    refused = refusal(payload.idempotency_key, {"idempotency_key": key}, "b", "events.3.")
+    refused = refusal(payload.idempotency_key, [None, key, "b"], "events.3.")
     assert refused.status == 422
     assert [detail.field for detail in refused.details] == ["events.3.idempotency_key"]
 
 
-@pytest.mark.parametrize("key", NO_LABELS, ids=ascii)
-def test_a_header_that_is_no_label_is_refused_too(key):
-    assert refusal(payload.idempotency_key, {}, key).status == 422
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        (b"command=%2Fdeploy&text=a+b&empty=", {"command": "/deploy", "text": "a b", "empty": ""}),
+        (b"a=1&a=2", {"a": "2"}),
+        (b"x=1&payload=%7B%22type%22%3A%22block_actions%22%7D", {"type": "block_actions"}),
+    ],
+)
+def test_a_form_is_its_fields_or_the_json_in_its_field_payload(body, fields):
+    assert payload.parse_form(body) == fields
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"", 400, "invalid_form"),
+        (b"no form", 400, "invalid_form"),
+        (b'{"a":1}', 400, "invalid_form"),
+        (b"a=%FF", 400, "invalid_form"),
+        (b"a=\xff", 400, "invalid_form"),
+        (b"&".join(b"a%d=1" % number for number in range(1001)), 400, "invalid_form"),
+        (b"payload=no", 400, "invalid_json"),
+        (b"payload=%5B%5D", 422, "invalid_request"),
+    ],
+)
+def test_what_is_no_form_is_refused(body, status, code):
+    refused = refusal(payload.parse_form, body)
+    assert (refused.status, refused.code) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "is_json", "is_form"),
+    [
+        ("application/json", True, False),
+        ("APPLICATION/JSON; charset=utf-8", True, False),
+        ("application/vnd.a+json", True, False),
+        ("text/json", False, False),
+        ("application/x-www-form-urlencoded;charset=utf-8", False, True),
+        ("", False, False),
+    ],
+)
+def test_a_content_type_is_json_a_form_or_neither(content_type, is_json, is_form):
+    assert (payload.is_json(content_type), payload.is_form(content_type)) == (is_json, is_form)
 
 
 PIECES = [

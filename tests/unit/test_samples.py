@@ -35,7 +35,7 @@ def test_as_many_come_as_were_asked_for(count):
 def test_every_sample_is_a_json_object_of_the_type_it_claims():
     for sample in samples.generate(200, 3):
         value = payload.parse_object(sample.body)
-        assert payload.event_type(value) == sample.event_type
+        assert payload.event_type([value.get("event_type"), value.get("type")]) == sample.event_type
 
 
 def test_different_types_come_in_turn():
@@ -46,3 +46,15 @@ def test_different_types_come_in_turn():
 
 def test_samples_hold_text_beyond_ascii():
     assert any(not body.isascii() for body in bodies(20, 1))
+
+
+@pytest.mark.parametrize(
+    ("sender", "types"),
+    [
+        ("github", {"push", "issues"}),
+        ("stripe", {"charge.succeeded"}),
+        ("slack", {"event_callback"}),
+    ],
+)
+def test_a_senders_samples_are_of_its_own_shapes(sender, types):
+    assert {sample.event_type for sample in samples.generate(10, 1, sender)} == types

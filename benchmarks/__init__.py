@@ -1,0 +1,1 @@
+"""What wds costs, beside a conventional build and beside what the machine allows."""

@@ -1,0 +1,105 @@
+"""Databases in the states that are measured: backlogs, futures, histories."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from wds import queries
+from wds.model import Attempt, NewEvent, Outcome, Settlement, Status, random_id
+from wds.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from benchmarks.stack import Engines
+    from wds.model import Claim
+
+BATCH = 2000
+TYPES = 20
+HISTORY_DAYS = 30
+
+
+def events(
+    count: int, bodies: Sequence[bytes], now: datetime, first: int = 0
+) -> Iterator[dict[str, Any]]:
+    """Yield new events as they are stored, due at `now`, with ids in order of time."""
+    for number in range(first, first + count):
+        event = NewEvent(
+            id=random_id(now, number.to_bytes(10)),
+            source="default",
+            payload=bodies[number % len(bodies)],
+            content_type="application/json",
+            event_type=f"kind-{number % TYPES}",
+        )
+        yield queries.event_document(event, now)
+
+
+async def fill(
+    engines: Engines,
+    database: str,
+    count: int,
+    bodies: Sequence[bytes],
+    shape: Callable[[dict[str, Any], int], None] | None = None,
+) -> None:
+    """Put `count` events into a database of ours, changed by `shape` if given, with all indexes."""
+    store = Store(engines.mongo_url, database)
+    await store.open()
+    now = await store.now()
+    await store.close()
+    collection = engines.client[database].events
+
+    def insert() -> None:
+        batch = []
+        for number, document in enumerate(events(count, bodies, now)):
+            if shape is not None:
+                shape(document, number)
+            batch.append(document)
+            if len(batch) == BATCH:
+                collection.insert_many(batch, ordered=False)
+                batch = []
+        if batch:
+            collection.insert_many(batch, ordered=False)
+
+    await asyncio.to_thread(insert)
+
+
+def in_the_future(document: dict[str, Any], number: int) -> None:
+    """Make an event due in an hour and more: it waits for a retry."""
+    document["status"] = Status.DELIVERING
+    document["next_attempt_at"] += timedelta(hours=1, milliseconds=number)
+
+
+def finished(document: dict[str, Any], number: int) -> None:
+    """Make an event of the last `HISTORY_DAYS` days, delivered or given up."""
+    rng = random.Random(number)
+    at = document["received_at"] - timedelta(seconds=rng.uniform(0, HISTORY_DAYS * 86400))
+    at = at.replace(microsecond=at.microsecond // 1000 * 1000)
+    del document["next_attempt_at"]
+    document["_id"] = random_id(at, number.to_bytes(10))
+    document["received_at"] = document["finished_at"] = at
+    document["status"] = Status.DELIVERED if number % 10 else Status.FAILED_PERMANENTLY
+    document["attempt_count"] = 1
+    document["attempts"] = [
+        queries.attempt_document(
+            Attempt(1, at, Outcome.SUCCESS, 200, 12, None, "ok")
+            if number % 10
+            else Attempt(1, at, Outcome.FAILURE, 500, 12, "HTTP 500", "no")
+        )
+    ]
+
+
+def delivered(claim: Claim) -> Settlement:
+    """Return the settlement of a claim that went well."""
+    attempt = Attempt(
+        attempt_number=claim.attempt_number,
+        timestamp=datetime.now(UTC),
+        outcome=Outcome.SUCCESS,
+        status_code=200,
+        duration_ms=5,
+        error=None,
+        response="ok",
+    )
+    return Settlement(claim, attempt, Status.DELIVERED)

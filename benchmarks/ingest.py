@@ -1,0 +1,191 @@
+"""Rows about ingest: how many events a second one process acknowledges, and at what cost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from pymongo.write_concern import WriteConcern
+
+from benchmarks import stack
+from benchmarks.payloads import wrk_script
+from benchmarks.rows import Measure, Row, Sample, Target, at_least, within
+from wds import embedded, queries
+from wds.model import NewEvent, random_id
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    from benchmarks.peers import Peer
+    from benchmarks.stack import Engines, Running
+
+CONNECTIONS = 64
+WARM_UP_S = 1
+BULK = 500
+"""Documents in one bulk insert of the sync driver."""
+
+
+async def drive(url: str, script: Path, seconds: int) -> dict[str, float]:
+    """Let wrk post for so long; return what it counted: requests, seconds, p50_ms, p99_ms ..."""
+    process = await asyncio.create_subprocess_exec(
+        *("wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}", "-s", str(script), url),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output = (await process.communicate())[0].decode()
+    for line in output.splitlines():
+        if line.startswith("RESULT "):
+            found: dict[str, float] = json.loads(line.removeprefix("RESULT "))
+            return found
+    msg = f"wrk failed: {output[-500:]}"
+    raise RuntimeError(msg)
+
+
+async def loaded(
+    engines: Engines, service: Running, url: str, script: Path, seconds: int
+) -> Sample:
+    """Drive one running service; every answer must be a 2xx."""
+    await drive(url, script, WARM_UP_S)
+    ours, mongod = service.tree.cpu_s(), engines.mongod.cpu_s()
+    counted = await drive(url, script, seconds)
+    ours, mongod = service.tree.cpu_s() - ours, engines.mongod.cpu_s() - mongod
+    if counted["refused"] or counted["broken"]:
+        msg = f"{counted['refused']:g} refused, {counted['broken']:g} broken"
+        raise RuntimeError(msg)
+    return Sample(
+        counted["requests"] / counted["seconds"],
+        {
+            "p50_ms": counted["p50_ms"],
+            "p99_ms": counted["p99_ms"],
+            "cpu_us": ours / counted["requests"] * 1e6,
+            "mongod_us": mongod / counted["requests"] * 1e6,
+        },
+    )
+
+
+@asynccontextmanager
+async def serving(engines: Engines, database: str) -> AsyncIterator[tuple[Running, str]]:
+    """Run one ingest process of ours."""
+    port = embedded.free_port()
+    env = engines.environ(database, WDS_PORT=str(port))
+    async with stack.command(stack.wds("ingest"), env, engines.home, port=port) as running:
+        yield running, f"http://127.0.0.1:{port}/webhooks/ingest"
+
+
+def ours(engines: Engines, script: Path, seconds: int) -> Measure:
+    """Measure our ingest; what it acknowledged must be in the database."""
+
+    async def measure() -> Sample:
+        database = engines.database()
+        async with serving(engines, database) as (running, url):
+            sample = await loaded(engines, running, url, script, seconds)
+        stored = engines.client[database].events.estimated_document_count()
+        if stored < sample.value * seconds * 0.99:
+            msg = f"{stored} stored of {sample.value * seconds:.0f} acknowledged"
+            raise RuntimeError(msg)
+        engines.drop()
+        return sample
+
+    return measure
+
+
+def bare(engines: Engines, script: Path, seconds: int) -> Measure:
+    """Measure the handler that stores nothing."""
+
+    async def measure() -> Sample:
+        port = embedded.free_port()
+        arguments = stack.bench("bare_handler", str(port))
+        env = engines.environ("none")
+        async with stack.command(
+            arguments, env, stack.ROOT, port=port, log=engines.home
+        ) as running:
+            url = f"http://127.0.0.1:{port}/webhooks/ingest"
+            return await loaded(engines, running, url, script, seconds)
+
+    return measure
+
+
+def of_peer(engines: Engines, peer: Peer, script: Path, seconds: int) -> Measure:
+    """Measure a peer's ingest."""
+
+    async def measure() -> Sample:
+        database = engines.database()
+        async with peer.serving(engines, database) as (running, url):
+            sample = await loaded(engines, running, url, script, seconds)
+        engines.drop()
+        peer.forget(engines)
+        return sample
+
+    return measure
+
+
+def documents(bodies: Sequence[bytes], now: datetime, first: int) -> list[dict[str, Any]]:
+    """Return `BULK` new events as they are stored."""
+    return [
+        queries.event_document(
+            NewEvent(
+                id=random_id(now, number.to_bytes(10)),
+                source="default",
+                payload=bodies[number % len(bodies)],
+                content_type="application/json",
+                event_type=f"kind-{number % 20}",
+            ),
+            now,
+        )
+        for number in range(first, first + BULK)
+    ]
+
+
+def in_bulk(engines: Engines, bodies: Sequence[bytes], seconds: int) -> Measure:
+    """Measure what mongod takes from one thread of the sync driver, same documents and indexes."""
+
+    def insert() -> tuple[int, float]:
+        collection = engines.client[engines.database()].get_collection(
+            "events", write_concern=WriteConcern("majority", j=True)
+        )
+        collection.create_indexes(queries.EVENT_INDEXES)
+        now = engines.client.admin.command("hello")["localTime"]
+        done, began = 0, time.monotonic()
+        while time.monotonic() - began < seconds:
+            collection.insert_many(documents(bodies, now, done), ordered=False)
+            done += BULK
+        return done, time.monotonic() - began
+
+    async def measure() -> Sample:
+        mongod = engines.mongod.cpu_s()
+        done, took = await asyncio.to_thread(insert)
+        mongod = engines.mongod.cpu_s() - mongod
+        engines.drop()
+        return Sample(done / took, {"mongod_us": mongod / done * 1e6})
+
+    return measure
+
+
+def rows(
+    engines: Engines,
+    peers: Sequence[Peer],
+    bodies: dict[str, Sequence[bytes]],
+    seconds: int,
+) -> list[Row]:
+    """Return one row for each set of payloads; the first is the one with all targets."""
+    made = []
+    for name, each in bodies.items():
+        script = wrk_script(each, stack.SECRET, engines.home / f"wrk-{len(made)}")
+        sides: dict[str, Measure] = {"wds": ours(engines, script, seconds)}
+        for peer in peers:
+            sides[peer.name] = of_peer(engines, peer, script, seconds)
+        sides["bare handler"] = bare(engines, script, seconds)
+        sides["mongod in bulk"] = in_bulk(engines, each, seconds)
+        targets: list[Target] = []
+        if name == "600 bytes":
+            targets += [at_least(9, peer.name) for peer in peers]
+        elif not made:
+            targets += [at_least(6, peer.name) for peer in peers]
+            targets += [at_least(0.45, "bare handler"), within(60, "p99_ms", "ms")]
+        made.append(Row(f"ingest, {name}", "events/s", sides, tuple(targets)))
+    return made

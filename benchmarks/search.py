@@ -1,0 +1,105 @@
+"""Rows about search: pages, deep pages, counts and histograms over a long history, by HTTP."""
+
+from __future__ import annotations
+
+import random
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+
+from benchmarks.claims import Place
+from benchmarks.fill import HISTORY_DAYS, TYPES, fill, finished
+from benchmarks.ingest import serving
+from benchmarks.rows import Row, Sample, within
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from benchmarks.stack import Engines
+
+SEARCHES = 200
+DEEP = 100
+"""Pages followed by cursor before the ones that are timed."""
+
+
+def filters(rng: random.Random) -> dict[str, Any]:
+    """Return filters such as operators choose: some statuses, some types, some range, or none."""
+    wanted: dict[str, Any] = {}
+    if rng.random() < 0.5:
+        wanted["status"] = rng.choice(["DELIVERED", "FAILED_PERMANENTLY", "DELIVERING"])
+    if rng.random() < 0.5:
+        wanted["event_type"] = f"kind-{rng.randrange(TYPES)}"
+    if rng.random() < 0.7:
+        wanted |= any_range(rng)
+    return wanted
+
+
+def any_range(rng: random.Random) -> dict[str, Any]:
+    """Return a range of minutes to weeks, anywhere in the history."""
+    now = datetime.now(UTC)
+    begin = now - timedelta(days=rng.uniform(0, HISTORY_DAYS))
+    end = begin + timedelta(minutes=10 ** rng.uniform(1, 4.7))
+    return {"from": begin.isoformat(), "to": end.isoformat()}
+
+
+def rows(engines: Engines, scale: int, searches: int = SEARCHES) -> list[Row]:
+    """Return the rows, over `scale` events; each sample is the p99 of so many searches."""
+
+    async def history(database: str) -> None:
+        await fill(engines, database, scale, [b'{"n":1}'], finished)
+
+    place = Place(engines, history)
+
+    async def timed(requests: Iterator[dict[str, Any]]) -> Sample:
+        took = []
+        async with (
+            serving(engines, await place.database()) as (_, url),
+            aiohttp.ClientSession() as session,
+        ):
+            for wanted in requests:
+                began = time.perf_counter()
+                target = url.replace("/ingest", "/search")
+                async with session.post(target, json=wanted) as response:
+                    answer = await response.json()
+                    response.raise_for_status()
+                took.append((time.perf_counter() - began) * 1000)
+                wanted["answer"] = answer
+        took.sort()
+        return Sample(took[int(len(took) * 0.99)], {"p50_ms": took[len(took) // 2]})
+
+    async def pages() -> Sample:
+        rng = random.Random(1)
+        return await timed({**filters(rng), "aggregations": False} for _ in range(searches))
+
+    async def deep() -> Sample:
+        def follow() -> Iterator[dict[str, Any]]:
+            cursor = None
+            for number in range(DEEP + searches):
+                wanted: dict[str, Any] = {"limit": 500 if number < DEEP else 50}
+                wanted |= {"aggregations": False, "cursor": cursor}
+                if cursor is None:
+                    del wanted["cursor"]
+                yield wanted
+                cursor = wanted["answer"]["next_cursor"]
+
+        return await timed(follow())
+
+    async def counts() -> Sample:
+        rng = random.Random(2)
+        every = [any_range(rng) if number % 10 else {} for number in range(searches)]
+        return await timed({**wanted, "limit": 1} for wanted in every)
+
+    return [
+        Row(
+            "search page with filters, p99",
+            "ms",
+            {"wds": pages, "deep by cursor": deep},
+            (
+                within(50, "value", "ms"),
+                within(50, "value", "ms", side="deep by cursor"),
+            ),
+        ),
+        Row("counts and histogram, p99", "ms", {"wds": counts}, (within(500, "value", "ms"),)),
+    ]

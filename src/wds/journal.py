@@ -1,0 +1,111 @@
+"""What is counted and logged of an event on its way: a line for each step, with the event's id.
+
+Every line that concerns one event has `event_id`; every line that concerns an attempt has
+`attempt` as well, so that both can be followed through the logs of all processes.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import structlog
+
+from wds import metrics
+from wds.errors import QueueFullError, StoreUnavailableError
+from wds.model import Outcome, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from wds.model import Claim, NewEvent, Receipt, Settlement
+    from wds.store import Claimed
+
+log = structlog.get_logger(__name__)
+
+# -- ingest ----------------------------------------------------------------------------------
+
+
+def acknowledged(events: Sequence[NewEvent], receipts: Sequence[Receipt]) -> None:
+    """The senders of `events` are told that they are durable; one receipt for each."""
+    repeated = sum(receipt.duplicate for receipt in receipts)
+    metrics.EVENTS_REPEATED.inc(repeated)
+    metrics.EVENTS_RECEIVED.inc(len(receipts) - repeated)
+    for event, receipt in zip(events, receipts, strict=True):
+        log.info(
+            "received",
+            event_id=receipt.id,
+            event_type=event.event_type,
+            bytes=len(event.payload),
+            duplicate=receipt.duplicate,
+        )
+
+
+@contextmanager
+def unless_acknowledged(events: Sequence[NewEvent]) -> Iterator[None]:
+    """Log the ids of events whose sender is told to come back, and whether they are stored."""
+    try:
+        yield
+    except (StoreUnavailableError, QueueFullError) as error:
+        stored = "no" if isinstance(error, QueueFullError) else "unknown"
+        for event in events:
+            log.warning("not_acknowledged", event_id=event.id, stored=stored)
+        raise
+
+
+# -- delivery --------------------------------------------------------------------------------
+
+
+def bind(claim: Claim, facts: Mapping[str, str]) -> None:
+    """Put the claim's names and `facts` on every line that this context logs from here on."""
+    structlog.contextvars.bind_contextvars(event_id=claim.id, attempt=claim.attempt_number, **facts)
+
+
+def claimed(claimed: Claimed) -> None:
+    """Leases were taken, some perhaps from the dead; events without attempts left were buried."""
+    metrics.CLAIMS.inc(len(claimed.claims))
+    metrics.LEASES_RECOVERED.inc(claimed.recovered)
+    metrics.ATTEMPTS.labels(Outcome.UNKNOWN).inc(claimed.recovered)
+    metrics.DELIVERIES_FAILED.inc(claimed.buried)
+    for claim in claimed.claims:
+        if claim.recovered:
+            log.warning("lease_recovered", event_id=claim.id, attempt=claim.attempt_number - 1)
+    for event_id in claimed.buried_ids:
+        log.warning("buried", event_id=event_id, cause="its last attempt was lost")
+
+
+def not_deferred(claims: Sequence[Claim]) -> None:
+    """Leases could not be returned; they will expire, with an attempt that was never made."""
+    for claim in claims:
+        log.warning("defer_failed", event_id=claim.id, attempt=claim.attempt_number)
+
+
+def settled(settlement: Settlement, *, recorded: bool | None) -> None:
+    """An attempt was recorded; or refused, the lease having passed on; None: it is not known.
+
+    In the context that `bind` prepared.
+    """
+    attempt = settlement.attempt
+    if attempt is None:
+        return
+    facts = {
+        "status_code": attempt.status_code,
+        "duration_ms": attempt.duration_ms,
+        "error": attempt.error,
+    }
+    if recorded is None:
+        log.error("outcome_not_recorded", **facts, consequence="will be sent again")
+        return
+    if not recorded:
+        metrics.LEASES_LOST.inc()
+        log.warning("lease_lost", **facts, consequence="another replica has the event")
+        return
+    metrics.ATTEMPTS.labels(attempt.outcome).inc()
+    if attempt.attempt_number > 1:
+        metrics.RETRY_ATTEMPTS.inc()
+    if settlement.status is Status.DELIVERED:
+        metrics.DELIVERIES_SUCCEEDED.inc()
+    elif settlement.status is Status.FAILED_PERMANENTLY:
+        metrics.DELIVERIES_FAILED.inc()
+    retry_in_s = settlement.delay_s if settlement.status is Status.DELIVERING else None
+    log.info("attempt", **facts, status=settlement.status, retry_in_s=retry_in_s)

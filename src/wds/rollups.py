@@ -1,0 +1,244 @@
+"""Counts of what no longer changes, kept an hour a document, so that counting stays fast.
+
+Counting a million events takes MongoDB about a second, and operators look at ranges of weeks.
+Finished events do not change, so their counts are kept: a count then reads the kept hours that
+lie in the range and counts only what is between them, which is mostly the last minutes. The sum
+is exact. An event belongs to one hour for ever, by `received_at`; for the kept counts of an hour
+to be right, nothing counted in it may change afterwards. That is so because:
+
+* An hour is counted only up to `MARGIN` before now, by the database's clock. An insert that took
+  longer than half of that to be confirmed reopens its hour (`inserted`).
+* A stretch that holds a live event is not kept.
+* Whoever makes finished events live again reopens their hours first. A reopened hour is not
+  counted for `HOLD`, long after the events are live; then they keep it from being counted.
+* Counting announces itself by a token before it reads and writes only while that is still there,
+  so a reopening in between is never overlooked, nor another replica that does the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+
+from wds import hours, queries
+from wds.errors import StoreUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Sequence
+
+    from wds.hours import Span
+    from wds.mongo import Connection
+    from wds.queries import Document
+
+log = structlog.get_logger(__name__)
+
+MARGIN = timedelta(minutes=5)
+"""Only events received longer ago than this are counted for keeping."""
+HOLD = timedelta(hours=1)
+"""How long a reopened hour is left alone."""
+INTERVAL_S = 60.0
+AT_ONCE = 168
+"""Most hours counted in one go: a week."""
+MAX_KINDS = 2000
+"""An hour with more pairs of status and type than this is not kept; its document would be large."""
+TIMEOUT_MS = 10_000
+_FIRST_INSTANT = datetime(1, 1, 1, tzinfo=UTC)
+_LAST_INSTANT = datetime(9999, 1, 1, tzinfo=UTC)
+
+
+class Rollups:
+    """The kept counts of one database. What MongoDB does not confirm is `StoreUnavailableError`."""
+
+    def __init__(self, mongo: Connection) -> None:
+        """Take the connection to use."""
+        self._mongo = mongo
+        self._try_for = mongo.try_for
+        self._events = mongo.db[queries.EVENTS]
+        self._hours = mongo.db[hours.HOURS]
+        self._too_many_kinds: set[datetime] = set()
+
+    async def counts(
+        self,
+        *,
+        statuses: Sequence[str] = (),
+        event_types: Sequence[str] = (),
+        received_from: datetime | None = None,
+        received_to: datetime | None = None,
+    ) -> Document:
+        """Count events: `by_status`, `by_event_type`, `histogram`, each of `{_id, count}`.
+
+        `received_from` is inclusive, `received_to` exclusive; no statuses or types means all.
+        """
+        span = (received_from or _FIRST_INSTANT, received_to or _LAST_INSTANT)
+        kept, tallied = await self._read(span, statuses, event_types)
+        return hours.summary(kept, tallied)
+
+    async def total(
+        self,
+        *,
+        statuses: Sequence[str] = (),
+        event_types: Sequence[str] = (),
+        received_from: datetime | None = None,
+        received_to: datetime | None = None,
+    ) -> int:
+        """Count events as `counts` does, only all together; cheaper."""
+        span = (received_from or _FIRST_INSTANT, received_to or _LAST_INSTANT)
+        kept, tallied = await self._read(span, statuses, event_types, total_only=True)
+        return sum(each["count"] for each in (*kept["total"], *tallied))
+
+    async def _read(
+        self,
+        span: Span,
+        statuses: Sequence[str],
+        event_types: Sequence[str],
+        *,
+        total_only: bool = False,
+    ) -> tuple[Document, list[Document]]:
+        """Return what is kept of a span, and what is tallied of the rest."""
+        pipeline = hours.covered(span, statuses, event_types, total_only=total_only)
+        [kept] = await self._try_for(0, lambda: self._hours.aggregate(pipeline).to_list(None))
+        spans = hours.gaps(span, kept["until"])
+        if not spans:
+            return kept, []
+        return kept, await self._tally(hours.tally(spans, statuses, event_types))
+
+    async def _tally(self, pipeline: list[Document]) -> list[Document]:
+        counted = self._events.aggregate(
+            pipeline, hint=queries.COVERING_INDEX, maxTimeMS=TIMEOUT_MS
+        )
+        return await self._try_for(0, lambda: counted.to_list(None))
+
+    async def reopen(self, instants: Iterable[datetime]) -> None:
+        """Forget what is kept of the hours of these instants; do this before events change."""
+        writes = [hours.reopen(hour) for hour in sorted(set(map(hours.start_of, instants)))]
+        await self._try_for(0, lambda: self._hours.bulk_write(writes, ordered=False))
+
+    async def inserted(self, received_at: datetime, took_s: float) -> None:
+        """Reopen the hour of events whose insert took so long that it may have been counted."""
+        if took_s > MARGIN.total_seconds() / 2:
+            await self.reopen([received_at])
+
+    async def advance(self) -> int:
+        """Count what can be kept and is not yet; return how many hours were extended."""
+        horizon = (await self._mongo.now() - MARGIN).replace(second=0, microsecond=0)
+        extended = 0
+        at_once = AT_ONCE
+        at = await self._first_received(_FIRST_INSTANT)
+        while at is not None and at < horizon:
+            begin = hours.start_of(at)
+            batch = [begin + number * hours.HOUR for number in range(at_once)]
+            try:
+                extended += await self._keep([hour for hour in batch if hour < horizon], horizon)
+            except StoreUnavailableError as error:
+                if at_once > 1:
+                    at_once = max(at_once // 4, 1)
+                    continue
+                log.warning("hour_not_counted", hour=begin.isoformat(), cause=str(error))
+            at = await self._first_received(begin + at_once * hours.HOUR)
+        return extended
+
+    async def _keep_advancing(self) -> None:
+        while True:
+            try:
+                await self.advance()
+            except StoreUnavailableError as error:
+                log.warning("counting_delayed", cause=str(error))
+            except Exception:
+                # A defect in counting ahead must be seen, and only makes counts slower.
+                log.exception("counting_crashed")
+            await asyncio.sleep(random.uniform(0.75, 1.25) * INTERVAL_S)  # noqa: S311 - replicas apart
+
+    @asynccontextmanager
+    async def advancing(self) -> AsyncIterator[None]:
+        """Advance about every `INTERVAL_S` inside the block."""
+        task = asyncio.create_task(self._keep_advancing())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def _first_received(self, at: datetime) -> datetime | None:
+        """Return when the first event was received that was received at `at` or later."""
+        found = await self._try_for(
+            0,
+            lambda: self._events.find_one(
+                {"received_at": {"$gte": at}},
+                {"received_at": 1, "_id": 0},
+                sort=[("received_at", 1), ("_id", 1)],
+            ),
+        )
+        return None if found is None else found["received_at"]
+
+    async def _keep(self, batch: list[datetime], horizon: datetime) -> int:
+        """Extend the counts of these hours as far as `horizon`; return how many were."""
+        whole = {hour: min(hour + hours.HOUR, horizon) for hour in batch}
+        known = await self._try_for(
+            0,
+            lambda: self._hours.find(
+                {"_id": {"$gte": batch[0], "$lte": batch[-1]}}, {"until": 1}
+            ).to_list(None),
+        )
+        done = {each["_id"] for each in known if each["until"] >= whole[each["_id"]]}
+        wanted = [hour for hour in batch if hour not in done | self._too_many_kinds]
+        taken = await self._take(wanted) if wanted else {}
+        if not taken:
+            return 0
+        spans = _joined([(taken[hour]["until"], whole[hour]) for hour in sorted(taken)])
+        added: dict[datetime, list[Document]] = {hour: [] for hour in taken}
+        for each in await self._tally(hours.tally(spans)):
+            added[each["_id"]["hour"]].append(each)
+        writes = []
+        for hour, tallied in added.items():
+            if any(each["_id"]["status"] in hours.LIVE for each in tallied):
+                continue
+            sums = _added(taken[hour]["counts"], tallied)
+            if len(sums) > MAX_KINDS:
+                self._too_many_kinds.add(hour)
+                continue
+            writes.append(hours.extend(hour, taken[hour]["token"], whole[hour], sums))
+        if not writes:
+            return 0
+        written = await self._try_for(0, lambda: self._hours.bulk_write(writes, ordered=False))
+        return written.modified_count
+
+    async def _take(self, wanted: list[datetime]) -> dict[datetime, Document]:
+        """Announce that these hours are being counted; return the documents of those granted."""
+        token = secrets.token_hex(8)
+        hold_ms = round(HOLD.total_seconds() * 1000)
+        writes = [hours.take(hour, token, hold_ms) for hour in wanted]
+        await self._try_for(0, lambda: self._hours.bulk_write(writes, ordered=False))
+        found = await self._try_for(
+            0, lambda: self._hours.find({"_id": {"$in": wanted}, "token": token}).to_list(None)
+        )
+        return {each["_id"]: each for each in found}
+
+
+def _joined(spans: Iterable[Span]) -> list[Span]:
+    """Join spans, in order, that touch."""
+    joined: list[Span] = []
+    for begin, end in spans:
+        if joined and joined[-1][1] == begin:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((begin, end))
+    return joined
+
+
+def _added(counts: Iterable[Document], tallied: Iterable[Document]) -> list[Document]:
+    """Add what was counted to what was kept."""
+    sums = {(each["status"], each["event_type"]): each["count"] for each in counts}
+    for each in tallied:
+        kind = (each["_id"]["status"], each["_id"].get("event_type"))
+        sums[kind] = sums.get(kind, 0) + each["count"]
+    return [
+        {"status": status, "event_type": event_type, "count": count}
+        for (status, event_type), count in sums.items()
+    ]

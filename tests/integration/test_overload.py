@@ -1,0 +1,187 @@
+"""Those who send slowly or too much do not keep a well-behaved sender out."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import time
+from contextlib import asynccontextmanager, suppress
+
+import aiohttp
+import pytest
+from prometheus_client import REGISTRY
+
+from tests.support import eventually, make_settings, signed
+from wds import ingest, intake
+from wds.errors import QueueFullError
+from wds.ingest import create_app
+from wds.server import listening
+
+MIB = 1024 * 1024
+PATH = "/webhooks/ingest"
+BODY = b'{"n":1}'
+
+
+def held():
+    return REGISTRY.get_sample_value("wds_body_bytes")
+
+
+@asynccontextmanager
+async def serving(engines, store, **changes):
+    settings = make_settings(engines, **changes)
+    async with (
+        listening(create_app(settings, store), "127.0.0.1", 0) as port,
+        aiohttp.ClientSession() as session,
+    ):
+        yield port, session
+
+
+@asynccontextmanager
+async def hoarding(port, count, size):
+    """Keep `count` senders who send `size` bytes of a body of 1 MiB and then no more."""
+    head = f"POST {PATH} HTTP/1.1\r\nHost: wds\r\nContent-Length: {MIB}\r\n\r\n".encode()
+
+    async def hoard():
+        while True:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                writer.write(head + b" " * size)
+                answers.append(await reader.readline())
+            except ConnectionError:
+                answers.append(b"")
+            finally:
+                writer.transport.abort()
+                await asyncio.wait([asyncio.ensure_future(closed(writer))])
+            await asyncio.sleep(0.2)
+
+    answers = []
+    tasks = [asyncio.create_task(hoard()) for _ in range(count)]
+    try:
+        yield answers
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def closed(writer):
+    with suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+async def post(session, port, body=BODY):
+    url = f"http://127.0.0.1:{port}{PATH}"
+    async with session.post(url, data=body, headers=signed(body)) as response:
+        await response.read()
+        return response.status, response.headers.get("Retry-After")
+
+
+HOARDERS = {"WDS_BODY_MEMORY": str(8 * MIB), "WDS_BODY_TIMEOUT": "2"}
+
+
+async def test_hoarders_of_memory_make_room_for_a_well_behaved_sender(engines, store, db):  # noqa: ARG001
+    most = 0
+    async with (
+        serving(engines, store, **HOARDERS) as (port, session),
+        hoarding(port, 40, 900 * 1024) as answers,
+    ):
+        await eventually(lambda: asyncio.sleep(0, held() > 7 * MIB))
+        slowest = 0.0
+        for number in range(100):
+            began = time.monotonic()
+            status, _ = await post(session, port, b'{"a":"%s"}' % (b"x" * 1000 * number))
+            slowest = max(slowest, time.monotonic() - began)
+            most = max(most, held())
+            assert status == 202, number
+        assert answers
+    assert slowest < 2
+    assert most <= 8 * MIB
+
+
+async def test_without_room_being_made_the_well_behaved_sender_is_kept_out(
+    engines,
+    store,
+    db,  # noqa: ARG001
+    monkeypatch,
+):
+    """The control of the test above: first come, first served."""
+
+    def first_come(self, reading, size):
+        if self._held + size > self._budget:
+            raise QueueFullError
+        self._hold(reading, size)
+
+    monkeypatch.setattr(intake.Intake, "_take", first_come)
+    async with (
+        serving(engines, store, **HOARDERS) as (port, session),
+        hoarding(port, 40, 900 * 1024),
+    ):
+        await eventually(lambda: asyncio.sleep(0, held() > 7 * MIB))
+        answers = [
+            await post(session, port, b'{"a":"%s"}' % (b"x" * MIB)[:900_000]) for _ in "12345"
+        ]
+    assert (503, "2") in answers
+
+
+async def test_memory_is_given_back_however_a_request_ends(engines, store, db):  # noqa: ARG001
+    async with serving(engines, store, WDS_BODY_TIMEOUT="0.2") as (port, session):
+        await asyncio.gather(*(post(session, port) for _ in range(50)))
+        url = f"http://127.0.0.1:{port}{PATH}"
+        async with session.post(url, data=BODY) as response:
+            assert response.status == 401
+        async with session.post(url, data=io.BytesIO(bytes(2 * MIB))) as response:
+            assert response.status == 413
+        async with hoarding(port, 5, 1000) as answers:
+            await eventually(lambda: asyncio.sleep(0, len(answers) >= 10))
+        assert {line.split()[1] for line in answers if line} == {b"408"}
+        await eventually(lambda: asyncio.sleep(0, held() == 0))
+
+
+async def test_a_body_that_keeps_coming_at_a_fair_rate_may_take_longer(engines, store, db):
+    body = b'{"a":"%s"}' % (b"x" * 300 * 1024)
+
+    async def steadily(pause_s):
+        for start in range(0, len(body), 50 * 1024):
+            yield body[start : start + 50 * 1024]
+            await asyncio.sleep(pause_s)
+
+    async with serving(engines, store, WDS_BODY_TIMEOUT="0.3") as (port, session):
+        url = f"http://127.0.0.1:{port}{PATH}"
+        began = time.monotonic()
+        async with session.post(url, data=steadily(0.15), headers=signed(body)) as response:
+            assert response.status == 202
+        assert time.monotonic() - began > 0.8
+        with suppress(aiohttp.ClientError):
+            async with session.post(url, data=steadily(2), headers=signed(body)) as response:
+                assert response.status == 408
+    assert await db.events.count_documents({}) == 1
+
+
+@pytest.mark.parametrize("path", [PATH, f"{PATH}/batch"])
+async def test_a_store_that_stalls_is_answered_503_at_once(engines, store, db, monkeypatch, path):
+    """And the first, who waits for the write, is acknowledged when it is done."""
+    monkeypatch.setattr(ingest, "MAX_WAIT_S", 0.2)
+    stall = {"failCommands": ["insert"], "blockConnection": True, "blockTimeMS": 2500}
+    body = BODY if path == PATH else b"[" + BODY + b"]"
+    async with serving(engines, store) as (port, session):
+        url = f"http://127.0.0.1:{port}{path}"
+
+        async def send():
+            async with session.post(url, data=body, headers=signed(body)) as response:
+                await response.read()
+                return response.status, response.headers.get("Retry-After")
+
+        assert (await send())[0] == 202
+        await db.client.admin.command(
+            "configureFailPoint", "failCommand", mode={"times": 1}, data=stall
+        )
+        first = asyncio.create_task(send())
+        await eventually(lambda: asyncio.sleep(0, held() > 0))
+        await asyncio.sleep(0.4)
+        began = time.monotonic()
+        answers = await asyncio.gather(*(send() for _ in range(20)))
+        took = time.monotonic() - began
+        assert set(answers) == {(503, "2")}
+        assert took < 1
+        assert (await first)[0] == 202
+        assert (await send())[0] == 202

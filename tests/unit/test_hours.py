@@ -1,0 +1,85 @@
+"""The arithmetic of kept counts: what a range still needs counting, and sums."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+from itertools import pairwise
+
+from hypothesis import given, strategies as st
+
+from wds import hours
+
+T0 = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def at(minutes: float) -> datetime:
+    return T0 + timedelta(minutes=minutes)
+
+
+def kept(hour: int, minutes: int) -> dict:
+    return {"_id": at(60 * hour), "until": at(60 * hour + minutes)}
+
+
+def test_without_kept_hours_the_whole_range_is_counted():
+    assert hours.gaps((at(0), at(90)), []) == [(at(0), at(90))]
+
+
+def test_what_lies_between_and_around_kept_hours_is_counted():
+    counted = [kept(2, 60), kept(1, 60), kept(4, 20)]
+    assert hours.gaps((at(30), at(400)), counted) == [
+        (at(30), at(60)),
+        (at(180), at(240)),
+        (at(260), at(400)),
+    ]
+
+
+def test_a_range_that_is_kept_whole_needs_no_counting():
+    assert hours.gaps((at(60), at(180)), [kept(1, 60), kept(2, 60)]) == []
+
+
+@given(
+    st.dictionaries(st.integers(0, 20), st.integers(1, 60), max_size=10),
+    st.integers(0, 1300),
+    st.integers(0, 1300),
+)
+def test_kept_hours_and_gaps_together_are_the_range_exactly_once(counted, begin, end):
+    span = (at(begin), at(end))
+    usable = [
+        each
+        for each in (kept(hour, minutes) for hour, minutes in counted.items())
+        if span[0] <= each["_id"] < span[1] and each["until"] <= span[1]
+    ]
+    parts = [*((each["_id"], each["until"]) for each in usable), *hours.gaps(span, usable)]
+    parts.sort()
+    covered = [part for part in parts if part[0] < part[1]]
+    if span[0] < span[1]:
+        assert covered[0][0] == span[0] and covered[-1][1] == span[1]
+    assert all(one[1] == two[0] for one, two in pairwise(covered))
+
+
+def test_an_instant_belongs_to_its_hour_in_utc():
+    east = timezone(timedelta(hours=5, minutes=30))
+    assert hours.start_of(datetime(2026, 3, 1, 5, 45, 1, tzinfo=east)) == T0
+
+
+def test_sums_add_up_by_status_type_and_hour_with_the_commonest_types_first():
+    def one(hour: int, status: str, kind: str | None, count: int) -> dict:
+        return {
+            "_id": {"hour": at(60 * hour), "status": status, "event_type": kind},
+            "count": count,
+        }
+
+    kept = {
+        "kinds": [{"_id": {"status": "DELIVERED", "event_type": "b"}, "count": 5}],
+        "histogram": [{"_id": at(0), "count": 5}],
+    }
+    added = hours.summary(kept, [one(1, "DELIVERED", "a", 2), one(1, "RECEIVED", None, 1)])
+    assert added == {
+        "by_status": [{"_id": "DELIVERED", "count": 7}, {"_id": "RECEIVED", "count": 1}],
+        "by_event_type": [
+            {"_id": "b", "count": 5},
+            {"_id": "a", "count": 2},
+            {"_id": "", "count": 1},
+        ],
+        "histogram": [{"_id": at(0), "count": 5}, {"_id": at(60), "count": 3}],
+    }

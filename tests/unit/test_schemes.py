@@ -1,0 +1,270 @@
+"""Signatures of every scheme: what others sign is accepted, and nothing else is."""
+
+from __future__ import annotations
+
+import base64
+import random
+from datetime import UTC, datetime
+
+import pytest
+import stripe
+from multidict import CIMultiDict
+from slack_sdk.signature import Clock, SignatureVerifier
+from standardwebhooks import Webhook
+
+from tests.senders import KEY, PRIVATE, PUBLIC_SECRET, SENDERS, STANDARD_SECRET
+from wds import standard
+from wds.errors import Refusal
+from wds.schemes import MAX_SIGNATURES, SCHEMES, Stamp, verify
+
+NOW = 1_790_000_000
+TIMED = ["stripe", "slack", "standard", "standard ed25519"]
+
+
+def keys_of(sender, *more):
+    return [SCHEMES[sender.scheme].key(secret) for secret in (sender.secret, *more)]
+
+
+def judge(sender, body, headers, *, now=NOW, keys=None, **more):
+    keys = keys_of(sender) if keys is None else keys
+    return verify(SCHEMES[sender.scheme], keys, headers, body, now=now, **more)
+
+
+def accepts(sender, body, headers):
+    try:
+        judge(sender, body, headers)
+    except Refusal:
+        return False
+    return True
+
+
+def refusal(*arguments, **more):
+    with pytest.raises(Refusal) as caught:
+        judge(*arguments, **more)
+    return caught.value.status, caught.value.code
+
+
+@pytest.fixture(params=SENDERS)
+def sender(request):
+    return SENDERS[request.param]
+
+
+def test_what_others_sign_is_accepted(sender):
+    proof = judge(sender, sender.body, sender.headers(sender.body, NOW))
+    assert proof.secret == 0
+
+
+def test_githubs_published_vector_is_accepted():
+    """https://docs.github.com/webhooks/using-webhooks/validating-webhook-deliveries."""
+    digits = "757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"
+    headers = CIMultiDict({"X-Hub-Signature-256": f"sha256={digits}"})
+    github = SCHEMES["github"]
+    body = b"Hello, World!"
+    verify(github, [b"It's a Secret to Everybody"], headers, body, now=NOW)
+    with pytest.raises(Refusal):
+        verify(github, [b"It's a Secret to Everybody"], headers, b"Hello, World?", now=NOW)
+
+
+def test_any_one_bit_changed_in_the_body_is_refused(sender):
+    headers = sender.headers(sender.body, NOW)
+    for bit in range(len(sender.body) * 8):
+        changed = bytearray(sender.body)
+        changed[bit // 8] ^= 1 << bit % 8
+        assert not accepts(sender, bytes(changed), headers), bit
+
+
+def test_any_one_bit_changed_in_a_header_of_the_signature_is_refused(sender):
+    scheme = SCHEMES[sender.scheme]
+    headers = sender.headers(sender.body, NOW)
+    tried = 0
+    for name in scheme.headers:
+        for bit in range(len(headers.get(name, "")) * 8):
+            raw = bytearray(headers[name].encode())
+            raw[bit // 8] ^= 1 << bit % 8
+            changed = headers.copy()
+            changed[name] = raw.decode("utf-8", "surrogateescape")
+            assert not accepts(sender, sender.body, changed), (name, bit)
+            tried += 1
+    assert tried >= 300
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_of_100_000_mutated_signatures_none_is_accepted(seed):
+    """A quarter for each seed, over all schemes; flips, cuts, swaps, insertions and splices."""
+    rng = random.Random(seed)
+    valid = [(each, each.headers(each.body, NOW)) for each in SENDERS.values()]
+    other = [each.headers(each.body + b" ", NOW) for each in SENDERS.values()]
+    tried = 0
+    while tried < 25_000:
+        number = rng.randrange(len(valid))
+        sender, headers = valid[number]
+        name = rng.choice([each for each in SCHEMES[sender.scheme].headers if each in headers])
+        text = mutated(rng, headers[name], other[number][name])
+        if still_shown(name, text, headers[name]):
+            continue
+        changed = headers.copy()
+        changed[name] = text
+        assert not accepts(sender, sender.body, changed), (sender, name, text)
+        tried += 1
+
+
+LISTS = {"Stripe-Signature": ",", "webhook-signature": " "}
+
+
+def still_shown(name, text, original):
+    """A list may hold others beside the valid signature; that is no mutation of it."""
+    if name not in LISTS:
+        return text == original
+    return set(original.split(LISTS[name])) <= set(text.split(LISTS[name]))
+
+
+def mutated(rng, text, other):
+    at, to = sorted((rng.randrange(len(text) + 1), rng.randrange(len(text) + 1)))
+    alphabet = "0123456789abcdefABCDEF+/=,. tv\x00\udcffé٣" + text
+    return rng.choice(
+        [
+            text[:at] + "".join(rng.choices(alphabet, k=max(1, to - at))) + text[to:],
+            text[:at] + text[to:],
+            text[:at] + rng.choice(alphabet) + text[at:],
+            text[:at] + other[at:],
+            text[:at] + text[at:].swapcase(),
+            text[to:] + text[at:to] + text[:at],
+            other,
+        ]
+    )
+
+
+@pytest.mark.parametrize("name", TIMED)
+@pytest.mark.parametrize(
+    ("off", "good"), [(0, True), (300, True), (-300, True), (301, False), (-301, False)]
+)
+def test_a_timestamp_outside_the_tolerance_is_refused_in_both_directions(name, off, good):
+    sender = SENDERS[name]
+    headers = sender.headers(sender.body, NOW + off)
+    if good:
+        judge(sender, sender.body, headers)
+    else:
+        code = "timestamp_out_of_tolerance"
+        assert refusal(sender, sender.body, headers) == (401, code)
+        judge(sender, sender.body, headers, tolerance_s=301)
+
+
+@pytest.mark.parametrize("name", ["wds", "github", "shopify"])
+def test_a_scheme_without_a_timestamp_has_no_window(name):
+    sender = SENDERS[name]
+    judge(sender, sender.body, sender.headers(sender.body, NOW), now=NOW + 10**9)
+
+
+def test_while_rotating_the_secret_that_verifies_is_named(sender):
+    headers = sender.headers(sender.body, NOW)
+    other = "whsec_" + base64.b64encode(b"x" * 24).decode()
+    assert judge(sender, sender.body, headers, keys=keys_of(sender, other)).secret == 0
+    assert judge(sender, sender.body, headers, keys=keys_of(sender, other)[::-1]).secret == 1
+    assert refusal(sender, sender.body, headers, keys=keys_of(sender, other)[1:])[0] == 401
+    assert refusal(sender, sender.body, headers, keys=[])[0] == 401
+
+
+def test_without_a_header_of_the_signature_it_is_missing(sender):
+    for name in SCHEMES[sender.scheme].headers:
+        headers = sender.headers(sender.body, NOW)
+        if headers.pop(name, None) is not None:
+            assert refusal(sender, sender.body, headers) == (401, "missing_signature")
+
+
+@pytest.mark.parametrize("name", ["stripe", "shopify", "slack", "standard"])
+def test_a_header_given_twice_is_refused(name):
+    sender = SENDERS[name]
+    for header in SCHEMES[sender.scheme].headers:
+        headers = sender.headers(sender.body, NOW)
+        headers.add(header, headers[header])
+        assert refusal(sender, sender.body, headers) == (400, "repeated_header")
+
+
+def test_one_of_several_signatures_is_enough_where_senders_rotate():
+    for name, header in (("stripe", "Stripe-Signature"), ("standard", "webhook-signature")):
+        sender = SENDERS[name]
+        headers = sender.headers(sender.body, NOW)
+        if name == "stripe":
+            time, _, good = headers[header].partition(",")
+            headers[header] = f"{time},v1={'0' * 64},{good},v0={'1' * 64}"
+        else:
+            headers[header] = f"v1,{'A' * 43}= v1a,AAAA v2,? {headers[header]}"
+        judge(sender, sender.body, headers)
+
+
+def test_more_signatures_than_anyone_sends_are_not_tried():
+    sender = SENDERS["standard"]
+    headers = sender.headers(sender.body, NOW)
+    good = headers["webhook-signature"]
+    headers["webhook-signature"] = " ".join([*["v1,no"] * (MAX_SIGNATURES - 1), good])
+    judge(sender, sender.body, headers)
+    headers["webhook-signature"] = " ".join([*["v1,no"] * MAX_SIGNATURES, good])
+    assert refusal(sender, sender.body, headers) == (401, "invalid_signature")
+
+
+def test_a_secret_does_not_verify_what_a_public_key_would_and_the_reverse():
+    for name, secret in (("standard", PUBLIC_SECRET), ("standard ed25519", STANDARD_SECRET)):
+        sender = SENDERS[name]
+        keys = [standard.read_key(secret)]
+        assert refusal(sender, sender.body, sender.headers(sender.body, NOW), keys=keys) == (
+            401,
+            "invalid_signature",
+        )
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_what_a_scheme_signs_it_accepts(name):
+    scheme = SCHEMES[name]
+    key = scheme.key(STANDARD_SECRET)
+    headers = CIMultiDict(scheme.sign(key, b"{}", Stamp("id", "kind", NOW)))
+    assert verify(scheme, [key], headers, b"{}", now=NOW).secret == 0
+
+
+def test_what_is_signed_here_the_providers_libraries_accept():
+    body, stamp = b'{"object":"event"}', Stamp("msg_3", None, NOW)
+    made = SCHEMES["stripe"].sign(b"s", body, stamp)
+    assert stripe.WebhookSignature.verify_header(body.decode(), made["Stripe-Signature"], "s")
+    made = SCHEMES["slack"].sign(b"s", body, stamp)
+    clock = Clock()
+    clock.now = lambda: NOW
+    assert SignatureVerifier("s", clock).is_valid_request(body, made)
+    now = int(datetime.now(UTC).timestamp())
+    made = SCHEMES["standard"].sign(KEY, body, Stamp("msg_3", None, now))
+    assert Webhook(STANDARD_SECRET).verify(body, made) == {"object": "event"}
+
+
+def test_every_key_signs_side_by_side():
+    made = standard.sign([KEY, b"y" * 24, PRIVATE], "msg", NOW, b"{}")["webhook-signature"]
+    first, second, third = made.split(" ")
+    content = standard.content("msg", str(NOW), b"{}")
+    assert standard.matches(KEY, content, [first, second, third]) == {first}
+    assert standard.matches(b"y" * 24, content, [first, second, third]) == {second}
+    assert standard.matches(PRIVATE.public_key(), content, [first, second, third]) == {third}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "whsec_", "whsec", "secret", "whsec_####", "whpk_", "whsk_AAAA"),
+        "whsec_" + base64.b64encode(b"x" * 23).decode(),
+        "whsec_" + base64.b64encode(b"x" * 65).decode(),
+        "whpk_" + base64.b64encode(b"x" * 31).decode(),
+        base64.b64encode(b"x" * 32).decode(),
+        "whsec_" + "é" * 32,
+    ],
+)
+def test_what_is_no_key_is_refused_without_being_repeated(text):
+    with pytest.raises(ValueError, match="must be whsec_") as caught:
+        standard.read_key(text)
+    assert len(text) < 10 or text not in str(caught.value)
+
+
+def test_a_private_key_may_have_its_public_half_behind_it():
+    both = KEY + PRIVATE.public_key().public_bytes_raw()
+    made = [standard.read_key("whsk_" + base64.b64encode(raw).decode()) for raw in (KEY, both)]
+    assert made[0].private_bytes_raw() == made[1].private_bytes_raw() == KEY
+
+
+def test_a_public_key_cannot_sign():
+    with pytest.raises(ValueError, match="cannot sign"):
+        standard.sign([PRIVATE.public_key()], "msg", NOW, b"{}")
