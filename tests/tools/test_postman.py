@@ -6,6 +6,7 @@ Needs node and npm on the PATH; newman is installed from its lock file.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -85,6 +86,7 @@ def newman() -> Path:
 
 async def test_newman_runs_it_green_against_a_live_stack(newman, engines, db, tmp_path):
     env = {**engines.environ(), "WDS_MONGO_DB": db.name, "WDS_OPERATOR_TOKEN": "operator"}
+    shutil.copy(ROOT / "wds.example.toml", tmp_path / "wds.toml")
     async with AsyncExitStack() as stack:
         mock = await stack.enter_async_context(processes.mock(env, cwd=tmp_path))
         env["WDS_DOWNSTREAM_URL"] = f"{mock.url}/downstream/receive"
