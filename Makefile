@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 MINUTES ?= 30
-EXAMPLES ?= 120
+EXAMPLES ?= 150
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 

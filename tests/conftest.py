@@ -34,8 +34,10 @@ def engines() -> Iterator[Engines]:
     stack = AsyncExitStack()
 
     async def start() -> Engines:
+        parameters = ("enableTestCommands=1", "ttlMonitorSleepSecs=1")
         mongod = await embedded.start_mongod(
-            home / "mongo", extra=("--setParameter", "enableTestCommands=1")
+            home / "mongo",
+            extra=tuple(word for each in parameters for word in ("--setParameter", each)),
         )
         stack.push_async_callback(mongod.stop)
         await initiate_replica_set("127.0.0.1", mongod.port, embedded.REPLICA_SET)

@@ -25,6 +25,7 @@ from wds import (
     ingest,
     logs,
     mock_downstream,
+    operator_commands,
     samples,
     send as sending,
     server,
@@ -307,7 +308,7 @@ def _parser() -> argparse.ArgumentParser:
     everything = command("up", _up, "everything on this machine, until Ctrl-C")
     first_look = command("demo", _demo, "everything, 20 events, and what became of each")
     for added, data_dir in ((everything, DEFAULT_DATA_DIR), (first_look, DEMO_DATA_DIR)):
-        added.add_argument("--dispatchers", type=_positive, default=2, metavar="N")
+        added.add_argument("--dispatchers", type=operator_commands.positive, default=2, metavar="N")
         added.add_argument(
             "--data-dir",
             type=Path,
@@ -316,7 +317,9 @@ def _parser() -> argparse.ArgumentParser:
         )
     post = command("send", _send, "sign and post a file, standard input or samples")
     post.add_argument("file", nargs="?", default="-", help="JSON to post; - is standard input")
-    post.add_argument("--count", type=_positive, metavar="N", help="post N samples instead")
+    post.add_argument(
+        "--count", type=operator_commands.positive, metavar="N", help="post N samples instead"
+    )
     post.add_argument("--seed", type=int, help="makes the samples repeatable")
     post.add_argument(
         "--source",
@@ -336,15 +339,8 @@ def _parser() -> argparse.ArgumentParser:
         help="how long an event may be due before it counts as stuck (default: 60)",
     )
     audit.add_argument("--payloads", action="store_true", help="compare every payload's hash too")
+    operator_commands.add(command)
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        msg = "must be at least 1"
-        raise argparse.ArgumentTypeError(msg)
-    return value
 
 
 def run() -> None:

@@ -1,62 +1,220 @@
-"""Who may use the operators' routes.
+"""Who may use which route. Every route is guarded, but those that are named here as public.
 
 With `WDS_OPERATOR_TOKEN`: whoever presents it. Without: clients on this machine only, unless
-`WDS_OPERATOR_OPEN` says otherwise. A request that a proxy forwarded never counts as local,
-because its real client is somewhere else.
+`WDS_OPERATOR_OPEN` says otherwise. Who counts as a client on this machine:
+
+* Its address is a loopback address, and no proxy says that it forwards for somebody else.
+* It asked for this machine by a name that cannot mean another one. Otherwise any page in a
+  browser here could reach these routes under a name that it points at 127.0.0.1.
+* If it is a browser, the request comes from a page of this very service, or from the address bar.
 """
 
 from __future__ import annotations
 
-import functools
+import hashlib
 import hmac
 import ipaddress
+import math
+import secrets
+import time
+from collections import OrderedDict
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+from aiohttp import web
+
+from wds import metrics
 from wds.errors import Refusal
 
 if TYPE_CHECKING:
-    from aiohttp import web
-    from aiohttp.typedefs import Handler
+    from collections.abc import Callable
+
+    from aiohttp.typedefs import Handler, Middleware
 
     from wds.config import Settings
 
+PUBLIC = frozenset({"/webhooks/ingest", "/webhooks/ingest/batch", "/healthz", "/readyz"})
+"""The routes that anybody may use: senders sign, and health says nothing of events."""
+METRICS = "/metrics"
+
 _FORWARDED = ("forwarded", "via", "x-real-ip")
+_SAME_SITE = {"same-origin", "none"}
+
+BURST = 10
+"""Wrong tokens that one client may present at once."""
+REFILL_S = 5.0
+"""Seconds after which it may present one more."""
+MOST_CLIENTS = 10_000
+"""Clients remembered; those not heard of for longest are forgotten first."""
 
 
-def operators_only(handler: Handler, settings: Settings) -> Handler:
-    """Return `handler` behind the rule above.
+class Guard:
+    """Decides over requests to the routes that are not public."""
 
-    The result raises `Refusal`: 401 without the token, 403 for a client that is not local.
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        public: frozenset[str] = PUBLIC,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take the rules. `public` are route patterns; `clock` counts seconds."""
+        self._token = settings.operator_token
+        self._open = settings.operator_open
+        self._public = public | {METRICS} if settings.metrics_open else public
+        self._failures = Throttle(clock)
+
+    @property
+    def middleware(self) -> Middleware:
+        """Return the middleware that asks `check` before any route that is not public."""
+
+        @web.middleware
+        async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+            resource = request.match_info.route.resource
+            # Without a resource the answer is 404 or 405, and tells nothing.
+            if resource is not None and resource.canonical not in self._public:
+                self.check(request)
+            return await handler(request)
+
+        return guarded
+
+    def check(self, request: web.Request) -> None:
+        """Return if the client may use operators' routes.
+
+        Raises:
+            Refusal: 401 without the right token, 429 after too many wrong ones, 403 for a client
+                that is not on this machine.
+        """
+        if self._token is not None:
+            scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+            if scheme.lower() != "bearer":
+                raise _refusal(
+                    401,
+                    "no_token",
+                    "send the value of WDS_OPERATOR_TOKEN as Authorization: Bearer",
+                )
+            self.check_token(request, given.strip())
+        elif not self._open:
+            _check_local(request)
+
+    def check_token(self, request: web.Request, given: str) -> None:
+        """Return if `given` is the token. Past some failures of one client it is not looked at.
+
+        Raises:
+            Refusal: 401 if it is not, 429 if this client must wait.
+        """
+        client = _client(request.remote)
+        wait_s = self._failures.wait_s(client)
+        if wait_s > 0:
+            raise _refusal(
+                429,
+                "too_many_failures",
+                "too many wrong tokens came from this address; wait, then try again",
+                retry_after_s=math.ceil(wait_s),
+            )
+        if self._token is None or not _same(given, self._token):
+            self._failures.count(client)
+            raise _refusal(401, "wrong_token", "this is not the value of WDS_OPERATOR_TOKEN")
+
+
+class Throttle:
+    """Counts failures by client, and tells who has to wait. Memory is bounded.
+
+    Each client has room for `BURST` failures, and gets room for one more every `REFILL_S`.
     """
 
-    @functools.wraps(handler)
-    async def guarded(request: web.Request) -> web.StreamResponse:
-        if settings.operator_token is not None:
-            if not _presents(request, settings.operator_token):
-                raise Refusal(401, "operators_only", "send Authorization: Bearer and the token")
-        elif not settings.operator_open and not _is_local(request):
-            raise Refusal(
-                403,
-                "operators_only",
-                "only local clients may do this while WDS_OPERATOR_TOKEN is not set",
-            )
-        return await handler(request)
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """Take a clock, in seconds."""
+        self._clock = clock
+        self._full_until: OrderedDict[str, float] = OrderedDict()
 
-    return guarded
+    def wait_s(self, client: str) -> float:
+        """Return the seconds until this client may try again, 0 or less for now."""
+        over_at = self._full_until.get(client, 0.0)
+        return over_at - self._clock() - (BURST - 1) * REFILL_S
+
+    def count(self, client: str) -> None:
+        """Count one failure."""
+        now = self._clock()
+        self._full_until[client] = max(self._full_until.pop(client, now), now) + REFILL_S
+        if len(self._full_until) > MOST_CLIENTS:
+            self._full_until.popitem(last=False)
+
+    def __len__(self) -> int:
+        """Return how many clients are remembered."""
+        return len(self._full_until)
 
 
-def _presents(request: web.Request, token: str) -> bool:
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    same = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), token.encode())
-    return same and scheme.lower() == "bearer"
+def _same(given: str, token: str) -> bool:
+    """Compare in a time that depends on neither where nor in what length they differ."""
+    key = secrets.token_bytes(16)
+    digests = [
+        hmac.digest(key, text.encode("utf-8", "surrogateescape"), hashlib.sha256)
+        for text in (given, token)
+    ]
+    return hmac.compare_digest(*digests)
 
 
-def _is_local(request: web.Request) -> bool:
-    if any(name.lower().startswith(("x-forwarded", *_FORWARDED)) for name in request.headers):
-        return False
+def _client(remote: str | None) -> str:
+    """Return what failures are counted by: an IPv4 address, or the network of an IPv6 one."""
+    address = _address(remote)
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
+
+
+def _address(remote: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        address = ipaddress.ip_address(request.remote or "")
+        address = ipaddress.ip_address(remote or "")
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _check_local(request: web.Request) -> None:
+    address = _address(request.remote)
+    forwarded = any(
+        name.lower().startswith(("x-forwarded", *_FORWARDED)) for name in request.headers
+    )
+    if address is None or not address.is_loopback or forwarded:
+        raise _refusal(
+            403,
+            "not_local",
+            "only clients on this machine may do this; for others set WDS_OPERATOR_TOKEN on the"
+            " service and send it as Authorization: Bearer, or set WDS_OPERATOR_OPEN=true",
+        )
+    if not _names_this_machine(request.host) or _is_cross_site(request):
+        raise _refusal(
+            403,
+            "cross_site",
+            "this may have come from a foreign page in a browser; ask for 127.0.0.1 or localhost,"
+            " or set WDS_OPERATOR_TOKEN on the service and send it as Authorization: Bearer",
+        )
+
+
+def _names_this_machine(host: str) -> bool:
+    try:
+        name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
     except ValueError:
         return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
+    if name == "localhost" or name.endswith(".localhost"):  # RFC 6761
+        return True
+    address = _address(name)
+    return address is not None and address.is_loopback
+
+
+def _is_cross_site(request: web.Request) -> bool:
+    origin = request.headers.get("Origin")
+    if origin is not None and origin != f"{request.scheme}://{request.host}":
+        return True
+    return request.headers.get("Sec-Fetch-Site", "none") not in _SAME_SITE
+
+
+def _refusal(
+    status: int, reason: str, message: str, *, retry_after_s: int | None = None
+) -> Refusal:
+    metrics.OPERATOR_REFUSALS.labels(reason).inc()
+    code = (
+        "too_many_failures" if status == web.HTTPTooManyRequests.status_code else "operators_only"
+    )
+    return Refusal(status, code, message, retry_after_s=retry_after_s)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
 
-from wds import queries
+from wds import filters, queries
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
-    from datetime import datetime
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
+    from wds.filters import Position
     from wds.mongo import Connection
     from wds.queries import Document
 
 READ_BUDGET_S = 5.0
 """Seconds that reading one event is retried on transport errors."""
+EXPORT_BUDGET_S = 30.0
+"""Seconds that a page of an export is retried before the export ends early."""
 PAGE_BYTES = 8 * 1024 * 1024
 PAYLOADS_AT_ONCE = 8
 SCAN_PAGE = 500
@@ -38,37 +41,82 @@ class Archive:
         self,
         match: Document,
         *,
+        sort: str = filters.NEWEST_FIRST,
         skip: int,
         limit: int,
-        after: tuple[datetime, str] | None,
+        after: Position | None,
         include_payload: bool,
     ) -> tuple[list[Document], bool]:
-        """Return matching events, newest first, from `skip` on or from a cursor position.
+        """Return matching events in the order `sort`, from `skip` on or from a cursor position.
 
         At most `limit` of them and no more once they hold `PAGE_BYTES` of payload; True with
         them if there are others after.
         """
-        wanted = match if after is None else queries.after(match, *after)
-        found = self._events.find(
-            wanted,
-            None if include_payload else {"payload": 0},
-            batch_size=PAYLOADS_AT_ONCE if include_payload else limit + 1,
-            max_time_ms=SEARCH_TIMEOUT_MS,
-        )
-        ordered = found.sort(queries.PAGE_ORDER).skip(skip).limit(limit + 1)
+        order = filters.SORTS[sort]
+        wanted = match if after is None else filters.after(match, order, after)
+        fields = None if include_payload else {"payload": 0}
+        batch = PAYLOADS_AT_ONCE if include_payload else limit + 1
+        if order[0][0] == "received_at":
+            found = self._events.find(
+                wanted, fields, batch_size=batch, max_time_ms=SEARCH_TIMEOUT_MS
+            )
+            documents = _each(found.sort(order).skip(skip).limit(limit + 1))
+        else:
+            places = filters.page_ids(wanted, order, skip, limit + 1)
+            documents = self._at(places, filters.hint(match), fields, batch)
 
         async def read() -> tuple[list[Document], bool]:
             page: list[Document] = []
             size = 0
-            async for document in ordered:
-                if len(page) == limit or size >= PAGE_BYTES:
-                    await ordered.close()
-                    return page, True
-                page.append(document)
-                size += len(document.get("payload", b""))
+            async with aclosing(documents):
+                async for document in documents:
+                    if len(page) == limit or size >= PAGE_BYTES:
+                        return page, True
+                    page.append(document)
+                    size += len(document.get("payload", b""))
             return page, False
 
         return await self._try_for(0, read)
+
+    async def _at(
+        self, places: list[Document], hint: str, fields: Document | None, batch: int
+    ) -> AsyncGenerator[Document, None]:
+        """Yield a page that no index has in order: sort what the index holds, then read those."""
+        found = self._events.aggregate(places, hint=hint, maxTimeMS=SEARCH_TIMEOUT_MS)
+        ids = [each["_id"] for each in await found.to_list(None)]
+        for start in range(0, len(ids), batch):
+            some = ids[start : start + batch]
+            read = await self._events.find({"_id": {"$in": some}}, fields).to_list(None)
+            by_id = {document["_id"]: document for document in read}
+            for event_id in some:
+                if event_id in by_id:
+                    yield by_id[event_id]
+
+    async def export(
+        self, match: Document, *, sort: str, include_payload: bool
+    ) -> AsyncGenerator[list[Document], None]:
+        """Yield all matching events, a page at a time; memory stays flat.
+
+        Each page is a query of its own, so an export can take as long as it needs.
+        """
+        after: Position | None = None
+        more = True
+
+        async def read() -> tuple[list[Document], bool]:
+            return await self.page(
+                match,
+                sort=sort,
+                skip=0,
+                limit=SCAN_PAGE,
+                after=after,
+                include_payload=include_payload,
+            )
+
+        while more:
+            page, more = await self._try_for(EXPORT_BUDGET_S, read)
+            if page:
+                yield page
+                after = filters.position_of(page[-1])
 
     async def estimated_count(self) -> int:
         """Return about how many events there are, at once."""
@@ -92,3 +140,32 @@ class Archive:
         return lambda: (
             self._events.find(found, fields).sort("_id", 1).limit(SCAN_PAGE).to_list(None)
         )
+
+    async def count(self, match: Document) -> int:
+        """Count the matching events."""
+        return await self._try_for(
+            0,
+            lambda: self._events.count_documents(
+                match, hint=filters.hint(match), maxTimeMS=SEARCH_TIMEOUT_MS
+            ),
+        )
+
+    async def counts(self, match: Document) -> Document:
+        """Count matching events: `by_status`, `by_event_type`, `histogram`, each of `{_id, count}`.
+
+        All from one reading, so they agree. Types are the commonest, at most `MAX_EVENT_TYPES`.
+        """
+        found = self._events.aggregate(
+            filters.counts(match), hint=filters.hint(match), maxTimeMS=SEARCH_TIMEOUT_MS
+        )
+        [counts] = await self._try_for(0, lambda: found.to_list(None))
+        return counts
+
+
+async def _each(cursor: Any) -> AsyncGenerator[Document, None]:  # noqa: ANN401 - motor's own
+    """Yield what a cursor finds, and close it however that ends."""
+    try:
+        async for document in cursor:
+            yield document
+    finally:
+        await cursor.close()

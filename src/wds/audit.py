@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from wds import backoff
-from wds.model import Outcome, Status, derived_id
+from wds.model import Action, Outcome, Status, derived_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -26,9 +26,13 @@ INVARIANTS = {
     "lease": "only a DELIVERING event has a lease, with token, owner and since",
     "numbers": "attempts are numbered 1, 2, 3 ... without a gap",
     "count": "attempt_count is the number of attempts, or one more while leased",
-    "limit": "no event has more attempts than WDS_MAX_ATTEMPTS",
+    "limit": "no event has more attempts than WDS_MAX_ATTEMPTS since it was received or replayed",
     "untouched": "a RECEIVED event has no attempt",
-    "success": "an event is DELIVERED exactly if its last attempt, and no other, succeeded",
+    "success": "an event is DELIVERED exactly if its last attempt succeeded; none follows a success"
+    " but by a replay",
+    "replays": "attempts_before is the number of attempts at the last replay, and each replay falls"
+    " between the attempts before it and those after it",
+    "cancelling": "only an event with a lease waits to be cancelled",
     "early": "no attempt began before the delay after the failure before it was over",
     "order": "attempts follow each other in time, after the event was received",
     "key": "the id is the one derived from source and idempotency key",
@@ -79,6 +83,8 @@ def violations(event: Mapping[str, Any], expected: Expectations) -> Iterator[str
 def _lease(event: Mapping[str, Any]) -> Iterator[str]:
     lease = event.get("lease")
     if lease is None:
+        if "cancelling" in event:
+            yield "cancelling"
         return
     complete = {"token", "owner", "since"} <= set(lease)
     if not complete or event["status"] != Status.DELIVERING:
@@ -92,23 +98,57 @@ def _attempts(event: Mapping[str, Any], expected: Expectations) -> Iterator[str]
     leased = event.get("lease") is not None
     if event["attempt_count"] != len(attempts) + leased:
         yield "count"
-    if event["attempt_count"] > expected.max_attempts:
-        yield "limit"
     if event["status"] == Status.RECEIVED and (attempts or leased):
         yield "untouched"
-    successes = [each["outcome"] == Outcome.SUCCESS for each in attempts]
-    delivered = event["status"] == Status.DELIVERED
-    flags = [each["success"] for each in attempts]
-    if any(successes[:-1]) or flags != successes or delivered != any(successes[-1:]):
-        yield "success"
     times = [event["received_at"], *(each["timestamp"] for each in attempts)]
     if any(later < earlier for earlier, later in pairwise(times)):
         yield "order"
-    for earlier, later in pairwise(attempts):
-        wait_s = backoff.delay_s(expected.schedule, earlier["attempt_number"])
-        earliest = earlier["timestamp"] + timedelta(seconds=wait_s)
+    replays = [each for each in event.get("history", []) if each["action"] == Action.REPLAY]
+    if not _replays_fit(event, replays):
+        yield "replays"
+    bounds = [0, *(each["attempt_count"] for each in replays)]
+    rounds = [attempts[start:end] for start, end in pairwise([*bounds, len(attempts)])]
+    begun = [end - start for start, end in pairwise([*bounds, event["attempt_count"]])]
+    if any(count > expected.max_attempts for count in begun):
+        yield "limit"
+    if not _successes_fit(event, rounds):
+        yield "success"
+    if any(_is_early(each, expected.schedule) for each in rounds):
+        yield "early"
+
+
+def _replays_fit(event: Mapping[str, Any], replays: Sequence[Mapping[str, Any]]) -> bool:
+    before = replays[-1]["attempt_count"] if replays else 0
+    return event.get("attempts_before", 0) == before and all(
+        attempt["timestamp"] >= replay["at"]
+        if attempt["attempt_number"] > replay["attempt_count"]
+        else attempt["timestamp"] <= replay["at"]
+        for replay in replays
+        for attempt in event["attempts"]
+    )
+
+
+def _successes_fit(event: Mapping[str, Any], rounds: Sequence[Sequence[Mapping[str, Any]]]) -> bool:
+    """Tell whether a success is always the last of its round, and agrees with the status."""
+    attempts = event["attempts"]
+    successes = [[each["outcome"] == Outcome.SUCCESS for each in of_one] for of_one in rounds]
+    if [each["success"] for each in attempts] != [each for flags in successes for each in flags]:
+        return False
+    if any(any(flags[:-1]) for flags in successes):
+        return False
+    if event["status"] in LIVE:
+        return not any(successes[-1])
+    last_succeeded = any(each["outcome"] == Outcome.SUCCESS for each in attempts[-1:])
+    return last_succeeded == bool(event["status"] == Status.DELIVERED)
+
+
+def _is_early(attempts: Sequence[Mapping[str, Any]], schedule: Sequence[float]) -> bool:
+    """Tell whether an attempt of one round began before the delay after a failure was over."""
+    for step, (earlier, later) in enumerate(pairwise(attempts), start=1):
+        earliest = earlier["timestamp"] + timedelta(seconds=backoff.delay_s(schedule, step))
         if earlier["outcome"] == Outcome.FAILURE and later["timestamp"] < earliest:
-            yield "early"
+            return True
+    return False
 
 
 def _identity(event: Mapping[str, Any]) -> Iterator[str]:

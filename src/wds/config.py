@@ -232,14 +232,25 @@ class Settings:
     operator_token: str | None = _setting(
         "WDS_OPERATOR_TOKEN",
         ma.fields.String(validate=validate.Regexp(r"[!-~]+\Z")),
-        "Bearer token for search and event routes. Unset: loopback clients only.",
+        "Bearer token for all but ingest, health and metrics. Unset: loopback clients only.",
         secret=True,
     )
     operator_open: bool = _setting(
         "WDS_OPERATOR_OPEN",
         ma.fields.Boolean(),
-        "true opens search and event routes to every client while no token is set.",
+        "true opens operators' routes to every client while no token is set.",
         False,  # noqa: FBT003 - a default, read beside its name
+    )
+    metrics_open: bool = _setting(
+        "WDS_METRICS_OPEN",
+        ma.fields.Boolean(),
+        "false guards metrics like operators' routes, on every process.",
+        True,  # noqa: FBT003 - a default, read beside its name
+    )
+    retention_days: int | None = _setting(
+        "WDS_RETENTION_DAYS",
+        _integer(1, 20_000),
+        "Days after which a finished event is deleted. Unset: never.",
     )
     mock_port: int = _setting("WDS_MOCK_PORT", _port(), "Port of the mock downstream.", 8001)
     mock_rate_limit: int = _setting(

@@ -26,6 +26,7 @@ from prometheus_async import aio
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from wds import backoff, fleet, journal, metrics, server, tracing
+from wds.access import Guard
 from wds.config import SETTLE_MARGIN_S
 from wds.delivery import Deliverer, NotSentError
 from wds.errors import LimiterUnavailableError, StoreUnavailableError
@@ -273,9 +274,9 @@ class Dispatcher:
         )
         if succeeded:
             return Settlement(claim, attempt, Status.DELIVERED)
-        if claim.attempt_number >= self._settings.max_attempts:
+        if claim.schedule_step >= self._settings.max_attempts:
             return Settlement(claim, attempt, Status.FAILED_PERMANENTLY)
-        delay = backoff.delay_s(self._settings.backoff, claim.attempt_number, result.retry_after_s)
+        delay = backoff.delay_s(self._settings.backoff, claim.schedule_step, result.retry_after_s)
         return Settlement(claim, attempt, Status.DELIVERING, delay)
 
     # -- waiting ---------------------------------------------------------------------------
@@ -349,7 +350,10 @@ async def serve(settings: Settings, stop: asyncio.Event, tracer: Tracer = tracin
         async with (
             fleet.reporting(store, limiter, owner=owner, role="dispatcher"),
             server.listening(
-                server.watch_app(checks), settings.host, settings.metrics_port, shutdown_s=0.2
+                server.watch_app(checks, Guard(settings).middleware),
+                settings.host,
+                settings.metrics_port,
+                shutdown_s=0.2,
             ),
         ):
             running = asyncio.create_task(dispatcher.run())

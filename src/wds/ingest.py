@@ -19,12 +19,15 @@ from wds import (
     journal,
     metrics,
     openapi,
+    operate,
     payload,
     schemas,
     search,
     server,
     tracing,
 )
+from wds.access import Guard
+from wds.bulk_worker import BulkWorker, working
 from wds.envelope import json_answer
 from wds.errors import Detail, Refusal
 from wds.group_commit import GroupCommit
@@ -37,7 +40,7 @@ from wds.store import Store
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from wds.config import Settings
     from wds.sources import Source
@@ -231,7 +234,7 @@ _TYPE = openapi.header("X-Event-Type", "Used where the payload names no type")
 _ERRORS = (400, 401, 408, 409, 413, 415, 422, 503)
 
 
-def operations(ingest: Ingest, store: Store, settings: Settings) -> list[openapi.Operation]:
+def operations(ingest: Ingest, store: Store, operating: operate.Operate) -> list[openapi.Operation]:
     """Return every route of the service but the documents' own."""
     health = {200: ("Yes", schemas.HealthSchema)}
     ready = {**health, 503: ("No", schemas.HealthSchema)}
@@ -278,7 +281,8 @@ def operations(ingest: Ingest, store: Store, settings: Settings) -> list[openapi
             example=_EXAMPLE,
             parameters=_SOURCE_HEADERS,
         ),
-        *search.operations(store, settings),
+        *search.operations(store),
+        *operate.operations(operating),
         openapi.Operation(
             "GET",
             "/metrics",
@@ -313,16 +317,25 @@ def create_app(
         timeout_s=settings.body_timeout,
     )
     app = server.new_app(
-        settings.max_body_bytes, around=tracer.middlewares, inside=[intake.middleware]
+        settings.max_body_bytes,
+        around=tracer.middlewares,
+        inside=[Guard(settings).middleware, intake.middleware],
     )
     named = {**(sources or {}), DEFAULT: default(settings.hmac_secrets)}
     ingest = Ingest(named, store, tracer)
+    worker = BulkWorker(store.bulk, owner=fleet.owner_name())
+    operating = operate.Operate(settings, store, worker.wake)
 
     async def drain(_: web.Application) -> None:
         await ingest.drain()
 
-    openapi.register(app, operations(ingest, store, settings))
+    async def work(_: web.Application) -> AsyncIterator[None]:
+        async with working(worker):
+            yield
+
+    openapi.register(app, operations(ingest, store, operating))
     openapi.serve_docs(app, "wds: webhook ingest")
+    app.cleanup_ctx.append(work)
     app.on_cleanup.append(drain)
     return app
 
@@ -342,6 +355,7 @@ async def serve(
     try:
         if not await server.opened(store, stop):
             return
+        await store.keep_for(settings.retention_days)
         app = create_app(settings, store, sources, tracer)
         async with (
             fleet.reporting(store, None, owner=fleet.owner_name(), role="ingest"),

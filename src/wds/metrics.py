@@ -55,12 +55,22 @@ COMMIT_EVENTS = Histogram(
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
 )
 
+# operators
+OPERATOR_REFUSALS = Counter(
+    "wds_operator_refusals_total", "Requests to operators' routes that were refused.", ["reason"]
+)
+EVENTS_CHANGED = Counter(
+    "wds_events_changed_total", "Events that operators replayed or cancelled.", ["action"]
+)
+
 # delivery
 ATTEMPTS = Counter("wds_attempts_total", "Attempts that were recorded, by outcome.", ["outcome"])
 for _outcome in Outcome:  # from 0 on, or a rate would not see the first
     ATTEMPTS.labels(_outcome)
 DELIVERIES_SUCCEEDED = Counter("wds_deliveries_succeeded_total", "Events that became DELIVERED.")
-DELIVERIES_FAILED = Counter("wds_deliveries_failed_total", "Events that became FAILED_PERMANENTLY.")
+DELIVERIES_FAILED = Counter(
+    "wds_deliveries_failed_total", "Events that became FAILED_PERMANENTLY, but for cancelled ones."
+)
 RETRY_ATTEMPTS = Counter("wds_retry_attempts_total", "Attempts after an event's first.")
 ATTEMPT_SECONDS = Histogram(
     "wds_attempt_seconds", "One request to the downstream, to the end of its answer."

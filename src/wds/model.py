@@ -7,7 +7,10 @@ State machine of an event (`status`):
         └─defer (never   │  └───┘ failure, attempts left: waits for its next attempt
           attempted)     └──failure or lost lease, none left──▶ FAILED_PERMANENTLY
 
-The two on the right are final: such an event has no lease and is not due again.
+The two on the right are final: such an event has no lease and is not due again, unless an
+operator replays it: then it is DELIVERING once more (RECEIVED, if it was never attempted) with
+the whole retry schedule before it. A cancelled event has its retries stopped: it is final at
+once, or as soon as the attempt under way is over.
 """
 
 from __future__ import annotations
@@ -46,6 +49,31 @@ class Outcome(StrEnum):
     FAILURE = "failure"
     UNKNOWN = "unknown"
     """The dispatcher died or stalled between claiming the event and recording a result."""
+
+
+class Action(StrEnum):
+    """What an operator can do to an event; each one done is kept in its `history`."""
+
+    REPLAY = "replay"
+    CANCEL = "cancel"
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """What an operator wants done to an event, as it goes on its record.
+
+    Attributes:
+        request_id: whoever repeats it changes nothing twice.
+        by: who asks, in their own words; not proven.
+        remote: the network address the request came from.
+        reason: why, in their own words.
+    """
+
+    action: Action
+    request_id: str
+    by: str
+    remote: str
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +131,7 @@ class Claim:
 
     Attributes:
         token: fences every write that follows from this claim.
-        attempt_number: 1 for the first.
+        attempt_number: 1 for the event's first; goes on counting after a replay.
         leased_at: when the lease began, by the database's clock.
         held_since: `time.monotonic()` when this process learned of it, not before `leased_at`.
         trusted_until: `time.monotonic()` after which this process must no longer send. It
@@ -126,6 +154,13 @@ class Claim:
     waited_s: float = 0.0
     recovered: bool = False
     trace: Mapping[str, str] | None = None
+    attempts_before: int = 0
+    """Attempts made before the last replay; the retry schedule began anew after them."""
+
+    @property
+    def schedule_step(self) -> int:
+        """Return the place of this attempt in the retry schedule, from 1."""
+        return self.attempt_number - self.attempts_before
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,12 +27,13 @@ ERRORS = {
     400: "Not JSON, not whole, or a header twice that may be there once",
     401: "No valid signature or token",
     403: "Not for this client",
-    404: "No such event or source",
+    404: "Nothing has this id or name",
     408: "The body did not arrive in time",
-    409: "The idempotency key belongs to another payload",
+    409: "Something else is there: another payload under the key, or no state for this",
     413: "The body is too large",
     415: "Not JSON by its content type, or encoded",
     422: "The wrong shape; every problem is listed",
+    429: "Too many wrong tokens from this client; Retry-After says when to try again",
     503: "Not possible now; Retry-After says when to send again",
 }
 

@@ -11,6 +11,8 @@ to be right, nothing counted in it may change afterwards. That is so because:
 * A stretch that holds a live event is not kept.
 * Whoever makes finished events live again reopens their hours first. A reopened hour is not
   counted for `HOLD`, long after the events are live; then they keep it from being counted.
+* Where events are deleted some days after they finished, hours older than that many days are not
+  trusted: what is left of them is counted. A change of the setting forgets all that is kept.
 * Counting announces itself by a token before it reads and writes only while that is still there,
   so a reopening in between is never overlooked, nor another replica that does the same.
 """
@@ -28,6 +30,7 @@ import structlog
 
 from wds import hours, queries
 from wds.errors import StoreUnavailableError
+from wds.mongo import WRITE_BUDGET_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -42,6 +45,8 @@ MARGIN = timedelta(minutes=5)
 """Only events received longer ago than this are counted for keeping."""
 HOLD = timedelta(hours=1)
 """How long a reopened hour is left alone."""
+DELETION_MARGIN = timedelta(hours=2)
+"""How much longer than events are kept an hour must be whole, for its counts to be trusted."""
 INTERVAL_S = 60.0
 AT_ONCE = 168
 """Most hours counted in one go: a week."""
@@ -62,6 +67,21 @@ class Rollups:
         self._events = mongo.db[queries.EVENTS]
         self._hours = mongo.db[hours.HOURS]
         self._too_many_kinds: set[datetime] = set()
+        self._kept_for: timedelta | None = None
+
+    def keep_for(self, after_s: int | None) -> None:
+        """Know that events are deleted so long after they finished; None for never."""
+        self._kept_for = None if after_s is None else timedelta(seconds=after_s)
+
+    async def forget(self) -> None:
+        """Forget all kept counts; they are made anew."""
+        await self._try_for(WRITE_BUDGET_S, lambda: self._hours.delete_many({}))
+
+    async def _whole_since(self) -> datetime:
+        """Return the hour from which on no event can have been deleted yet."""
+        if self._kept_for is None:
+            return _FIRST_INSTANT
+        return hours.start_of(await self._mongo.now() - self._kept_for) + DELETION_MARGIN
 
     async def counts(
         self,
@@ -101,7 +121,8 @@ class Rollups:
         total_only: bool = False,
     ) -> tuple[Document, list[Document]]:
         """Return what is kept of a span, and what is tallied of the rest."""
-        pipeline = hours.covered(span, statuses, event_types, total_only=total_only)
+        whole = (max(span[0], await self._whole_since()), span[1])
+        pipeline = hours.covered(whole, statuses, event_types, total_only=total_only)
         [kept] = await self._try_for(0, lambda: self._hours.aggregate(pipeline).to_list(None))
         spans = hours.gaps(span, kept["until"])
         if not spans:
@@ -129,7 +150,10 @@ class Rollups:
         horizon = (await self._mongo.now() - MARGIN).replace(second=0, microsecond=0)
         extended = 0
         at_once = AT_ONCE
-        at = await self._first_received(_FIRST_INSTANT)
+        since = await self._whole_since()
+        if self._kept_for is not None:
+            await self._try_for(0, lambda: self._hours.delete_many({"_id": {"$lt": since}}))
+        at = await self._first_received(since)
         while at is not None and at < horizon:
             begin = hours.start_of(at)
             batch = [begin + number * hours.HOUR for number in range(at_once)]

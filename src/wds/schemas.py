@@ -11,12 +11,14 @@ import marshmallow as ma
 from marshmallow import fields, validate
 
 from wds.errors import Detail, Refusal
-from wds.model import MAX_BATCH, MAX_LABEL, Status, is_label
+from wds.filters import NEWEST_FIRST, OLDEST_FIRST, SORTS, Position, is_id_prefix
+from wds.model import ID_LENGTH, MAX_BATCH, MAX_LABEL, Action, Status, is_label
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MAX_PAGE = 500
+MAX_INTEGER = 2**31 - 1
 MAX_SKIP = 100_000
 """Skipping reads what it skips; a cursor goes to any depth at the same cost."""
 
@@ -49,22 +51,24 @@ class OneOrMany(fields.List[Any]):
         return super()._deserialize(many, attr, data, **kwargs)
 
 
-class Cursor(fields.Field[tuple[datetime, str]]):
-    """An opaque position in the order of a search: read as (received_at, event id)."""
+class Cursor(fields.Field[tuple[str, Position]]):
+    """An opaque position in the order of a search: read as (sort, position)."""
 
-    def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[datetime, str]:  # noqa: ANN401
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[str, Position]:  # noqa: ANN401
         try:
             text = base64.b64decode(str(value), altchars=b"-_", validate=True).decode("ascii")
-            milliseconds, _separator, event_id = text.partition(":")
-            return datetime.fromtimestamp(int(milliseconds) / 1000, UTC), event_id
+            sort, attempts, milliseconds, event_id = text.split(":", 3)
+            received_at = datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
+            return sort, Position(received_at, event_id, int(attempts))
         except (binascii.Error, ValueError, OverflowError, OSError):
             msg = "Not a cursor that a search returned."
             raise ma.ValidationError(msg) from None
 
 
-def cursor_after(received_at: datetime, event_id: str) -> str:
-    """Return the cursor for what follows this event."""
-    text = f"{round(received_at.timestamp() * 1000)}:{event_id}"
+def cursor_after(position: Position, sort: str = NEWEST_FIRST) -> str:
+    """Return the cursor for what follows this position in this order."""
+    milliseconds = round(position.received_at.timestamp() * 1000)
+    text = f"{sort}:{position.attempt_count}:{milliseconds}:{position.event_id}"
     return base64.urlsafe_b64encode(text.encode()).decode("ascii")
 
 
@@ -84,6 +88,12 @@ def _event_type() -> fields.String:
 def _printable(value: str) -> None:
     if not is_label(value):
         msg = "Must be printable."
+        raise ma.ValidationError(msg)
+
+
+def _id_prefix(value: str) -> None:
+    if not is_id_prefix(value):
+        msg = f"Must be 1 to {ID_LENGTH} characters of lower-case hex."
         raise ma.ValidationError(msg)
 
 
@@ -157,13 +167,56 @@ class BatchSchema(ma.Schema):
     )
 
 
-class SearchRequestSchema(ma.Schema):
-    """Filters, page and extras of a search; no field is required."""
+def _label() -> fields.String:
+    return fields.String(validate=validate.And(validate.Length(1, MAX_LABEL), _printable))
+
+
+class FilterSchema(ma.Schema):
+    """Which events: all that every filter given here fits."""
 
     status = OneOrMany(_status(), metadata={"description": "One or several."})
-    event_type = OneOrMany(_event_type(), metadata={"description": "One or several."})
+    event_type = OneOrMany(_label(), metadata={"description": "One or several."})
+    source = OneOrMany(_label(), metadata={"description": "One or several."})
+    destination = OneOrMany(_label(), metadata={"description": "One or several."})
+    last_status_code = OneOrMany(
+        fields.Integer(strict=True, validate=validate.Range(0, 999)),
+        metadata={"description": "Of the last attempt, one or several; 0 is no answer."},
+    )
+    idempotency_key = fields.String(
+        validate=validate.And(validate.Length(1, MAX_LABEL), _printable),
+        metadata={"description": "Exactly this one."},
+    )
+    id_prefix = fields.String(
+        validate=_id_prefix, metadata={"description": "What the event's id begins with."}
+    )
+    min_attempts = fields.Integer(
+        strict=True,
+        validate=validate.Range(0, MAX_INTEGER),
+        metadata={"description": "At least so many attempts were started."},
+    )
     from_ = Instant(data_key="from", metadata={"description": "Received at or after."})
     to = Instant(metadata={"description": "Received before."})
+
+    @ma.validates_schema
+    def _range(self, data: Mapping[str, Any], **_: Any) -> None:  # noqa: ANN401
+        if "from_" in data and "to" in data and data["from_"] > data["to"]:
+            msg = "Must not be before `from`."
+            raise ma.ValidationError(msg, "to")
+
+
+def filters_of(loaded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a loaded request that `filters.match` takes."""
+    return {name: loaded[name] for name in FilterSchema._declared_fields if name in loaded}  # noqa: SLF001
+
+
+class SearchRequestSchema(FilterSchema):
+    """Filters, page and extras of a search; no field is required."""
+
+    sort = fields.String(
+        load_default=NEWEST_FIRST,
+        validate=validate.OneOf(list(SORTS)),
+        metadata={"description": "`-` is descending; a cursor belongs to its order."},
+    )
     skip = fields.Integer(strict=True, load_default=0, validate=validate.Range(0, MAX_SKIP))
     limit = fields.Integer(strict=True, load_default=50, validate=validate.Range(1, MAX_PAGE))
     cursor = Cursor(metadata={"type": "string", "description": "`next_cursor` of a page."})
@@ -171,10 +224,19 @@ class SearchRequestSchema(ma.Schema):
     aggregations = StrictBoolean(load_default=True)
 
     @ma.validates_schema
-    def _range(self, data: Mapping[str, Any], **_: Any) -> None:  # noqa: ANN401
-        if "from_" in data and "to" in data and data["from_"] > data["to"]:
-            msg = "Must not be before `from`."
-            raise ma.ValidationError(msg, "to")
+    def _cursor(self, data: Mapping[str, Any], **_: Any) -> None:  # noqa: ANN401
+        if "cursor" in data and data["cursor"][0] != data["sort"]:
+            msg = "Belongs to a search with another `sort`."
+            raise ma.ValidationError(msg, "cursor")
+
+
+class ExportRequestSchema(FilterSchema):
+    """Filters and extras of an export; no field is required."""
+
+    sort = fields.String(
+        load_default=NEWEST_FIRST, validate=validate.OneOf([NEWEST_FIRST, OLDEST_FIRST])
+    )
+    include_payload = StrictBoolean(load_default=False)
 
 
 class AttemptSchema(ma.Schema):
@@ -197,6 +259,19 @@ class LeaseSchema(ma.Schema):
     since = fields.DateTime()
 
 
+class HistorySchema(ma.Schema):
+    """What an operator did to an event."""
+
+    action = fields.String(validate=validate.OneOf([str(action) for action in Action]))
+    at = fields.DateTime()
+    by = fields.String(metadata={"description": "Who, in their own words; not proven."})
+    remote = fields.String(metadata={"description": "The address the request came from."})
+    reason = fields.String(allow_none=True)
+    request_id = fields.String()
+    status = fields.String(metadata={"description": "The event's status before."})
+    attempt_count = fields.Integer(metadata={"description": "The event's attempts before."})
+
+
 class EventSchema(ma.Schema):
     """An event. `payload` is what was received, character for character, where asked for."""
 
@@ -216,6 +291,15 @@ class EventSchema(ma.Schema):
     lease = fields.Nested(LeaseSchema, allow_none=True)
     trace = fields.Dict(keys=fields.String(), values=fields.String(), allow_none=True)
     attempts = fields.List(fields.Nested(AttemptSchema))
+    attempts_before = fields.Integer(
+        metadata={"description": "Attempts before the last replay, which began the schedule anew."}
+    )
+    cancelling = fields.Boolean(
+        metadata={"description": "Ends with the attempt under way, whatever comes of it."}
+    )
+    history = fields.List(
+        fields.Nested(HistorySchema), metadata={"description": "Replays and cancels, oldest first."}
+    )
     payload = fields.Raw(metadata={"description": "A form is a string."})
 
 
@@ -239,7 +323,7 @@ class AggregationsSchema(ma.Schema):
 
 
 class SearchResponseSchema(ma.Schema):
-    """A page of events, newest first."""
+    """A page of events."""
 
     events = fields.List(fields.Nested(EventSchema))
     total = fields.Integer(metadata={"description": "Events that the filters match."})

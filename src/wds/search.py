@@ -1,24 +1,26 @@
-"""The operators' read routes: search, one event, its exact payload."""
+"""The operators' read routes: search, export, one event, its exact payload."""
 
 from __future__ import annotations
 
 import json
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from aiohttp import web
 
-from wds import queries, schemas
-from wds.access import operators_only
-from wds.errors import Refusal
+from wds import filters, schemas
+from wds.errors import Refusal, StoreUnavailableError
 from wds.model import Status
 from wds.openapi import Operation
 from wds.payload import is_json, parse_request
 
 if TYPE_CHECKING:
-    from wds.config import Settings
     from wds.queries import Document
     from wds.store import Store
+
+log = structlog.get_logger(__name__)
 
 
 class Search:
@@ -28,47 +30,84 @@ class Search:
         """Take the store to read."""
         self._archive = store.archive
         self._rollups = store.rollups
+        self._now = store.now
         self._schema = schemas.SearchRequestSchema()
 
     async def search(self, request: web.Request) -> web.Response:
-        """Find events, newest first, and count all that match.
+        """Find events, in the order asked for, and count all that match.
 
-        A page with payloads may be shorter than `limit`: it ends at 8 MiB of them. For the next
-        page pass `next_cursor` back as `cursor`; it stays right while events arrive.
+        All filters must hold; of several values one must fit. A page with payloads may be shorter
+        than `limit`: it ends at 8 MiB of them. For the next page pass `next_cursor` back as
+        `cursor`; it stays right while events arrive.
         """
         wanted = schemas.load(self._schema, parse_request(await request.read() or b"{}"))
-        filters = {
-            "statuses": wanted.get("status", ()),
-            "event_types": wanted.get("event_type", ()),
-            "received_from": wanted.get("from_"),
-            "received_to": wanted.get("to"),
-        }
-        match = queries.search_match(**filters)
+        given = schemas.filters_of(wanted)
+        match = filters.match(**given)
+        _, after = wanted.get("cursor", (None, None))
         page, more = await self._archive.page(
             match,
+            sort=wanted["sort"],
             skip=wanted["skip"],
             limit=wanted["limit"],
-            after=wanted.get("cursor"),
+            after=after,
             include_payload=wanted["include_payload"],
         )
-        answer: dict[str, Any] = {
-            "next_cursor": schemas.cursor_after(page[-1]["received_at"], page[-1]["_id"])
-            if more
-            else None
-        }
+        next_cursor = None
+        if more:
+            next_cursor = schemas.cursor_after(filters.position_of(page[-1]), wanted["sort"])
+        answer: dict[str, Any] = {"next_cursor": next_cursor}
         if wanted["aggregations"]:
-            counts = await self._rollups.counts(**filters)
+            if given.keys() <= filters.KEPT.keys():
+                counts = await self._rollups.counts(**filters.kept(given))
+            else:
+                counts = await self._archive.counts(match)
             answer["total"] = sum(each["count"] for each in counts["by_status"])
             answer["aggregations"] = _aggregations(counts)
+        elif given.keys() <= filters.KEPT.keys():
+            answer["total"] = await self._rollups.total(**filters.kept(given))
         else:
-            answer["total"] = await self._rollups.total(**filters)
+            answer["total"] = await self._archive.count(match)
         rest = json.dumps(answer, separators=(",", ":"))
-        events = ",".join(_event_json(document) for document in page)
+        events = ",".join(event_json(document) for document in page)
         return _json_text(f'{{"events":[{events}],{rest[1:]}')
 
+    async def export(self, request: web.Request) -> web.StreamResponse:
+        """Stream every event that matches, one JSON object a line.
+
+        What arrives after the request is left out. An answer that ends without its last chunk is
+        not whole: the store failed meanwhile.
+        """
+        wanted = schemas.load(
+            schemas.ExportRequestSchema(), parse_request(await request.read() or b"{}")
+        )
+        match = filters.narrowed(
+            filters.match(**schemas.filters_of(wanted)),
+            {"received_at": {"$lt": await self._now()}},
+        )
+        pages = self._archive.export(
+            match, sort=wanted["sort"], include_payload=wanted["include_payload"]
+        )
+        async with aclosing(pages):
+            # The first page is read before the status is sent, so that it can still be a 503.
+            page: list[Document] = await anext(pages, [])
+            response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+            await response.prepare(request)
+            try:
+                while page:
+                    lines = "".join(f"{event_json(each)}\n" for each in page)
+                    await response.write(lines.encode())
+                    page = await anext(pages, [])
+            except StoreUnavailableError as error:
+                log.warning("export_cut_short", cause=str(error))
+                if request.transport is not None:
+                    request.transport.abort()
+            except ConnectionError:
+                log.info("export_left", consequence="the client is gone")
+        return response
+
     async def event(self, request: web.Request) -> web.Response:
-        """Show one event whole: state, attempts, headers, payload."""
-        return _json_text(_event_json(await self._found(request)))
+        """Show one event whole: state, attempts, history, headers, payload."""
+        return _json_text(event_json(await self._found(request)))
 
     async def payload(self, request: web.Request) -> web.Response:
         """Return the payload's exact bytes under its own content type."""
@@ -89,42 +128,47 @@ class Search:
         return document
 
 
-def operations(store: Store, settings: Settings) -> list[Operation]:
-    """Return the operators' routes, guarded."""
+def operations(store: Store) -> list[Operation]:
+    """Return the operators' routes for reading."""
     handlers = Search(store)
     found = {200: ("The event", schemas.EventSchema)}
     exact: dict[int, tuple[str, None]] = {200: ("The exact bytes received", None)}
+    lines: dict[int, tuple[str, None]] = {200: ("An event a line", None)}
     one = "/webhooks/events/{id}"
+    guarded = (401, 403, 429, 503)
     return [
         Operation(
             "POST",
             "/webhooks/search",
-            operators_only(handlers.search, settings),
+            handlers.search,
             "Search and count events",
             "operate",
             {200: ("A page of events", schemas.SearchResponseSchema)},
-            (400, 401, 403, 408, 413, 422, 503),
+            (400, 408, 413, 422, *guarded),
             body=schemas.SearchRequestSchema,
             body_required=False,
             example={"status": ["RECEIVED", "DELIVERED"], "limit": 10, "include_payload": True},
         ),
         Operation(
-            "GET",
-            one,
-            operators_only(handlers.event, settings),
-            "Show an event",
+            "POST",
+            "/webhooks/export",
+            handlers.export,
+            "Export events",
             "operate",
-            found,
-            (401, 403, 404, 503),
+            lines,
+            (400, 413, 422, *guarded),
+            body=schemas.ExportRequestSchema,
+            produces=("application/x-ndjson",),
         ),
+        Operation("GET", one, handlers.event, "Show an event", "operate", found, (404, *guarded)),
         Operation(
             "GET",
             f"{one}/payload",
-            operators_only(handlers.payload, settings),
+            handlers.payload,
             "Show an event's payload",
             "operate",
             exact,
-            (401, 403, 404, 503),
+            (404, *guarded),
             produces=("application/x-www-form-urlencoded",),
         ),
     ]
@@ -137,12 +181,12 @@ def _aggregations(counts: Document) -> dict[str, Any]:
         "by_status": by_status,
         "by_event_type": {each["_id"]: each["count"] for each in counts["by_event_type"]},
         "histogram": [
-            {"hour": _instant(each["_id"]), "count": each["count"]} for each in counts["histogram"]
+            {"hour": instant(each["_id"]), "count": each["count"]} for each in counts["histogram"]
         ],
     }
 
 
-def _event_json(document: Document) -> str:
+def event_json(document: Document) -> str:
     """Return an event as JSON text; the payload is spliced in as it was received.
 
     Reading and writing it again could change numbers, repeated keys and lone surrogates.
@@ -156,18 +200,21 @@ def _event_json(document: Document) -> str:
         "content_type": document["content_type"],
         "headers": document["headers"],
         "payload_sha256": document["payload_sha256"].hex(),
-        "received_at": _instant(document["received_at"]),
-        "finished_at": _instant(document.get("finished_at")),
+        "received_at": instant(document["received_at"]),
+        "finished_at": instant(document.get("finished_at")),
         "destination": document["destination"],
         "status": document["status"],
         "attempt_count": document["attempt_count"],
-        "next_attempt_at": _instant(document.get("next_attempt_at")),
+        "next_attempt_at": instant(document.get("next_attempt_at")),
         "trace": document.get("trace"),
-        "lease": lease and {"owner": lease["owner"], "since": _instant(lease["since"])},
+        "lease": lease and {"owner": lease["owner"], "since": instant(lease["since"])},
         "attempts": [
-            {**attempt, "timestamp": _instant(attempt["timestamp"])}
+            {**attempt, "timestamp": instant(attempt["timestamp"])}
             for attempt in document["attempts"]
         ],
+        "attempts_before": document.get("attempts_before", 0),
+        "cancelling": "cancelling" in document,
+        "history": [{**each, "at": instant(each["at"])} for each in document.get("history", [])],
     }
     text = json.dumps(event, separators=(",", ":"))
     if "payload" not in document:
@@ -178,7 +225,7 @@ def _event_json(document: Document) -> str:
     return f'{text[:-1]},"payload":{payload}}}'
 
 
-def _instant(value: datetime | None) -> str | None:
+def instant(value: datetime | None) -> str | None:
     """Write an instant as ISO 8601 in UTC with milliseconds."""
     if value is None:
         return None

@@ -86,9 +86,10 @@ async def _passes(check: Check) -> str:
     return "ok"
 
 
-def watch_app(checks: Mapping[str, Check]) -> web.Application:
+def watch_app(checks: Mapping[str, Check], guard: Middleware) -> web.Application:
     """Return an application for watching a process that serves nothing else."""
     app = new_app()
+    app.middlewares.append(guard)
     app.router.add_get("/metrics", metrics_page)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz(checks))

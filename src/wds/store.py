@@ -20,8 +20,9 @@ from pymongo import ReturnDocument
 from pymongo.errors import BulkWriteError, PyMongoError
 from pymongo.read_concern import ReadConcern
 
-from wds import queries
+from wds import queries, retention
 from wds.archive import Archive
+from wds.bulk import Bulk
 from wds.errors import StoreUnavailableError
 from wds.model import Claim, Conflict, NewEvent, Receipt, Settlement, Status
 from wds.mongo import DUPLICATE_KEY, FOREVER, WRITE_BUDGET_S, Connection, transient
@@ -76,6 +77,7 @@ class Store:
         self.archive = Archive(self._mongo)
         self.watch = Watch(self._mongo)
         self.rollups = Rollups(self._mongo)
+        self.bulk = Bulk(self._mongo, self.rollups)
         self._try_for = self._mongo.try_for
         self._events = self._mongo.db[queries.EVENTS]
         # What decides whether a write took place is read where no failover can undo it.
@@ -90,6 +92,7 @@ class Store:
         """
         await self._mongo.open()
         await self._try_for(FOREVER, self._make_indexes)
+        await self.bulk.open()
 
     async def _make_indexes(self) -> None:
         """Make what is missing, and anew what an earlier version made otherwise."""
@@ -100,6 +103,12 @@ class Store:
                 log.warning("index_made_anew", index=name)
                 await self._events.drop_index(name)
         await self._events.create_indexes(queries.EVENT_INDEXES)
+
+    async def keep_for(self, days: int | None) -> None:
+        """Have events deleted so many days after they finished; None keeps them for ever."""
+        after_s = None if days is None else days * retention.DAY_S
+        self.rollups.keep_for(after_s)
+        await retention.apply(self._mongo, after_s, self.rollups.forget)
 
     async def close(self) -> None:
         """Drop all connections."""
@@ -400,6 +409,7 @@ def _claim(document: Document, token: str, held_since: float, trusted_until: flo
         waited_s=(lease["since"] - lease["due_at"]).total_seconds(),
         recovered="recovered" in lease,
         trace=document.get("trace"),
+        attempts_before=document.get("attempts_before", 0),
     )
 
 

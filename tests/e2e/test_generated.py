@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import secrets
+import threading
 import time
 from collections import Counter
 from contextlib import AsyncExitStack, suppress
@@ -103,13 +104,26 @@ def services(engines, tmp_path_factory):
         return {"ingest": Service(ingest.url, ingest), "mock": Service(mock.url, mock)}
 
     stack = AsyncExitStack()
-    with asyncio.Runner() as runner, MongoClient(engines.mongo_url) as client:
-        running = runner.run(start(stack))
-        yield running, client[env["WDS_MONGO_DB"]], runner
-        runner.run(stack.aclose())
-        for service in running.values():
-            service.session.close()
-        client.drop_database(env["WDS_MONGO_DB"])
+    # A thread of its own reads what the processes say while the tests wait for answers.
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def run(awaitable):
+        return asyncio.run_coroutine_threadsafe(awaitable, loop).result(60)
+
+    with MongoClient(engines.mongo_url) as client:
+        try:
+            running = run(start(stack))
+            yield running, client[env["WDS_MONGO_DB"]], run
+            for service in running.values():
+                service.session.close()
+        finally:
+            run(stack.aclose())
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+            client.drop_database(env["WDS_MONGO_DB"])
 
 
 def operations(service):
@@ -221,9 +235,9 @@ def example_status(service, method, path, body):
 
 
 def test_afterwards_stored_is_what_was_acknowledged_and_the_log_has_a_line_a_refusal(services):
-    running, db, runner = services
+    running, db, run = services
     service = running["ingest"]
-    runner.run(service.process.stop())
+    run(service.process.stop())
     lines = [json.loads(line) for line in service.process.lines]
     refused = Counter(line["http_status"] for line in lines if line["event"] == "refused")
     known = {"event", "level", "timestamp", "route", "http_status", "code", "remote"}

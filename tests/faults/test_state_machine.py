@@ -22,8 +22,18 @@ from motor.motor_asyncio import AsyncIOMotorClient
 from tests.support import most_in_any_second, new_event
 from wds import queries
 from wds.audit import Expectations, violations
+from wds.bulk import Verdict
 from wds.limiter import Limiter
-from wds.model import Attempt, Claim, Conflict, Outcome, Settlement, Status
+from wds.model import (
+    Action,
+    Attempt,
+    Claim,
+    Conflict,
+    Instruction,
+    Outcome,
+    Settlement,
+    Status,
+)
 from wds.store import Store
 
 MAX_ATTEMPTS = 3
@@ -46,6 +56,31 @@ class Modelled:
     status: str = "RECEIVED"
     outcomes: list[str] = field(default_factory=list)
     holder: Claim | None = None
+    before: int = 0
+    """Attempts before the last replay."""
+    cancelling: bool = False
+    requests: list[str] = field(default_factory=list)
+    """Ids of the requests that changed it, replays and cancels."""
+
+    @property
+    def final(self) -> bool:
+        return self.status in ("DELIVERED", "FAILED_PERMANENTLY")
+
+    def end(self, outcome: str | None) -> None:
+        """A lease is over: with an outcome on record, or with nothing sent."""
+        self.holder = None
+        if outcome is not None:
+            self.outcomes.append(outcome)
+        if outcome == "success":
+            self.status = "DELIVERED"
+        elif self.cancelling:
+            stopped = "DELIVERED" if self.outcomes[-1:] == ["success"] else "FAILED_PERMANENTLY"
+            self.status = stopped
+        elif len(self.outcomes) - self.before >= MAX_ATTEMPTS:
+            self.status = "FAILED_PERMANENTLY"
+        else:
+            self.status = "DELIVERING" if self.outcomes else "RECEIVED"
+        self.cancelling = False
 
 
 class LeaseQueue(RuleBasedStateMachine):
@@ -122,17 +157,8 @@ class LeaseQueue(RuleBasedStateMachine):
         STEPS.append("settle")
         claim = data.draw(st.sampled_from(self.held()))
         assert self.run(self.store.settle([self.settlement(claim, outcome)])) == [True]
-        event = self.events[claim.id]
-        event.holder = None
         self.stale.append(claim)
-        if outcome == "defer":
-            event.status = "DELIVERING" if event.outcomes else "RECEIVED"
-            return
-        event.outcomes.append(outcome)
-        if outcome == "success":
-            event.status = "DELIVERED"
-        elif claim.attempt_number >= MAX_ATTEMPTS:
-            event.status = "FAILED_PERMANENTLY"
+        self.events[claim.id].end(None if outcome == "defer" else outcome)
 
     def settlement(self, claim: Claim, outcome: str) -> Settlement:
         if outcome == "defer":
@@ -149,7 +175,7 @@ class LeaseQueue(RuleBasedStateMachine):
         )
         if good:
             return Settlement(claim, attempt, Status.DELIVERED)
-        if claim.attempt_number >= MAX_ATTEMPTS:
+        if claim.schedule_step >= MAX_ATTEMPTS:
             return Settlement(claim, attempt, Status.FAILED_PERMANENTLY)
         return Settlement(claim, attempt, Status.DELIVERING, 0.0)
 
@@ -166,17 +192,57 @@ class LeaseQueue(RuleBasedStateMachine):
             self.store.claim("default", 1, owner="e", lease_s=60, max_attempts=MAX_ATTEMPTS)
         )
         event = self.events[claim.id]
-        event.outcomes.append("unknown")
-        if claim.attempt_number >= MAX_ATTEMPTS:
+        event.end("unknown")
+        if event.final:
             assert claimed.buried == 1
-            event.status, event.holder = "FAILED_PERMANENTLY", None
             for other in claimed.claims:  # the claim went on to the next that was due
                 self.events[other.id].holder = other
                 self.events[other.id].status = "DELIVERING"
         else:
             [newer] = claimed.claims
             assert (newer.id, claimed.recovered) == (claim.id, 1)
-            event.holder = newer
+            event.status, event.holder = "DELIVERING", newer
+
+    def instruct(self, action: Action, event_id: str, request: int) -> bool:
+        instruction = Instruction(action, f"{action}-{request}", "ann", "127.0.0.1")
+        changed = self.run(self.store.bulk.one(event_id, instruction))
+        event = self.events[event_id]
+        if instruction.request_id in event.requests:
+            assert changed.verdict is Verdict.REPEATED
+            return False
+        if changed.verdict is not Verdict.DONE:
+            return False
+        event.requests.append(instruction.request_id)
+        return True
+
+    @precondition(lambda self: self.events)
+    @rule(data=st.data(), request=st.integers(0, 3))
+    def replay(self, data: st.DataObject, request: int) -> None:
+        STEPS.append("replay")
+        event_id = data.draw(st.sampled_from(sorted(self.events)))
+        event = self.events[event_id]
+        made = len(event.outcomes) - event.before
+        known = f"replay-{request}" in event.requests
+        possible = not known and event.holder is None and (event.final or made > 0)
+        assert self.instruct(Action.REPLAY, event_id, request) == possible
+        if possible:
+            event.before = len(event.outcomes)
+            event.status = "DELIVERING" if event.outcomes else "RECEIVED"
+
+    @precondition(lambda self: self.events)
+    @rule(data=st.data(), request=st.integers(0, 3))
+    def cancel(self, data: st.DataObject, request: int) -> None:
+        STEPS.append("cancel")
+        event_id = data.draw(st.sampled_from(sorted(self.events)))
+        event = self.events[event_id]
+        known = f"cancel-{request}" in event.requests
+        possible = not known and not event.final and not event.cancelling
+        assert self.instruct(Action.CANCEL, event_id, request) == possible
+        if possible and event.holder is not None:
+            event.cancelling = True
+        elif possible:
+            event.cancelling = True
+            event.end(None)
 
     @precondition(lambda self: self.stale)
     @rule(data=st.data(), outcome=st.sampled_from(["success", "failure"]))
@@ -198,6 +264,8 @@ class LeaseQueue(RuleBasedStateMachine):
             assert [attempt["outcome"] for attempt in each["attempts"]] == event.outcomes
             token = event.holder and event.holder.token
             assert each.get("lease", {}).get("token") == token
+            assert ("cancelling" in each) == event.cancelling
+            assert [entry["request_id"] for entry in each.get("history", [])] == event.requests
             expected = Expectations(now, MAX_ATTEMPTS, (0.0,), 3600)
             assert list(violations(each, expected)) == []
 

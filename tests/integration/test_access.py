@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
+from prometheus_client import REGISTRY
 
 from tests.support import make_settings, new_event, signed
+from wds.access import BURST, MOST_CLIENTS, PUBLIC, REFILL_S, Guard, Throttle, _client, _same
 from wds.ingest import create_app
-from wds.server import listening
+from wds.server import listening, watch_app
 
 TOKEN = "operators-token"
 EVENT = new_event(b'{"n":1}', key="k")
@@ -22,6 +25,24 @@ OPERATORS = [
     ("GET", f"/webhooks/events/{EVENT.id}/payload"),
     ("GET", "/webhooks/events/unknown"),
 ]
+HOSTS = {
+    "localhost": 200,
+    "LocalHost:8000": 200,
+    "localhost.": 200,
+    "wds.localhost:1": 200,
+    "127.0.0.1": 200,
+    "127.8.9.1:80": 200,
+    "[::1]:8000": 200,
+    "evil.example": 403,
+    "localhost.evil.example": 403,
+    "127.0.0.1.evil.example": 403,
+    "notlocalhost": 403,
+    "10.0.0.1": 403,
+    "0.0.0.0": 403,  # noqa: S104 - asked for, not bound to
+    "[::1": 403,
+    "": 403,
+}
+"""What a client on this machine may have asked for, and the answer."""
 FORWARDED = [
     {"X-Forwarded-For": "127.0.0.1"},
     {"X-Forwarded-Host": "example.com"},
@@ -47,6 +68,7 @@ def serving(engines, store, db):  # noqa: ARG001 - `db` drops the database
                     await response.read()
                     return response
 
+            ask.app, ask.origin = app, f"http://127.0.0.1:{port}"
             yield ask
 
     return run
@@ -148,9 +170,6 @@ async def test_an_open_service_lets_forwarded_requests_in(serving, headers):
         ("GET", "/healthz", None),
         ("GET", "/readyz", None),
         ("GET", "/metrics", None),
-        ("GET", "/docs", None),
-        ("GET", "/docs/openapi.json", None),
-        ("GET", "/docs/static/swagger-ui.css", None),
     ],
 )
 async def test_the_other_routes_are_open_to_everybody(serving, changes, method, path, body):
@@ -159,3 +178,173 @@ async def test_the_other_routes_are_open_to_everybody(serving, changes, method, 
         response = await ask(method, path, headers, body)
 
     assert response.status == (202 if body else 200)
+
+
+# -- every route --------------------------------------------------------------------------------
+
+
+def every_route(app):
+    """Yield (method, path, pattern) of every route, its parameters filled in."""
+    for route in app.router.routes():
+        pattern = route.resource.canonical
+        path = re.sub(r"{\w+}", "x", pattern)
+        for method in ("GET", "HEAD", "POST") if route.method == "*" else (route.method,):
+            yield method, path, pattern
+
+
+@pytest.mark.parametrize("changes", [{}, {"WDS_OPERATOR_TOKEN": TOKEN}], ids=["none", "token"])
+@pytest.mark.parametrize("metrics", ["true", "false"])
+async def test_no_route_is_unguarded_but_those_that_are_named(serving, changes, metrics):
+    public = {"/webhooks/ingest", "/webhooks/ingest/batch", "/healthz", "/readyz"}
+    if metrics == "true":
+        public.add("/metrics")
+    found = {}
+    async with serving(**changes, WDS_METRICS_OPEN=metrics) as ask:
+        for method, path, pattern in every_route(ask.app):
+            answer = await ask(method, path, FORWARDED[0])
+            found[method, pattern] = answer.status
+            if pattern not in public and method != "HEAD":
+                assert await code(answer) == "operators_only", (method, pattern)
+    guarded = {route for route, status in found.items() if status == (401 if changes else 403)}
+    # Ingest asks for a signature, with a code of its own.
+    assert {pattern for _, pattern in set(found) - guarded} <= public
+    assert {pattern for _, pattern in guarded} - {"/webhooks/ingest", "/webhooks/ingest/batch"} == {
+        pattern for _, pattern in found
+    } - public
+    assert len(found) > 15
+
+
+async def test_control_a_route_named_as_public_by_mistake_is_found(engines, store, db):
+    assert db is not None
+    settings = make_settings(engines, WDS_OPERATOR_TOKEN=TOKEN)
+    app = create_app(settings, store)
+    app.middlewares[-1] = Guard(settings, public=PUBLIC | {"/webhooks/search"}).middleware
+    async with listening(app, "127.0.0.1", 0) as port, aiohttp.ClientSession() as session:
+        async with session.post(f"http://127.0.0.1:{port}/webhooks/search") as response:
+            assert response.status == 200
+        async with session.post(f"http://127.0.0.1:{port}/webhooks/replay") as response:
+            assert response.status == 401
+
+
+async def test_a_dispatcher_guards_its_metrics_if_told_to(engines):
+    for value, status in [("true", 200), ("false", 401)]:
+        settings = make_settings(engines, WDS_OPERATOR_TOKEN=TOKEN, WDS_METRICS_OPEN=value)
+        app = watch_app({}, Guard(settings).middleware)
+        async with listening(app, "127.0.0.1", 0) as port, aiohttp.ClientSession() as session:
+            async with session.get(f"http://127.0.0.1:{port}/metrics") as response:
+                assert response.status == status
+            async with session.get(f"http://127.0.0.1:{port}/healthz") as response:
+                assert response.status == 200
+
+
+# -- who is on this machine ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("host", "status"), HOSTS.items(), ids=ascii)
+async def test_a_foreign_name_for_this_machine_is_not_this_machine(serving, host, status):
+    """A page in a local browser may point its own name at 127.0.0.1."""
+    async with serving() as ask:
+        assert (await ask("GET", f"/webhooks/events/{EVENT.id}", {"Host": host})).status == status
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),
+        ({"Sec-Fetch-Site": "none"}, 200),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "own"}, 200),
+    ],
+    ids=str,
+)
+async def test_a_foreign_page_in_a_local_browser_can_do_nothing(serving, headers, status):
+    async with serving() as ask:
+        if headers.get("Origin") == "own":
+            headers = {**headers, "Origin": ask.origin}
+        answer = await ask("POST", "/webhooks/search", {**headers, "Content-Type": "text/plain"})
+        assert answer.status == status
+        if status == 403:
+            assert "WDS_OPERATOR_TOKEN" in (await answer.json())["error"]["message"]
+
+
+async def test_the_refusal_says_what_to_set(serving):
+    async with serving() as ask:
+        message = (await (await ask("POST", "/webhooks/search", FORWARDED[0])).json())["error"]
+        assert "WDS_OPERATOR_TOKEN" in message["message"]
+        assert "WDS_OPERATOR_OPEN=true" in message["message"]
+    async with serving(WDS_OPERATOR_TOKEN=TOKEN) as ask:
+        message = (await (await ask("POST", "/webhooks/search")).json())["error"]["message"]
+        assert "WDS_OPERATOR_TOKEN" in message and TOKEN not in message
+
+
+# -- failures are counted and slowed ------------------------------------------------------------
+
+
+def refusals(reason):
+    return REGISTRY.get_sample_value("wds_operator_refusals_total", {"reason": reason}) or 0
+
+
+async def test_wrong_tokens_are_counted_and_after_some_not_even_looked_at(serving):
+    before = {name: refusals(name) for name in ("wrong_token", "no_token", "too_many_failures")}
+    wrong, right = ({"Authorization": f"Bearer {token}"} for token in ("guess", TOKEN))
+    async with serving(WDS_OPERATOR_TOKEN=TOKEN) as ask:
+        for _ in range(3):
+            assert (await ask("POST", "/webhooks/search")).status == 401
+        for _ in range(BURST):
+            assert (await ask("POST", "/webhooks/search", right)).status == 200
+            assert (await ask("POST", "/webhooks/search", wrong)).status == 401
+        for headers in (wrong, right):
+            answer = await ask("POST", "/webhooks/search", headers)
+            assert (answer.status, await code(answer)) == (429, "too_many_failures")
+            assert 1 <= int(answer.headers["Retry-After"]) <= REFILL_S
+        # A request without a token is no guess.
+        assert (await ask("POST", "/webhooks/search")).status == 401
+        assert (await ask("GET", "/healthz")).status == 200
+    counted = {name: refusals(name) - before[name] for name in before}
+    assert counted == {"wrong_token": BURST, "no_token": 4, "too_many_failures": 2}
+
+
+def test_a_client_that_waits_may_try_again_and_others_need_not_wait():
+    now = 1000.0
+    failures = Throttle(lambda: now)
+    for _ in range(BURST):
+        assert failures.wait_s("a") <= 0
+        failures.count("a")
+    assert failures.wait_s("a") == REFILL_S
+    assert failures.wait_s("b") <= 0
+    now += REFILL_S
+    assert failures.wait_s("a") <= 0
+    failures.count("a")
+    assert failures.wait_s("a") == REFILL_S
+    now += BURST * REFILL_S
+    assert failures.wait_s("a") == -(BURST - 1) * REFILL_S
+
+
+def test_the_clients_that_are_remembered_are_bounded():
+    failures = Throttle(lambda: 0.0)
+    for number in range(MOST_CLIENTS + 50):
+        failures.count(str(number))
+    assert len(failures) == MOST_CLIENTS
+
+
+def test_an_ipv6_network_is_one_client_and_a_mapped_address_is_its_ipv4_one():
+    assert _client("2001:db8::1") == _client("2001:db8::ffff:2") != _client("2001:db8:0:1::1")
+    assert _client("::ffff:10.0.0.1") == _client("10.0.0.1") != _client("10.0.0.2")
+
+
+def test_tokens_are_compared_by_digests_of_one_length(monkeypatch):
+    compared = []
+
+    def spy(one, other):
+        compared.append((len(one), len(other)))
+        return one == other
+
+    monkeypatch.setattr("wds.access.hmac.compare_digest", spy)
+    assert _same("token", "token")
+    assert not _same("t", "token")
+    assert not _same("", "token")
+    assert not _same("token" * 1000, "token")
+    assert compared == [(32, 32)] * 4

@@ -238,7 +238,7 @@ SEARCHES = {
     "operator as cursor": ({"cursor": {"$gt": ""}}, "cursor"),
     "operator as include_payload": ({"include_payload": {"$gt": ""}}, "include_payload"),
     "operator as field": ({"$where": "sleep(1000)"}, "$where"),
-    "unknown field": ({"destination": "default"}, "destination"),
+    "unknown field": ({"colour": "default"}, "colour"),
     "lone surrogate as field": ({"\ud800": 1}, "\ud800"),
     "unknown status": ({"status": "LOST"}, "status.0"),
     "status in lower case": ({"status": "received"}, "status.0"),

@@ -14,11 +14,12 @@ from aiohttp import TCPConnector, web
 
 from tests.support import eventually, most_in_any_second, new_event, receiving
 from wds import embedded, metrics
-from wds.delivery import Deliverer
+from wds.audit import Expectations, violations
+from wds.delivery import Deliverer, Result
 from wds.dispatcher import Dispatcher
 from wds.errors import StoreUnavailableError
 from wds.limiter import Limiter
-from wds.model import Status
+from wds.model import Action, Instruction, Status
 
 if TYPE_CHECKING:
     from wds.config import Settings
@@ -125,6 +126,69 @@ async def test_five_failures_back_off_and_then_the_event_is_given_up(settings, s
         assert waited >= delay
     numbers = [request.headers["webhook-attempt"] for request in receiver.requests]
     assert numbers == ["1", "2", "3", "4", "5"]
+
+
+async def test_a_replayed_event_has_the_whole_schedule_before_it_again(
+    settings, store, db, receiver
+):
+    async def fail(_: web.Request) -> web.Response:
+        return web.Response(status=500)
+
+    receiver.answer = fail
+    event = new_event()
+    await store.insert([event])
+    async with running(replace(settings, **QUICK), store, receiver.url):
+        await eventually(lambda: statuses(db), all_are(Status.FAILED_PERMANENTLY))
+        instruction = Instruction(Action.REPLAY, "r", "ann", "127.0.0.1")
+        await store.bulk.one(event.id, instruction)
+        await eventually(lambda: asyncio.sleep(0, len(receiver.requests)), lambda n: n == 10)
+        await eventually(lambda: statuses(db), all_are(Status.FAILED_PERMANENTLY))
+    numbers = [int(request.headers["webhook-attempt"]) for request in receiver.requests]
+    assert numbers == list(range(1, 11))
+    waits = [later.at - earlier.at for earlier, later in pairwise(receiver.requests)]
+    for waited, delay in zip(waits, (*QUICK["backoff"], 0, *QUICK["backoff"]), strict=True):
+        assert waited >= delay
+    [document] = await db.events.find().to_list(None)
+    expected = Expectations(await store.now(), 5, QUICK["backoff"], 60)
+    assert list(violations(document, expected)) == []
+
+
+async def test_the_delays_begin_anew_with_a_replay(settings, store, receiver):
+    event = new_event()
+    await store.insert([event])
+    [claim] = (await store.claim("default", 1, owner="d", lease_s=60, max_attempts=5)).claims
+    failure = Result(500, "HTTP 500", None, 1, claim.held_since)
+    async with replica(replace(settings, **QUICK), store, receiver.url) as dispatcher:
+        for before in (0, 5, 50):
+            decided = [
+                dispatcher._decide(
+                    replace(claim, attempt_number=before + step, attempts_before=before), failure
+                )
+                for step in range(1, 6)
+            ]
+            assert [each.delay_s for each in decided[:4]] == list(QUICK["backoff"])
+            assert [each.status for each in decided] == [Status.DELIVERING] * 4 + [
+                Status.FAILED_PERMANENTLY
+            ]
+
+
+async def test_a_cancelled_event_is_sent_no_more(settings, store, db, receiver):
+    release = asyncio.Event()
+
+    async def fail_late(_: web.Request) -> web.Response:
+        await release.wait()
+        return web.Response(status=500)
+
+    receiver.answer = fail_late
+    event = new_event()
+    await store.insert([event])
+    async with running(replace(settings, **QUICK), store, receiver.url) as dispatcher:
+        await eventually(lambda: asyncio.sleep(0, len(receiver.requests)))
+        await store.bulk.one(event.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1"))
+        release.set()
+        await eventually(lambda: statuses(db), all_are(Status.FAILED_PERMANENTLY))
+        assert await dispatcher.run_once() > 0  # nothing is due
+    assert len(receiver.requests) == 1
 
 
 async def test_no_more_are_in_flight_than_allowed(settings, store, db, receiver):

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from tests.support import new_event
-from wds import hours, queries
+from wds import actions, filters, hours, queries
+from wds.bulk import matching
+from wds.model import Action, Instruction, derived_id
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 NEVER = datetime(9999, 1, 1, tzinfo=UTC)
@@ -23,11 +25,13 @@ async def events(store, db):  # noqa: ARG001 - an open store has made the indexe
     """Make a collection of mostly finished events, some waiting for the future, a few due."""
     documents = []
     for number in range(FINISHED + FUTURE + DUE):
-        event = new_event(b"{}", event_type=f"type.{number % 50}")
+        event = new_event(b"{}", event_type=f"type.{number % 50}", key=f"key-{number}")
         document = queries.event_document(event, T0 + timedelta(seconds=number))
         if number < FINISHED:
             del document["next_attempt_at"]
             document["status"] = "DELIVERED" if number % 10 else "FAILED_PERMANENTLY"
+            document["attempt_count"] = 1 if number % 10 else 5
+            document["last_status_code"] = 200 if number % 10 else 503
         elif number < FINISHED + FUTURE:
             document["next_attempt_at"] = datetime.now(UTC) + timedelta(days=1)
         documents.append(document)
@@ -125,49 +129,138 @@ async def test_leasing_and_settling_look_up_by_id(db):
     assert stats["totalDocsExamined"] <= 1
 
 
+NEWEST, OLDEST = (filters.SORTS[name] for name in ("-received_at", "received_at"))
+KEY = derived_id("default", "key-7")
+EVERY_FILTER = {
+    "everything": {},
+    "a range": {"from_": T0, "to": T0 + timedelta(seconds=2000)},
+    "a status": {"status": ["FAILED_PERMANENTLY"]},
+    "statuses": {"status": ["DELIVERED", "RECEIVED"]},
+    "a type": {"event_type": ["type.7"]},
+    "a source": {"source": ["default"]},
+    "a destination": {"destination": ["default"]},
+    "attempts": {"min_attempts": 2},
+    "a status code": {"last_status_code": [503]},
+    "a key": {"idempotency_key": "key-7"},
+    "an id": {"id_prefix": KEY},
+    "a short id prefix": {"id_prefix": KEY[:2]},
+}
+
+
+def find(wanted, order=NEWEST, limit=51):
+    return {"find": "events", "filter": wanted, "sort": dict(order), "limit": limit}
+
+
+@pytest.mark.parametrize("order", [NEWEST, OLDEST], ids=["newest", "oldest"])
 @pytest.mark.parametrize(
-    ("filters", "index"),
+    ("name", "index"),
     [
-        ({}, "search"),
-        ({"received_from": T0, "received_to": T0 + timedelta(seconds=2000)}, "search"),
-        ({"statuses": ["FAILED_PERMANENTLY"]}, "search_status"),
-        ({"event_types": ["type.7"]}, "search_type"),
+        ("everything", "search"),
+        ("a range", "search"),
+        ("a status", "search_status"),
+        ("a type", "search_type"),
+        ("a source", "search"),
+        ("a destination", "search"),
+        ("attempts", "search"),
+        ("a status code", "search"),
     ],
-    ids=["everything", "a range", "a status", "a type"],
 )
-async def test_a_page_is_read_in_index_order(db, filters, index):
-    command = {
-        "find": "events",
-        "filter": queries.search_match(**filters),
-        "sort": dict(queries.PAGE_ORDER),
-        "limit": 51,
-    }
-    plan, stats = await explain(db, command)
+async def test_a_page_is_read_in_index_order_and_only_its_own_events_are_fetched(
+    db, name, index, order
+):
+    plan, stats = await explain(db, find(filters.match(**EVERY_FILTER[name]), order))
     assert index_of(plan) == index
     assert "SORT" not in {stage.get("stage") for stage in plan}
     assert stats["totalDocsExamined"] <= 51
 
 
-async def test_a_deep_page_by_cursor_reads_no_more_than_the_first(db):
-    match = queries.after(queries.search_match(), T0 + timedelta(seconds=100), "f" * 32)
-    command = {"find": "events", "filter": match, "sort": dict(queries.PAGE_ORDER), "limit": 51}
-    plan, stats = await explain(db, command)
+@pytest.mark.parametrize(("name", "index"), [("a key", "key"), ("an id", "_id_")])
+async def test_what_names_few_events_is_looked_up(db, name, index):
+    plan, stats = await explain(db, find(filters.match(**EVERY_FILTER[name])))
+    assert index_of(plan) == index
+    assert stats["totalDocsExamined"] <= 2
+
+
+@pytest.mark.parametrize("order", [NEWEST, OLDEST], ids=["newest", "oldest"])
+async def test_a_deep_page_by_cursor_reads_no_more_than_the_first(db, order):
+    seconds = 100 if order is NEWEST else FINISHED
+    place = filters.Position(T0 + timedelta(seconds=seconds), "f" * 32)
+    plan, stats = await explain(db, find(filters.after(filters.match(), order, place), order))
     assert index_of(plan) == "search"
     assert stats["totalKeysExamined"] <= 60
 
 
+@pytest.mark.parametrize("name", EVERY_FILTER)
+async def test_counting_fetches_no_document_but_what_a_key_names(db, name):
+    wanted = filters.match(**EVERY_FILTER[name])
+    hint = filters.hint(wanted)
+    command = {"aggregate": "events", "pipeline": filters.counts(wanted), "cursor": {}}
+    plan, stats = await explain(db, {**command, "hint": hint})
+    assert index_of(plan) == hint
+    assert stats["totalDocsExamined"] <= (0 if hint == "search" else 1)
+
+
 @pytest.mark.parametrize(
-    "filters",
+    "chosen",
     [{}, {"statuses": ["DELIVERED", "RECEIVED"]}, {"event_types": ["type.1"]}],
     ids=["everything", "a status", "a type"],
 )
-async def test_counting_fetches_no_document(db, filters):
+async def test_counting_what_is_not_kept_fetches_no_document(db, chosen):
     spans = [(T0, T0 + timedelta(seconds=50)), (T0 + timedelta(seconds=60), NEVER)]
     command = {
         "aggregate": "events",
-        "pipeline": hours.tally(spans, **filters),
+        "pipeline": hours.tally(spans, **chosen),
         "cursor": {},
     }
     plan, stats = await explain(db, {**command, "hint": queries.COVERING_INDEX})
     assert index_of(plan) == "search"
     assert stats["totalDocsExamined"] == 0
+
+
+@pytest.mark.parametrize("sort", ["attempt_count", "-attempt_count"])
+async def test_an_order_that_no_index_has_is_made_without_fetching_a_document(db, sort):
+    pipeline = filters.page_ids(filters.match(), filters.SORTS[sort], 0, 51)
+    command = {"aggregate": "events", "pipeline": pipeline, "cursor": {}}
+    plan, stats = await explain(db, {**command, "hint": filters.hint(filters.match())})
+    assert index_of(plan) == "search"
+    assert stats["totalDocsExamined"] == 0
+
+
+@pytest.mark.parametrize("action", Action)
+async def test_the_next_chunk_of_a_bulk_action_is_found_in_index_order(db, action):
+    wanted = matching(action, '{"event_type": "type.7"}', datetime.now(UTC))
+    place = filters.Position(T0 + timedelta(seconds=1000), "0")
+    command = find(filters.after(wanted, OLDEST, place), OLDEST, 500)
+    plan, stats = await explain(db, command)
+    assert index_of(plan) in {"search", "search_type", "search_status"}
+    assert not {"SORT"} & {stage.get("stage") for stage in plan}
+    assert stats["nReturned"] <= 40
+
+
+@pytest.mark.parametrize("action", Action)
+async def test_a_chunk_of_a_bulk_action_is_changed_by_id(db, action):
+    found = await db.events.find({}, {"_id": 1}).limit(50).to_list(None)
+    instruction = Instruction(action, "r", "ann", "127.0.0.1")
+    wanted = actions.wanted([each["_id"] for each in found], instruction)
+    command = {"update": "events", "updates": [{"q": wanted, "u": [], "multi": True}]}
+    command["updates"][0]["u"] = actions.update(instruction)
+    plan, stats = await explain(db, command)
+    assert index_of(plan) in {"_id_", "claim"}
+    assert stats["totalDocsExamined"] <= max(50, FUTURE + DUE)
+
+
+async def test_a_free_bulk_action_is_found_by_its_state(db):
+    command = {"find": "bulk_actions", "filter": actions.free_bulk(), "sort": {"started_at": 1}}
+    plan, _ = await explain(db, command)
+    assert index_of(plan) == "running"
+
+
+async def test_control_without_its_hint_counting_by_other_fields_would_read_documents(db):
+    await db.events.drop_index("search")
+    command = {
+        "aggregate": "events",
+        "pipeline": filters.counts(filters.match(source=["default"])),
+        "cursor": {},
+    }
+    _, stats = await explain(db, command)
+    assert stats["totalDocsExamined"] == FINISHED + FUTURE + DUE

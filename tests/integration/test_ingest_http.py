@@ -97,6 +97,9 @@ async def test_an_event_is_shown_whole_before_its_first_attempt(client):
         "lease": None,
         "trace": None,
         "attempts": [],
+        "attempts_before": 0,
+        "cancelling": False,
+        "history": [],
         "payload": json.loads(body),
     }
     assert abs(datetime.fromisoformat(at) - datetime.now(UTC)) < timedelta(minutes=1)

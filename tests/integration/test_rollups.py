@@ -11,7 +11,7 @@ import pytest
 from tests.support import new_event
 from wds import queries, rollups
 from wds.hours import HOUR, start_of
-from wds.model import Status
+from wds.model import Action, Instruction, Status
 
 STATUSES = [Status.DELIVERED, Status.DELIVERED, Status.FAILED_PERMANENTLY]
 TYPES = ["a", "b", None]
@@ -201,3 +201,54 @@ async def test_an_hour_of_too_many_types_is_counted_each_time(store, db, now, mo
     await store.rollups.advance()
     assert await kept_alone(store, db) == 0
     assert await total(store) == 3
+
+
+REPLAY = Instruction(Action.REPLAY, "r", "ann", "127.0.0.1")
+
+
+async def replay_one(store, event_id):
+    await store.bulk.one(event_id, REPLAY)
+
+
+async def replay_in_bulk(store, _):
+    await store.bulk.start(
+        REPLAY, wanted='{"event_type": "a"}', limit=1, per_second=None, matched=1
+    )
+    taken = await store.bulk.take("w")
+    while await store.bulk.step(taken):
+        pass
+
+
+@pytest.mark.parametrize("replay", [replay_one, replay_in_bulk])
+async def test_a_replay_reopens_the_hours_of_its_events(store, db, now, replay):
+    event_id = await put(db, now)
+    await put(db, now + HOUR)
+    await store.rollups.advance()
+    await replay(store, event_id)
+    await store.rollups.advance()
+    assert await total(store) == 2
+    assert await total(store, statuses=("DELIVERED",)) == 1
+    assert await total(store, statuses=("RECEIVED", "DELIVERING")) == 1
+
+
+async def test_hours_in_which_events_may_have_been_deleted_are_not_trusted(store, db, now):
+    """What MongoDB deletes on its own is not counted any more, and nothing else is missed."""
+    old, young = await put(db, now - 50 * HOUR), await put(db, now - 10 * HOUR)
+    late = await put(db, now - 50 * HOUR)
+    await store.rollups.advance()
+    await store.keep_for(1)
+    await db.events.delete_one({"_id": old})
+    await store.rollups.advance()
+    assert await total(store) == 2
+    assert await kept_alone(store, db) == 1
+    await db.events.delete_many({"_id": {"$in": [young, late]}})
+    await store.keep_for(None)
+    await store.rollups.advance()
+    assert await total(store) == 0
+
+
+async def test_control_were_they_trusted_deleted_events_would_be_counted(store, db, now):
+    old = await put(db, now - 50 * HOUR)
+    await store.rollups.advance()
+    await db.events.delete_one({"_id": old})
+    assert await total(store) == 1

@@ -40,7 +40,7 @@ def in_the_collection(base: str) -> set[tuple[str, str]]:
     for each in requests(json.loads(COLLECTION.read_text())["item"]):
         url = each["request"]["url"]
         if url["host"] == [base]:
-            path = "/".join("{}" if part.startswith("{{") else part for part in url["path"])
+            path = "/".join("{}" if "{{" in part else part for part in url["path"])
             found.add((each["request"]["method"], f"/{path}"))
     return found
 

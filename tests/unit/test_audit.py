@@ -66,7 +66,45 @@ BURIED = event(
 )
 
 
-@pytest.mark.parametrize("sound", [RECEIVED, LEASED, WAITING, DELIVERED, BURIED])
+def replay(seconds_ago: float, attempt_count: int) -> dict:
+    return {"action": "replay", "at": ago(seconds_ago), "attempt_count": attempt_count}
+
+
+REPLAYED = event(
+    status="FAILED_PERMANENTLY",
+    attempt_count=6,
+    attempts=[attempt(n, 100 - 5 * n) for n in range(1, 7)],
+    attempts_before=3,
+    history=[replay(82, 3), {"action": "cancel", "at": ago(60), "attempt_count": 6}],
+    finished_at=ago(60),
+)
+"""Replayed after three failures, and after three more cancelled."""
+REPLAYED_AFTER_SUCCESS = event(
+    status="DELIVERING",
+    attempt_count=2,
+    attempts=[attempt(1, 90, "success"), attempt(2, 50)],
+    attempts_before=1,
+    history=[replay(60, 1)],
+    next_attempt_at=ago(-5),
+)
+UNDONE = event(
+    status="DELIVERED",
+    attempt_count=1,
+    attempts=[attempt(1, 90, "success")],
+    attempts_before=1,
+    history=[replay(60, 1), {"action": "cancel", "at": ago(50), "attempt_count": 1}],
+    finished_at=ago(50),
+)
+CANCELLING = {**LEASED, "cancelling": True}
+
+
+@pytest.mark.parametrize(
+    "sound",
+    [
+        *(RECEIVED, LEASED, WAITING, DELIVERED, BURIED),
+        *(REPLAYED, REPLAYED_AFTER_SUCCESS, UNDONE, CANCELLING),
+    ],
+)
 def test_a_sound_event_violates_nothing(sound):
     assert list(violations(sound, EXPECTED)) == []
 
@@ -95,6 +133,21 @@ BROKEN = [
     ("success", DELIVERED, {"attempts": DELIVERED["attempts"][:2], "attempt_count": 2}),
     ("success", BURIED, {"attempts": [attempt(1, 9, "success")], "attempt_count": 1}),
     ("success", WAITING, {"attempts": [{**attempt(1, 90), "success": True}]}),
+    ("limit", REPLAYED, {"history": [replay(87, 2)], "attempts_before": 2}),
+    ("limit", REPLAYED, {"attempts_before": 0, "history": []}),
+    ("success", REPLAYED_AFTER_SUCCESS, {"attempts_before": 0, "history": []}),
+    (
+        "success",
+        REPLAYED_AFTER_SUCCESS,
+        {"attempts": [attempt(1, 90, "success"), attempt(2, 50, "success")]},
+    ),
+    ("success", UNDONE, {"status": "FAILED_PERMANENTLY"}),
+    ("replays", REPLAYED, {"attempts_before": 2}),
+    ("replays", REPLAYED, {"history": [replay(79, 3)]}),
+    ("replays", REPLAYED, {"history": [replay(86, 3)]}),
+    ("cancelling", WAITING, {"cancelling": True}),
+    ("cancelling", DELIVERED, {"cancelling": True}),
+    ("early", REPLAYED, {"attempts": [attempt(n, 90 - n / 2) for n in range(1, 7)]}),
     ("early", BURIED, {"attempts": [attempt(1, 90), attempt(2, 89.5), attempt(3, 70)]}),
     ("early", BURIED, {"attempts": [attempt(1, 90), attempt(2, 80), attempt(3, 78.5)]}),
     ("order", WAITING, {"attempts": [attempt(1, 101)]}),

@@ -113,9 +113,9 @@ def test_a_final_settlement_drops_the_lease_and_the_due_time(status):
     _, update = write(final(status, "$$ROOT"))
     assert update == {
         "$push": {"attempts": queries.attempt_document(make_attempt(text="$$ROOT"))},
-        "$set": {"status": status},
+        "$set": {"status": status, "last_status_code": 500},
         "$currentDate": {"finished_at": True},
-        "$unset": {"lease": "", "next_attempt_at": ""},
+        "$unset": {"lease": "", "next_attempt_at": "", "cancelling": ""},
     }
 
 
@@ -124,21 +124,28 @@ def test_a_final_settlement_drops_the_lease_and_the_due_time(status):
 )
 def test_a_retry_is_due_in_milliseconds_by_the_databases_clock(delay_s, delay_ms):
     [stage] = write(retry(delay_s))[1]
-    assert stage["$set"]["next_attempt_at"] == {"$add": ["$$NOW", delay_ms]}
-    assert isinstance(stage["$set"]["next_attempt_at"]["$add"][1], int)
+    _cancelled, gone, due = stage["$set"]["next_attempt_at"]["$cond"]
+    assert gone == "$$REMOVE"
+    assert due == {"$add": ["$$NOW", delay_ms]}
+    assert isinstance(due["$add"][1], int)
 
 
-def test_a_retry_drops_the_lease_and_leaves_status_and_count_alone():
+def test_a_retry_drops_the_lease_and_leaves_status_and_count_alone_unless_cancelled():
     [stage] = write(retry())[1]
-    assert set(stage["$set"]) == {"attempts", "next_attempt_at", "lease"}
+    assert "attempt_count" not in stage["$set"]
     assert stage["$set"]["lease"] == "$$REMOVE"
+    assert stage["$set"]["status"] == {
+        "$cond": [queries.CANCELLING, {"$literal": Status.FAILED_PERMANENTLY}, "$status"]
+    }
 
 
 def test_a_deferral_returns_the_lease_and_does_not_count_the_attempt():
     [stage] = write(DEFER)[1]
     assert stage["$set"]["lease"] == "$$REMOVE"
     assert stage["$set"]["attempt_count"] == {"$subtract": ["$attempt_count", 1]}
-    assert stage["$set"]["next_attempt_at"] == "$lease.due_at"
+    assert stage["$set"]["next_attempt_at"] == {
+        "$cond": [queries.CANCELLING, "$$REMOVE", "$lease.due_at"]
+    }
     assert "attempts" not in stage["$set"]
 
 
@@ -173,9 +180,10 @@ def test_a_lease_expires_in_milliseconds_by_the_databases_clock():
     assert expiry == {"$add": ["$$NOW", 30_000]}
 
 
-def test_an_event_with_no_attempt_left_is_buried_and_not_leased():
+def test_an_event_with_no_attempt_left_or_cancelled_is_buried_and_not_leased():
     [stage] = queries.claim("t", "o", 1, 5)
-    exhausted = {"$gte": ["$attempt_count", 5]}
+    made = {"$subtract": ["$attempt_count", {"$ifNull": ["$attempts_before", 0]}]}
+    exhausted = {"$or": [{"$gte": [made, 5]}, queries.CANCELLING]}
     for name, then in [
         ("status", {"$literal": Status.FAILED_PERMANENTLY}),
         ("next_attempt_at", "$$REMOVE"),
@@ -215,30 +223,6 @@ def test_only_a_known_outcome_of_this_attempt_tells_that_a_settlement_is_recorde
     }
 
 
-def test_a_search_without_filters_matches_every_instant():
-    first = datetime.min.replace(tzinfo=UTC)
-    assert queries.search_match() == {"received_at": {"$gte": first}}
-
-
-def test_a_search_includes_from_and_excludes_to():
-    later = NOW.replace(hour=13)
-    match = queries.search_match(received_from=NOW, received_to=later)
-    assert match == {"received_at": {"$gte": NOW, "$lt": later}}
-
-
-def test_what_an_operator_looks_for_is_compared_and_not_interpreted():
-    match = queries.search_match(statuses=["$where"], event_types=["$gt", "a"])
-    assert match["status"] == {"$in": ["$where"]}
-    assert match["event_type"] == {"$in": ["$gt", "a"]}
-
-
-def test_a_cursor_narrows_the_filters_and_never_widens_them():
-    match = queries.search_match(statuses=["DELIVERED"], received_to=NOW)
-    narrowed = queries.after(match, NOW, "e1")
-    assert match in narrowed["$and"]
-    assert {"received_at": NOW, "_id": {"$lt": "e1"}} in narrowed["$and"][-1]["$or"]
-
-
 @pytest.mark.parametrize(
     "document",
     [
@@ -248,7 +232,7 @@ def test_a_cursor_narrows_the_filters_and_never_widens_them():
         queries.settled([retry()]),
         {"p": hours.tally([(NOW, NOW.replace(hour=13))], [*Status])},
     ],
-    ids=["event", "claim", "settlement", "settled", "counts"],
+    ids=["event", "claim", "settlement", "settled", "tally"],
 )
 def test_everything_can_be_written_as_bson(document):
     assert bson.decode(bson.encode(document), bson.CodecOptions(tz_aware=True)) == document

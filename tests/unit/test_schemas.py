@@ -10,6 +10,7 @@ import pytest
 
 from wds import schemas
 from wds.errors import Refusal
+from wds.filters import SORTS, Position
 from wds.payload import parse_request
 from wds.schemas import MAX_PAGE, MAX_SKIP, SearchRequestSchema, cursor_after
 
@@ -28,7 +29,13 @@ def problems(**body):
 
 
 def test_an_empty_request_is_the_first_50_with_aggregations():
-    assert load() == {"skip": 0, "limit": 50, "include_payload": False, "aggregations": True}
+    assert load() == {
+        "sort": "-received_at",
+        "skip": 0,
+        "limit": 50,
+        "include_payload": False,
+        "aggregations": True,
+    }
 
 
 @pytest.mark.parametrize("field", ["status", "event_type"])
@@ -154,14 +161,21 @@ def test_a_cursor_leads_back_to_its_event():
             milliseconds=rng.randrange(4_102_444_800_000)
         )
         event_id = f"{rng.getrandbits(128):032x}"
-        cursor = cursor_after(instant, event_id)
-        assert load(cursor=cursor)["cursor"] == (instant, event_id)
+        position = Position(instant, event_id, rng.randrange(100))
+        sort = rng.choice(list(SORTS))
+        assert load(cursor=cursor_after(position, sort), sort=sort)["cursor"] == (sort, position)
+
+
+def test_a_cursor_of_another_order_is_refused():
+    cursor = cursor_after(Position(datetime(2026, 3, 1, tzinfo=UTC), "e"), "received_at")
+    assert problems(cursor=cursor) == ["cursor"]
+    assert problems(cursor=cursor, sort="-attempt_count") == ["cursor"]
 
 
 def test_a_cursor_can_stand_in_a_url():
-    cursor = cursor_after(datetime(2026, 3, 1, tzinfo=UTC), "~~~???>>>")
+    cursor = cursor_after(Position(datetime(2026, 3, 1, tzinfo=UTC), "~~~???>>>"))
     assert not set(cursor) & set("+/&?# ")
-    assert load(cursor=cursor)["cursor"][1] == "~~~???>>>"
+    assert load(cursor=cursor)["cursor"][1].event_id == "~~~???>>>"
 
 
 def encoded(text):
@@ -171,9 +185,12 @@ def encoded(text):
 @pytest.mark.parametrize(
     "value",
     ["", "x", "====", "é", "a b", 7, True, None]
-    + [encoded(b":"), encoded(b"now:a"), encoded(b"1e3:a"), encoded(b"nan:a"), encoded(b"\xff:a")]
-    + [encoded(b"9" * count + b":a") for count in (15, 30, 400, 5_000)]
-    + [encoded(b"-" + b"9" * 15 + b":a"), encoded(b"1:ab") + "\n", *OPERATORS],
+    + [encoded(b":::"), encoded(b"1:a"), encoded(b"-received_at:0:1")]
+    + [encoded(b"-received_at:0:" + at + b":a") for at in (b"now", b"1e3", b"nan", b"\xff")]
+    + [encoded(b"-received_at:" + count + b":1:a") for count in (b"", b"x", b"1.5")]
+    + [encoded(b"-received_at:0:" + b"9" * count + b":a") for count in (15, 30, 400, 5_000)]
+    + [encoded(b"-received_at:0:-" + b"9" * 15 + b":a")]
+    + [encoded(b"-received_at:0:1:ab") + "\n", *OPERATORS],
     ids=lambda value: ascii(value)[:24],
 )
 def test_what_is_no_cursor_is_refused(value):
@@ -185,8 +202,31 @@ def test_random_cursors_are_read_or_refused_and_raise_nothing_else():
     for _ in range(5_000):
         text = bytes(rng.choices(b"0123456789:-+_. ea\xff\0", k=rng.randrange(30)))
         try:
-            instant, event_id = load(cursor=encoded(text))["cursor"]
+            _, (instant, event_id, _) = load(cursor=encoded(b"-received_at:" + text))["cursor"]
         except Refusal:
             continue
         else:
             assert instant.tzinfo is UTC and isinstance(event_id, str)
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "bad"),
+    [
+        ("source", "shop", ["", "a\nb", 7, None]),
+        ("destination", ["a", "b"], ["", {}]),
+        ("idempotency_key", "order-1", ["", ["a"], 7, "x" * 256]),
+        ("id_prefix", "0aF".lower(), ["", "g", "A", "0" * 33, 5, "$gt"]),
+        ("min_attempts", 3, [-1, "3", 1.5, 2**31, True]),
+        ("last_status_code", [500, 0], [-1, 1000, "500", [None], True]),
+        ("sort", "attempt_count", ["", "payload", "-", 1]),
+    ],
+)
+def test_a_filter_takes_what_it_names_and_nothing_else(field, good, bad):
+    load(**{field: good})
+    for value in bad:
+        assert {each.split(".")[0] for each in problems(**{field: value})} == {field}
+
+
+def test_what_a_filter_takes_reaches_the_match():
+    loaded = load(**{"from": "2026-01-01", "status": "DELIVERED", "min_attempts": 2, "limit": 3})
+    assert set(schemas.filters_of(loaded)) == {"from_", "status", "min_attempts"}

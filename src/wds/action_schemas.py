@@ -1,0 +1,122 @@
+"""The wire shapes of replay, cancel and bulk actions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import marshmallow as ma
+from marshmallow import fields, validate
+
+from wds.model import MAX_LABEL, Action, is_label
+from wds.schemas import MAX_INTEGER, FilterSchema, StrictBoolean
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAX_REASON = 1000
+STATES = ("running", "done", "stopped", "failed")
+
+
+def _label(description: str) -> fields.String:
+    def check(value: str) -> None:
+        if not is_label(value):
+            msg = f"Must be 1 to {MAX_LABEL} printable characters."
+            raise ma.ValidationError(msg)
+
+    return fields.String(validate=check, metadata={"description": description})
+
+
+class InstructionSchema(ma.Schema):
+    """Who asks and why; no field is required."""
+
+    request_id = _label("Makes the request repeatable; the header Idempotency-Key does the same.")
+    by = _label("Who asks, for the event's history. The address it came from is kept as well.")
+    reason = fields.String(
+        validate=validate.Length(1, MAX_REASON), metadata={"description": "Why."}
+    )
+
+
+class BulkRequestSchema(FilterSchema, InstructionSchema):
+    """Filters, of which at least one is required, and how to go about it."""
+
+    dry_run = StrictBoolean(
+        load_default=False, metadata={"description": "Only count what would be meant."}
+    )
+    limit = fields.Integer(
+        strict=True,
+        validate=validate.Range(1, MAX_INTEGER),
+        metadata={"description": "Change no more events than this, the oldest first."},
+    )
+
+    @ma.validates_schema
+    def _filtered(self, data: Mapping[str, Any], **_: Any) -> None:  # noqa: ANN401
+        if not data.keys() & FilterSchema._declared_fields.keys():  # noqa: SLF001
+            msg = "Give at least one filter; `from` 1970-01-01 means every event."
+            raise ma.ValidationError(msg)
+
+
+class BulkReplayRequestSchema(BulkRequestSchema):
+    """Which events to replay, and how fast."""
+
+    per_second = fields.Float(
+        validate=validate.Range(0, 100_000),
+        allow_nan=False,
+        metadata={
+            "description": "How many become due in a second, so that new events get their turn;"
+            " 0 for all at once. Default: half of WDS_RATE_LIMIT."
+        },
+    )
+
+
+class ChangedSchema(ma.Schema):
+    """What became of an instruction for one event."""
+
+    id = fields.String()
+    status = fields.String(metadata={"description": "The event's status now."})
+    request_id = fields.String()
+    repeated = fields.Boolean(metadata={"description": "It was done by an earlier request."})
+    cancelling = fields.Boolean(
+        metadata={"description": "The attempt under way goes on; nothing comes after it."}
+    )
+
+
+class DryRunSchema(ma.Schema):
+    """How many events are meant."""
+
+    action = fields.String(validate=validate.OneOf([str(action) for action in Action]))
+    dry_run = fields.Boolean()
+    matched = fields.Integer()
+    by_status = fields.Dict(keys=fields.String(), values=fields.Integer())
+
+
+class BulkSchema(ma.Schema):
+    """A bulk action and how far it is."""
+
+    request_id = fields.String()
+    action = fields.String(validate=validate.OneOf([str(action) for action in Action]))
+    state = fields.String(validate=validate.OneOf(STATES))
+    stop_requested = fields.Boolean()
+    failure = fields.String(allow_none=True)
+    by = fields.String()
+    remote = fields.String()
+    reason = fields.String(allow_none=True)
+    filters = fields.Nested(FilterSchema)
+    limit = fields.Integer(allow_none=True)
+    per_second = fields.Float(allow_none=True)
+    matched = fields.Integer(
+        allow_none=True,
+        metadata={"description": "Events that matched at its start; null if that took too long."},
+    )
+    examined = fields.Integer(metadata={"description": "Events looked at."})
+    changed = fields.Integer(metadata={"description": "Events replayed or cancelled."})
+    skipped = fields.Integer(
+        metadata={"description": "Events looked at to which there was nothing to do then."}
+    )
+    started_at = fields.DateTime()
+    finished_at = fields.DateTime(allow_none=True)
+
+
+class BulkListSchema(ma.Schema):
+    """The latest bulk actions, newest first."""
+
+    bulk_actions = fields.List(fields.Nested(BulkSchema))

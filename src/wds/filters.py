@@ -1,0 +1,200 @@
+"""Which events operators mean: filters, orders, cursor positions and counts, as plain data. Pure.
+
+What must stay true: a page, its counts, an export and a bulk action under the same filters mean
+the same events, because all of them begin with `match`. Every filter but the idempotency key is
+on a field that `queries.COVERING_INDEX` holds, so that counting reads no document.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pymongo import ASCENDING, DESCENDING
+
+from wds.hours import MAX_EVENT_TYPES
+from wds.model import ID_LENGTH
+from wds.queries import COVERING_INDEX, KEY_INDEX
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from wds.queries import Document
+
+_FIRST_INSTANT = datetime(1, 1, 1, tzinfo=UTC)
+
+Order = list[tuple[str, int]]
+"""Fields to sort by, each with its direction; always ends with `_id`, so it is total."""
+
+SORTS: Mapping[str, Order] = {
+    "-received_at": [("received_at", DESCENDING), ("_id", DESCENDING)],
+    "received_at": [("received_at", ASCENDING), ("_id", ASCENDING)],
+    "-attempt_count": [
+        ("attempt_count", DESCENDING),
+        ("received_at", DESCENDING),
+        ("_id", DESCENDING),
+    ],
+    "attempt_count": [("attempt_count", ASCENDING), ("received_at", ASCENDING), ("_id", ASCENDING)],
+}
+"""Name in a request -> order. `-` is descending, as in JSON:API."""
+NEWEST_FIRST = "-received_at"
+OLDEST_FIRST = "received_at"
+
+TELLING_PREFIX = 5
+"""From this many characters on, an id prefix leaves at most a millionth of the derived ids."""
+
+KEPT: Mapping[str, str] = {
+    "status": "statuses",
+    "event_type": "event_types",
+    "from_": "received_from",
+    "to": "received_to",
+}
+"""Filters by which counts are kept (`rollups`), and what they are called there."""
+
+
+class Position(NamedTuple):
+    """A place in any of the orders: the last event that was seen."""
+
+    received_at: datetime
+    event_id: str
+    attempt_count: int = 0
+
+
+def position_of(event: Document) -> Position:
+    """Return the place of an event, as stored or as projected."""
+    return Position(event["received_at"], event["_id"], event["attempt_count"])
+
+
+def match(
+    *,
+    status: Sequence[str] = (),
+    event_type: Sequence[str] = (),
+    source: Sequence[str] = (),
+    destination: Sequence[str] = (),
+    last_status_code: Sequence[int] = (),
+    idempotency_key: str | None = None,
+    id_prefix: str | None = None,
+    min_attempts: int = 0,
+    from_: datetime | None = None,
+    to: datetime | None = None,
+) -> Document:
+    """Match events by the operators' filters, all of which must hold.
+
+    Of several values one must fit. `from_` is inclusive, `to` exclusive; `id_prefix` is
+    lower-case hex; `last_status_code` 0 means that the last attempt got no answer.
+    """
+    several = {
+        "status": status,
+        "event_type": event_type,
+        "source": source,
+        "destination": destination,
+        "last_status_code": last_status_code,
+    }
+    wanted: Document = {name: {"$in": list(values)} for name, values in several.items() if values}
+    if idempotency_key is not None:
+        wanted["idempotency_key"] = idempotency_key
+    if id_prefix:
+        # All ids are hex, so none lies between the prefix followed by g and the next prefix.
+        wanted["_id"] = {"$gte": id_prefix, "$lt": f"{id_prefix}g"}
+    if min_attempts:
+        wanted["attempt_count"] = {"$gte": min_attempts}
+    # Always a bound on the covering index's first field: without one the planner reads documents.
+    received: Document = {"$gte": from_ or _FIRST_INSTANT}
+    if to is not None:
+        received["$lt"] = to
+    wanted["received_at"] = received
+    return wanted
+
+
+def kept(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return filters, all of them in `KEPT`, as `rollups` takes them."""
+    return {KEPT[name]: value for name, value in given.items()}
+
+
+def narrowed(wanted: Document, *more: Document) -> Document:
+    """Return `wanted` with further conditions, each of which must hold as well."""
+    return {**wanted, "$and": [*wanted.get("$and", []), *more]}
+
+
+def after(wanted: Document, order: Order, position: Position) -> Document:
+    """Narrow `wanted` to what follows `position` in `order`."""
+    values = {
+        "received_at": position.received_at,
+        "_id": position.event_id,
+        "attempt_count": position.attempt_count,
+    }
+    follows = [
+        {
+            **{name: values[name] for name, _ in order[:place]},
+            field: {_beyond(direction): values[field]},
+        }
+        for place, (field, direction) in enumerate(order)
+    ]
+    first, direction = order[0]
+    # Implied by the rest; said first, it bounds the index.
+    bound = {first: {f"{_beyond(direction)}e": values[first]}}
+    return narrowed(wanted, bound, {"$or": follows})
+
+
+def _beyond(direction: int) -> str:
+    return "$gt" if direction == ASCENDING else "$lt"
+
+
+def hint(wanted: Document) -> str:
+    """Return the index to count the matched events by; the planner alone would read documents."""
+    if "idempotency_key" in wanted:
+        return KEY_INDEX
+    prefix = wanted.get("_id", {}).get("$gte", "")
+    return "_id_" if len(prefix) >= TELLING_PREFIX else COVERING_INDEX
+
+
+def page_ids(wanted: Document, order: Order, skip: int, limit: int) -> list[Document]:
+    """List the places of a page in an order that no index has, from `hint`'s index alone."""
+    return [
+        {"$match": wanted},
+        {"$project": {"_id": 1, "received_at": 1, "attempt_count": 1}},
+        {"$sort": dict(order)},
+        *([{"$skip": skip}] if skip else []),
+        {"$limit": limit},
+    ]
+
+
+def counts(wanted: Document) -> list[Document]:
+    """Count the matched events by status, type and hour at once, so that all totals agree.
+
+    To be run with `hint`.
+    """
+    return [
+        {"$match": wanted},
+        {"$project": {"_id": 0, "status": 1, "event_type": 1, "received_at": 1}},
+        {
+            "$group": {
+                "_id": {
+                    "status": "$status",
+                    "event_type": "$event_type",
+                    "hour": {"$dateTrunc": {"date": "$received_at", "unit": "hour"}},
+                },
+                "count": {"$sum": 1},
+            }
+        },
+        {
+            "$facet": {
+                "by_status": _sums("$_id.status"),
+                "by_event_type": [
+                    *_sums({"$ifNull": ["$_id.event_type", ""]}),
+                    {"$sort": {"count": DESCENDING, "_id": ASCENDING}},
+                    {"$limit": MAX_EVENT_TYPES},
+                ],
+                "histogram": [*_sums("$_id.hour"), {"$sort": {"_id": ASCENDING}}],
+            }
+        },
+    ]
+
+
+def _sums(key: object) -> list[Document]:
+    return [{"$group": {"_id": key, "count": {"$sum": "$count"}}}]
+
+
+def is_id_prefix(text: str) -> bool:
+    """Tell whether event ids can begin with `text`."""
+    return 0 < len(text) <= ID_LENGTH and all(each in "0123456789abcdef" for each in text)

@@ -1,0 +1,309 @@
+"""The operators' routes that change events: replay and cancel, one event or all that match.
+
+Every request has an id, the caller's or a new one, under which it may be repeated: what it did
+is not done again, and the answer says so.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from wds import action_schemas, actions, filters, metrics, schemas
+from wds.bulk import Verdict, matching
+from wds.envelope import json_answer
+from wds.errors import Detail, Refusal, StoreUnavailableError
+from wds.model import Action, Instruction, is_label
+from wds.openapi import Operation, header
+from wds.payload import parse_request
+from wds.search import instant
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    import marshmallow as ma
+    from aiohttp import web
+
+    from wds.config import Settings
+    from wds.queries import Document
+    from wds.store import Store
+
+log = structlog.get_logger(__name__)
+
+REFUSED: Mapping[Verdict, tuple[str, str]] = {
+    Verdict.LEASED: ("in_delivery", "an attempt is under way; replay it when that is over"),
+    Verdict.WAITING: ("already_waiting", "it waits for an attempt, with the whole schedule ahead"),
+    Verdict.FINAL: ("already_final", "the event is final; there is nothing to cancel"),
+    Verdict.CANCELLING: ("already_cancelled", "it ends with the attempt that is under way"),
+    Verdict.FULL: ("no_room", "its payload and past attempts leave no room for further ones"),
+}
+"""Verdict -> code and message of the 409."""
+
+
+class Operate:
+    """Handlers over one store; `wake` is called when a bulk action was written down."""
+
+    def __init__(self, settings: Settings, store: Store, wake: Callable[[], None]) -> None:
+        """Take the store to change."""
+        self._store = store
+        self._wake = wake
+        # Half of the limit is left to what arrives meanwhile.
+        self._per_second = settings.rate_limit / 2 or None
+
+    async def replay(self, request: web.Request) -> web.Response:
+        """Deliver an event again, with the full retry schedule.
+
+        It is due at once. Its earlier attempts stay on record, and who asked and when is added to
+        its `history`. A final event is replayed whatever its outcome; one that waits after a
+        failure is tried now. One that is being delivered just now is left alone: 409.
+        """
+        return await self._one(request, Action.REPLAY)
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        """Stop retrying an event.
+
+        It ends as FAILED_PERMANENTLY; a replay of a delivered event that was not attempted yet
+        goes back to DELIVERED. If an attempt is under way that is not cut short (`cancelling`):
+        the event ends with its outcome.
+        """
+        return await self._one(request, Action.CANCEL)
+
+    async def _one(self, request: web.Request, action: Action) -> web.Response:
+        given = await _load(request, action_schemas.InstructionSchema())
+        instruction = _instruction(request, action, given)
+        changed = await self._store.bulk.one(request.match_info["id"], instruction)
+        if changed is None:
+            raise Refusal(404, "not_found", "no event has this id")
+        if changed.verdict in REFUSED:
+            raise Refusal(409, *REFUSED[changed.verdict])
+        repeated = changed.verdict is Verdict.REPEATED
+        if not repeated:
+            metrics.EVENTS_CHANGED.labels(action).inc()
+        answer = {
+            "id": changed.event["_id"],
+            "status": changed.event["status"],
+            "request_id": instruction.request_id,
+            "repeated": repeated,
+            "cancelling": "cancelling" in changed.event,
+        }
+        return json_answer(answer, 200 if repeated else 202)
+
+    async def replay_all(self, request: web.Request) -> web.Response:
+        """Replay every event that matches, oldest first, in the background.
+
+        The answer is the bulk action; ask for it again under its `request_id` to see how far it
+        is. It survives the death of any process. Events never attempted or being delivered just
+        now are left alone, and so is whatever arrives after the request. With `dry_run`, nothing
+        is done and the answer says how many are meant.
+        """
+        return await self._bulk(request, Action.REPLAY, action_schemas.BulkReplayRequestSchema())
+
+    async def cancel_all(self, request: web.Request) -> web.Response:
+        """Stop retrying every event that matches, in the background, like a bulk replay."""
+        return await self._bulk(request, Action.CANCEL, action_schemas.BulkRequestSchema())
+
+    async def _bulk(self, request: web.Request, action: Action, schema: ma.Schema) -> web.Response:
+        body = parse_request(await request.read() or b"{}")
+        given = schemas.load(schema, body)
+        wanted = json.dumps({name: body[name] for name in _FILTERS if name in body}, sort_keys=True)
+        if given["dry_run"]:
+            by_status = await self._by_status(action, given, wanted)
+            matched = sum(by_status.values())
+            return json_answer(
+                {"action": action, "dry_run": True, "matched": matched, "by_status": by_status}
+            )
+        instruction = _instruction(request, action, given)
+        known = await self._store.bulk.get(instruction.request_id)
+        if known is None:
+            pace = given.get("per_second", self._per_second)
+            known, new = await self._store.bulk.start(
+                instruction,
+                wanted=wanted,
+                limit=given.get("limit"),
+                per_second=pace if action is Action.REPLAY else None,
+                matched=await self._matched(action, given, wanted),
+            )
+        else:
+            new = False
+        if (known["action"], known["filters"], known["limit"]) != (
+            action,
+            wanted,
+            given.get("limit"),
+        ):
+            raise Refusal(
+                409,
+                "idempotency_conflict",
+                "this request id belongs to another bulk action",
+                (Detail("request_id", "use another one, or send the same request"),),
+            )
+        self._wake()
+        return json_answer(bulk_json(known), 202 if new else 200)
+
+    async def _by_status(
+        self, action: Action, given: Mapping[str, Any], wanted: str
+    ) -> dict[str, int]:
+        """Count the events that a bulk action is about now, by status."""
+        now = await self._store.now()
+        chosen = schemas.filters_of(given)
+        if chosen.keys() <= filters.KEPT.keys():
+            statuses = set(chosen.get("status", actions.AFFECTED[action]))
+            chosen["status"] = sorted(statuses & set(actions.AFFECTED[action]))
+            if not chosen["status"]:
+                return {}
+            chosen["to"] = min(chosen.get("to", now), now)
+            counts = await self._store.rollups.counts(**filters.kept(chosen))
+        else:
+            counts = await self._store.archive.counts(matching(action, wanted, now))
+        return {each["_id"]: each["count"] for each in counts["by_status"]}
+
+    async def _matched(self, action: Action, given: Mapping[str, Any], wanted: str) -> int | None:
+        """Count likewise; None where counting takes too long, which must not hold the rest up."""
+        try:
+            return sum((await self._by_status(action, given, wanted)).values())
+        except StoreUnavailableError as error:
+            log.warning("bulk_action_not_counted", cause=str(error))
+            return None
+
+    async def bulk(self, request: web.Request) -> web.Response:
+        """Show a bulk action and how far it is."""
+        return json_answer(bulk_json(_found(await self._store.bulk.get(_request_id(request)))))
+
+    async def bulks(self, _request: web.Request) -> web.Response:
+        """List the latest bulk actions, newest first."""
+        found = await self._store.bulk.recent()
+        return json_answer({"bulk_actions": [bulk_json(each) for each in found]})
+
+    async def stop(self, request: web.Request) -> web.Response:
+        """Stop a bulk action after the chunk under way; what it has changed stays so."""
+        return json_answer(bulk_json(_found(await self._store.bulk.stop(_request_id(request)))))
+
+
+_FILTERS = [
+    field.data_key or name
+    for name, field in schemas.FilterSchema._declared_fields.items()  # noqa: SLF001 - has no other way
+]
+
+
+async def _load(request: web.Request, schema: ma.Schema) -> dict[str, Any]:
+    return schemas.load(schema, parse_request(await request.read() or b"{}"))
+
+
+def _instruction(request: web.Request, action: Action, given: Mapping[str, Any]) -> Instruction:
+    request_id = given.get("request_id", request.headers.get("Idempotency-Key"))
+    if request_id is None:
+        request_id = secrets.token_hex(16)
+    if not is_label(request_id):
+        problem = Detail("Idempotency-Key", "must be 1 to 255 printable characters")
+        raise Refusal(422, "invalid_request", "the request has the wrong shape", (problem,))
+    remote = request.remote or "unknown"
+    return Instruction(action, request_id, given.get("by", remote), remote, given.get("reason"))
+
+
+def _request_id(request: web.Request) -> str:
+    return request.match_info["request_id"]
+
+
+def _found(document: Document | None) -> Document:
+    if document is None:
+        raise Refusal(404, "not_found", "no bulk action has this request id")
+    return document
+
+
+def bulk_json(document: Document) -> dict[str, Any]:
+    """Return a bulk action as it is shown to operators."""
+    as_it_is = ("action", "state", "by", "remote", "reason", "limit", "per_second", "matched")
+    return {
+        "request_id": document["_id"],
+        **{name: document[name] for name in as_it_is},
+        "examined": document["examined"],
+        "changed": document["changed"],
+        "skipped": document["examined"] - document["changed"],
+        "stop_requested": document.get("stop_requested", False),
+        "failure": document.get("failure"),
+        "filters": json.loads(document["filters"]),
+        "started_at": instant(document["started_at"]),
+        "finished_at": instant(document.get("finished_at")),
+    }
+
+
+_KEY = header("Idempotency-Key", "Makes the request repeatable, unless the body has a request_id")
+_GUARDED = (401, 403, 429, 503)
+
+
+def operations(operate: Operate) -> list[Operation]:
+    """Return the routes that change events."""
+
+    def one(action: str, handler: Callable[[web.Request], Awaitable[web.Response]]) -> Operation:
+        return Operation(
+            "POST",
+            f"/webhooks/events/{{id}}/{action}",
+            handler,
+            f"{action.capitalize()} an event",
+            "operate",
+            {
+                202: ("Done", action_schemas.ChangedSchema),
+                200: ("Done before, under this request id", action_schemas.ChangedSchema),
+            },
+            (400, 404, 409, 413, 422, *_GUARDED),
+            body=action_schemas.InstructionSchema,
+            parameters=(_KEY,),
+        )
+
+    def many(
+        action: str,
+        handler: Callable[[web.Request], Awaitable[web.Response]],
+        body: type[ma.Schema],
+    ) -> Operation:
+        return Operation(
+            "POST",
+            f"/webhooks/{action}",
+            handler,
+            f"{action.capitalize()} all events that match",
+            "operate",
+            {
+                202: ("Begun", action_schemas.BulkSchema),
+                200: ("Begun before; or, with `dry_run`, a DryRun", action_schemas.BulkSchema),
+            },
+            (400, 409, 413, 422, *_GUARDED),
+            body=body,
+            parameters=(_KEY,),
+        )
+
+    bulk = "/webhooks/bulk"
+    shown = {200: ("The bulk action", action_schemas.BulkSchema)}
+    return [
+        one("replay", operate.replay),
+        one("cancel", operate.cancel),
+        many("replay", operate.replay_all, action_schemas.BulkReplayRequestSchema),
+        many("cancel", operate.cancel_all, action_schemas.BulkRequestSchema),
+        Operation(
+            "GET",
+            bulk,
+            operate.bulks,
+            "List bulk actions",
+            "operate",
+            {200: ("The latest", action_schemas.BulkListSchema)},
+            _GUARDED,
+        ),
+        Operation(
+            "GET",
+            f"{bulk}/{{request_id}}",
+            operate.bulk,
+            "Show a bulk action",
+            "operate",
+            shown,
+            (404, *_GUARDED),
+        ),
+        Operation(
+            "POST",
+            f"{bulk}/{{request_id}}/stop",
+            operate.stop,
+            "Stop a bulk action",
+            "operate",
+            shown,
+            (404, *_GUARDED),
+        ),
+    ]

@@ -1,0 +1,319 @@
+"""The operators' commands: search, replay and cancel, over HTTP, as any other client.
+
+What is for pipes goes to standard output, all else to standard error. A bulk action belongs to the
+service: when the command is interrupted, it goes on, and the same request id follows it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import sys
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import aiohttp
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+from tenacity import (
+    AsyncRetrying,
+    RetryError,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_exponential_jitter,
+)
+
+from wds.errors import WdsError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from wds.model import Action
+
+TRIES = 6
+LOOK_EVERY_S = 0.5
+PIPE_COLUMNS = 240
+"""Width of a table that goes into a pipe, where nobody's window is narrow."""
+_COME_BACK = {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}
+_STYLES = {"DELIVERED": "green", "FAILED_PERMANENTLY": "red", "DELIVERING": "yellow"}
+
+
+class RemoteError(WdsError):
+    """The service refused, or does not answer; the message says why."""
+
+
+class _ComeBackError(Exception):
+    """The service cannot answer now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which service, and the token that opens it, if it has one."""
+
+    url: str
+    token: str | None
+
+
+class Service:
+    """Asks one service. Every request is safe to repeat, so what fails on the way is repeated."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        """`url` is where the ingest service is, without a path."""
+        self._session = session
+        self._url = url.rstrip("/")
+
+    async def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - JSON
+        """Return the JSON that is answered.
+
+        Raises:
+            RemoteError: with the service's own reason.
+        """
+
+        async def once() -> Any:  # noqa: ANN401
+            async with self._session.request(method, self._url + path, json=body) as response:
+                if response.status in _COME_BACK:
+                    raise _ComeBackError(await _reason(response))
+                if response.status >= HTTPStatus.BAD_REQUEST:
+                    raise RemoteError(await _reason(response))
+                return await response.json(content_type=None)
+
+        patiently = AsyncRetrying(
+            retry=retry_if_exception_type((_ComeBackError, aiohttp.ClientError, TimeoutError)),
+            stop=stop_after_attempt(TRIES),
+            wait=wait_exponential_jitter(initial=0.2, max=5),
+        )
+        try:
+            return await patiently(once)
+        except RetryError as error:
+            cause = error.last_attempt.exception()
+            msg = f"{self._url} does not answer: {cause or type(cause).__name__}"
+            raise RemoteError(msg) from cause
+
+    async def lines(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[bytes]:
+        """Yield the lines that are answered.
+
+        Raises:
+            RemoteError: with the service's own reason, or because not all of it came.
+        """
+        try:
+            async with self._session.post(self._url + path, json=body) as response:
+                if response.status >= HTTPStatus.BAD_REQUEST:
+                    raise RemoteError(await _reason(response))
+                buffer = b""
+                async for chunk in response.content.iter_any():
+                    *whole, buffer = (buffer + chunk).split(b"\n")
+                    for line in whole:
+                        yield line
+        except (aiohttp.ClientError, TimeoutError) as error:
+            msg = f"the answer of {self._url} ended early: {error or type(error).__name__}"
+            raise RemoteError(msg) from error
+
+
+@asynccontextmanager
+async def connected(target: Target) -> AsyncIterator[Service]:
+    """Give a service to ask inside the block."""
+    headers = {} if target.token is None else {"Authorization": f"Bearer {target.token}"}
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
+    async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
+        yield Service(session, target.url)
+
+
+async def _reason(response: aiohttp.ClientResponse) -> str:
+    try:
+        error = (await response.json(content_type=None))["error"]
+        details = "; ".join(f"{each['field']}: {each['message']}" for each in error["details"])
+        return f"{response.status} {error['code']}: {details or error['message']}"
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {response.status} without a reason: is this a wds ingest service?"
+
+
+# -- search ----------------------------------------------------------------------------------
+
+
+async def search(
+    target: Target,
+    filters: Mapping[str, Any],
+    *,
+    sort: str,
+    limit: int | None,
+    payload: bool,
+    as_table: bool,
+) -> int:
+    """Print what matches: a table with totals, or an event a line as JSON; `limit` None is all.
+
+    Raises:
+        RemoteError: nothing, or not all, was printed.
+    """
+    async with connected(target) as service:
+        if as_table:
+            asked = {**filters, "sort": sort, "limit": limit or 50}
+            answer = await service.ask("POST", "/webhooks/search", asked)
+            _print_table(answer)
+            return 0
+        asked = {**filters, "sort": sort, "include_payload": payload}
+        try:
+            if limit is None:
+                async for line in service.lines("/webhooks/export", asked):
+                    sys.stdout.buffer.write(line + b"\n")
+            else:
+                await _print_lines(service, asked, limit)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # `| head` has seen enough. What is left in the buffer must go nowhere at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+async def _print_lines(service: Service, asked: Mapping[str, Any], limit: int) -> None:
+    more: dict[str, Any] = {}
+    while limit:
+        page = {**asked, **more, "limit": min(limit, 500), "aggregations": False}
+        answer = await service.ask("POST", "/webhooks/search", page)
+        for event in answer["events"]:
+            sys.stdout.write(json.dumps(event, separators=(",", ":"), ensure_ascii=False) + "\n")
+        limit -= len(answer["events"])
+        if answer["next_cursor"] is None:
+            break
+        more = {"cursor": answer["next_cursor"]}
+
+
+def _print_table(answer: Mapping[str, Any]) -> None:
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=PIPE_COLUMNS)
+    table = Table(box=None, pad_edge=False)
+    for name in ("received (UTC)", "id", "type", "status", "attempts", "last answer"):
+        table.add_column(name, no_wrap=name in {"received (UTC)", "id", "status"}, overflow="fold")
+    for event in answer["events"]:
+        last = event["attempts"][-1] if event["attempts"] else None
+        said = "" if last is None else str(last["status_code"] or last["error"])
+        # As Text: what senders and downstreams wrote is shown, never taken for markup.
+        table.add_row(
+            Text(event["received_at"][:19].replace("T", " ")),
+            Text(event["id"]),
+            Text(event["event_type"] or ""),
+            Text(event["status"], style=_STYLES.get(event["status"], "cyan")),
+            str(event["attempt_count"]),
+            Text(said),
+        )
+    console.print(table)
+    by_status = answer["aggregations"]["by_status"]
+    counts = ", ".join(f"{count:,} {name}" for name, count in by_status.items() if count)
+    shown = len(answer["events"])
+    console.print(f"{shown:,} of {answer['total']:,} shown" + (f": {counts}" if counts else ""))
+
+
+# -- replay and cancel -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is to be done to which events, and how."""
+
+    action: Action
+    ids: Sequence[str]
+    filters: Mapping[str, Any]
+    instruction: Mapping[str, Any]
+    extras: Mapping[str, Any]
+    dry_run: bool = False
+    confirmed: bool = False
+
+
+async def change(target: Target, wanted: Change) -> int:
+    """Replay or cancel; return the exit status: 0 if all of it was done, else 1.
+
+    Raises:
+        RemoteError: the service refused the whole.
+    """
+    async with connected(target) as service:
+        if wanted.ids:
+            return await _change_each(service, wanted)
+        return await _change_all(service, wanted)
+
+
+async def _change_each(service: Service, wanted: Change) -> int:
+    failed = 0
+    instruction = {"request_id": secrets.token_hex(16), **wanted.instruction}
+    for event_id in wanted.ids:
+        path = f"/webhooks/events/{quote(event_id, safe='')}/{wanted.action}"
+        try:
+            answer = await service.ask("POST", path, instruction)
+        except RemoteError as error:
+            failed += 1
+            print(f"{event_id} {error}", file=sys.stderr)
+            continue
+        said = "ends with the attempt under way" if answer["cancelling"] else answer["status"]
+        print(f"{event_id} {said}")
+    return 1 if failed else 0
+
+
+async def _change_all(service: Service, wanted: Change) -> int:
+    console = Console(stderr=True)
+    path = f"/webhooks/{wanted.action}"
+    asked = {**wanted.filters, **wanted.instruction, **wanted.extras}
+    if wanted.dry_run or not wanted.confirmed:
+        counted = await service.ask("POST", path, {**asked, "dry_run": True})
+        console.print(_counted(counted, wanted))
+        if wanted.dry_run:
+            return 0
+        if not await _confirmed(f"{wanted.action} them? [y/N] "):
+            console.print("nothing was done")
+            return 1
+    asked.setdefault("request_id", secrets.token_hex(16))
+    begun = await service.ask("POST", path, asked)
+    console.print(f"request id {begun['request_id']}", highlight=False)
+    return await _follow(service, begun, console)
+
+
+def _counted(answer: Mapping[str, Any], wanted: Change) -> str:
+    counts = ", ".join(f"{count:,} {name}" for name, count in answer["by_status"].items())
+    text = f"{answer['matched']:,} events match" + (f": {counts}" if counts else "")
+    limit = wanted.extras.get("limit")
+    return text if limit is None else f"{text}; at most {limit:,} of them, the oldest first"
+
+
+async def _confirmed(question: str) -> bool:
+    if not sys.stdin.isatty():
+        msg = "not a terminal to ask: add --yes to go ahead, or --dry-run to count"
+        raise RemoteError(msg)
+    answer = await asyncio.to_thread(input, question)
+    return answer.strip().lower() in {"y", "yes"}
+
+
+async def _follow(service: Service, begun: Mapping[str, Any], console: Console) -> int:
+    """Show how a bulk action goes until it ends."""
+    bar = Progress(
+        TextColumn(begun["action"]),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    known = [count for count in (begun["matched"], begun["limit"]) if count is not None]
+    total = min(known, default=None)
+    path = f"/webhooks/bulk/{quote(begun['request_id'], safe='')}"
+    seen = begun
+    try:
+        with bar:
+            task = bar.add_task("", total=total)
+            while seen["state"] == "running":
+                await asyncio.sleep(LOOK_EVERY_S)
+                seen = await service.ask("GET", path)
+                bar.update(
+                    task,
+                    completed=seen["examined"],
+                    total=total and max(total, seen["examined"]),
+                )
+    except asyncio.CancelledError:
+        console.print("it goes on without this command; the same --request-id follows it again")
+        raise
+    print(f"{seen['state']}: {seen['changed']:,} changed, {seen['skipped']:,} skipped")
+    return 0 if seen["state"] == "done" else 1

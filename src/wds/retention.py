@@ -1,0 +1,79 @@
+"""How long finished events are kept: an index by which MongoDB itself deletes them.
+
+One thread of the primary does it, so replicas have nothing to agree on, and it looks at each event
+again as it deletes it: one that was replayed meanwhile has no `finished_at` and stays.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+from pymongo.errors import OperationFailure
+
+from wds import queries
+from wds.mongo import FOREVER
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from wds.mongo import Connection
+
+log = structlog.get_logger(__name__)
+
+DAY_S = 24 * 3600
+# https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml
+_NO_SUCH_COLLECTION, _NO_SUCH_INDEX, _OTHER_OPTIONS = 26, 27, 85
+
+
+async def apply(
+    mongo: Connection, after_s: int | None, changing: Callable[[], Awaitable[None]]
+) -> None:
+    """Have finished events deleted after so many seconds; None keeps them for ever.
+
+    Whatever was set before is replaced. Any number of processes may do this at once; if they
+    differ, the last one decides. `changing` is awaited before and after a change, none without.
+    """
+    if await mongo.try_for(FOREVER, lambda: _current(mongo)) == after_s:
+        return
+    await changing()
+    await mongo.try_for(FOREVER, lambda: _apply(mongo, after_s))
+    await changing()
+    log.info("retention_changed", days=None if after_s is None else after_s / DAY_S)
+
+
+async def _current(mongo: Connection) -> int | None:
+    """Return after how many seconds events are deleted now, None for never."""
+    indexes = await mongo.db[queries.EVENTS].index_information()
+    index = indexes.get(queries.RETENTION_INDEX)
+    return None if index is None else int(index["expireAfterSeconds"])
+
+
+async def _apply(mongo: Connection, after_s: int | None) -> None:
+    events = mongo.db[queries.EVENTS]
+    while True:
+        try:
+            if after_s is None:
+                await events.drop_index(queries.RETENTION_INDEX)
+            else:
+                await events.create_indexes([queries.retention_index(after_s)])
+        except OperationFailure as error:
+            if after_s is None and error.code in {_NO_SUCH_INDEX, _NO_SUCH_COLLECTION}:
+                return
+            if after_s is None or error.code != _OTHER_OPTIONS:
+                raise
+            if not await _change(mongo, after_s):
+                continue  # another process has removed it meanwhile
+        return
+
+
+async def _change(mongo: Connection, after_s: int) -> bool:
+    """Set another age in the index that is there; False if it is not there any more."""
+    index = {"name": queries.RETENTION_INDEX, "expireAfterSeconds": after_s}
+    try:
+        await mongo.db.command("collMod", queries.EVENTS, index=index)
+    except OperationFailure as error:
+        if error.code != _NO_SUCH_INDEX:
+            raise
+        return False
+    return True

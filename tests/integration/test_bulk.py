@@ -1,0 +1,184 @@
+"""A bulk action survives the death of whoever works on it, at whichever write it comes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support import new_event
+from wds import actions
+from wds.bulk import Bulk
+from wds.bulk_worker import BulkWorker
+from wds.model import Action, Instruction
+
+EVENTS, LIMIT, CHUNK = 10, 8, 3
+REPLAY = Instruction(Action.REPLAY, "r", "ann", "127.0.0.1")
+FILTERS = '{"status": "FAILED_PERMANENTLY"}'
+
+
+class DeathError(Exception):
+    """The process is gone."""
+
+
+class Mortal:
+    """Lets the calls to MongoDB through, until one: dies before it is made or after it is done."""
+
+    def __init__(self, try_for, calls, *, answered):
+        self._try_for = try_for
+        self._left = calls
+        self._answered = answered
+
+    async def __call__(self, budget_s, call):
+        self._left -= 1
+        if self._left == 0 and not self._answered:
+            raise DeathError
+        result = await self._try_for(budget_s, call)
+        if self._left == 0:
+            raise DeathError
+        return result
+
+
+@pytest.fixture
+async def failed(store, db, monkeypatch):
+    """Make events that failed for good; a bulk replay takes three at a time."""
+    monkeypatch.setattr("wds.bulk.CHUNK", CHUNK)
+    ids = []
+    for _ in range(EVENTS):
+        event = new_event()
+        await store.insert([event])
+        ids.append(event.id)
+    await fail_all(db)
+    return ids
+
+
+async def fail_all(db):
+    """Have every live event fail for good, as a fast dispatcher would."""
+    attempt = {"attempt_number": 1, "success": False, "outcome": "failure"}
+    await db.events.update_many(
+        {"next_attempt_at": {"$exists": True}},
+        {
+            "$push": {"attempts": attempt},
+            "$set": {"status": "FAILED_PERMANENTLY"},
+            "$inc": {"attempt_count": 1},
+            "$currentDate": {"finished_at": True},
+            "$unset": {"next_attempt_at": ""},
+        },
+    )
+
+
+async def begin(store, limit=LIMIT):
+    return await store.bulk.start(
+        REPLAY, wanted=FILTERS, limit=limit, per_second=None, matched=EVENTS
+    )
+
+
+async def work(bulk):
+    """Work on what is free to its end, with no patience between chunks."""
+    taken = await bulk.take("w")
+    while taken is not None and await bulk.step(taken):
+        pass
+
+
+async def expire(db):
+    await db.bulk_actions.update_many(
+        {"lease": {"$exists": True}}, [{"$set": {"lease.until": {"$subtract": ["$$NOW", 1]}}}]
+    )
+
+
+async def histories(db, ids):
+    found = [await db.events.find_one({"_id": each}) for each in ids]
+    return [len(each.get("history", [])) for each in found]
+
+
+# A whole run makes about 6 calls a chunk and 3 chunks; the last cases die in none of them.
+@pytest.mark.parametrize("answered", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("calls", range(1, 24))
+async def test_wherever_its_worker_dies_every_event_is_replayed_once_and_none_past_the_limit(
+    store, db, failed, calls, answered
+):
+    await begin(store)
+    mortal = Bulk(store._mongo, store.rollups)
+    mortal._try_for = Mortal(mortal._try_for, calls, answered=answered)
+    try:
+        await work(mortal)
+    except DeathError:
+        # What was replayed fails again meanwhile, and fits the filters once more.
+        await fail_all(db)
+        await expire(db)
+        await work(store.bulk)
+    done = await store.bulk.get("r")
+
+    assert (done["state"], done["examined"], done["changed"]) == ("done", LIMIT, LIMIT)
+    assert await histories(db, failed) == [1] * LIMIT + [0] * (EVENTS - LIMIT)
+
+
+async def test_control_unless_the_chunk_is_written_down_first_a_death_leads_past_the_limit(
+    store, db, failed
+):
+    """Plan in memory only, and die after the events were changed."""
+    await begin(store)
+    mortal = Bulk(store._mongo, store.rollups)
+    mortal._try_for = Mortal(mortal._try_for, 5, answered=True)
+
+    async def plan_in_memory(taken):
+        taken.document["chunk"] = await mortal._next_chunk(taken.document)
+        await mortal._carry_out(taken.document)
+
+    taken = await mortal.take("w")
+    with pytest.raises(DeathError):
+        await plan_in_memory(taken)
+    await expire(db)
+    await work(store.bulk)
+
+    assert sum(await histories(db, failed)) > LIMIT
+
+
+async def test_a_worker_that_wakes_up_late_changes_nothing(store, db, failed):
+    await begin(store, limit=None)
+    slow = await store.bulk.take("slow")
+    assert await store.bulk.step(slow)
+    await expire(db)
+    quick = await store.bulk.take("quick")
+    assert await store.bulk.step(quick)
+    before = await db.bulk_actions.find_one({})
+
+    assert not await store.bulk.step(slow)
+    assert await db.bulk_actions.find_one({}) == before
+    assert await histories(db, failed) == [1] * 6 + [0] * 4
+
+
+async def test_what_is_being_worked_on_is_not_taken_twice(store, failed):
+    assert failed
+    await begin(store)
+    assert await store.bulk.take("a") is not None
+    assert await store.bulk.take("b") is None
+
+
+async def test_one_that_cannot_be_carried_out_ends_and_does_not_keep_others_waiting(
+    store, db, failed
+):
+    await db.bulk_actions.insert_one(
+        actions.new_bulk(
+            Instruction(Action.REPLAY, "broken", "ann", "127.0.0.1"),
+            filters="not JSON",
+            limit=None,
+            per_second=None,
+            matched=0,
+            now=await store.now(),
+        )
+    )
+    await begin(store)
+    worker = BulkWorker(store.bulk, owner="w")
+    while await worker.run_once():
+        pass
+
+    broken, done = await store.bulk.get("broken"), await store.bulk.get("r")
+    assert (broken["state"], broken["failure"]) == ("failed", "JSONDecodeError")
+    assert done["state"] == "done"
+    assert sum(await histories(db, failed)) == LIMIT
+
+
+async def test_finished_bulk_actions_are_forgotten_in_time_and_running_ones_never(store, db):
+    assert store
+    indexes = await db.bulk_actions.index_information()
+    assert indexes["forget"]["expireAfterSeconds"] == actions.BULK_KEPT_S
+    assert indexes["forget"]["key"] == [("finished_at", 1)]

@@ -1,0 +1,102 @@
+"""`WDS_RETENTION_DAYS`: finished events go, live ones never, and the setting can be changed."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+from tests.support import eventually, new_event
+from wds import retention
+from wds.model import Action, Instruction
+from wds.queries import event_document
+from wds.store import Store
+
+DAY = timedelta(days=1)
+
+
+async def insert(db, store, *, age, finished=True):
+    """Store an event that was received, and finished if so, `age` ago."""
+    at = await store.now() - age
+    document = event_document(new_event(), at)
+    if finished:
+        del document["next_attempt_at"]
+        attempt = {"attempt_number": 1, "success": True, "outcome": "success", "timestamp": at}
+        document |= {"status": "DELIVERED", "finished_at": at, "attempts": [attempt]}
+        document |= {"attempt_count": 1}
+    await db.events.insert_one(document)
+    return document["_id"]
+
+
+async def ids(db):
+    return {each["_id"] async for each in db.events.find({}, {"_id": 1})}
+
+
+async def expiry(db):
+    """Return after how many seconds finished events go, None for never."""
+    index = (await db.events.index_information()).get("retention")
+    return None if index is None else index["expireAfterSeconds"]
+
+
+async def test_old_finished_events_go_and_neither_young_nor_live_ones(store, db):
+    old = await insert(db, store, age=8 * DAY)
+    young = await insert(db, store, age=6 * DAY)
+    live = await insert(db, store, age=100 * DAY, finished=False)
+    replayed = await insert(db, store, age=50 * DAY)
+    await store.bulk.one(replayed, Instruction(Action.REPLAY, "r", "ann", "127.0.0.1"))
+    await store.keep_for(7)
+
+    left = await eventually(lambda: ids(db), lambda seen: old not in seen, within_s=30)
+    assert left == {young, live, replayed}
+    # Once more around: what was looked at and spared is not merely still to come.
+    another = await insert(db, store, age=9 * DAY)
+    await eventually(lambda: ids(db), lambda seen: another not in seen, within_s=30)
+    assert await ids(db) == {young, live, replayed}
+
+
+async def test_control_without_the_setting_nothing_goes(store, db):
+    old = await insert(db, store, age=8 * DAY)
+    canary = db["canary"]
+    await canary.create_index("at", expireAfterSeconds=1)
+    await canary.insert_one({"at": await store.now() - DAY})
+    await store.keep_for(None)
+
+    await eventually(lambda: canary.count_documents({}), lambda left: left == 0, within_s=30)
+    assert await ids(db) == {old}
+
+
+async def test_the_setting_can_be_made_changed_and_taken_back(store, db):
+    seen = []
+    for days in (None, 7, 7, 30, 1, None, None, 2):
+        await store.keep_for(days)
+        seen.append(await expiry(db))
+    day = retention.DAY_S
+
+    assert seen == [None, 7 * day, 7 * day, 30 * day, day, None, None, 2 * day]
+
+
+async def test_it_may_be_set_before_there_is_any_event(settings, db):
+    for days in (None, 3):
+        store = Store(settings.mongo_url, settings.mongo_db)
+        await store.keep_for(days)
+        await store.close()
+    assert await expiry(db) == 3 * retention.DAY_S
+
+
+async def test_replicas_that_start_at_once_do_not_get_in_each_others_way(settings, db, store):
+    assert store
+    replicas = [Store(settings.mongo_url, settings.mongo_db) for _ in range(6)]
+    for days in [(7,) * 6, (30,) * 6, (1, 2, 3, None, None, 4), (None,) * 6, (5,) * 6]:
+        await asyncio.gather(
+            *(replica.keep_for(own) for replica, own in zip(replicas, days, strict=True))
+        )
+        set_to = await expiry(db)
+        assert (None if set_to is None else set_to / retention.DAY_S) in days
+    for replica in replicas:
+        await replica.close()
+
+
+async def test_the_index_costs_nothing_for_events_that_are_not_finished(store, db):
+    await store.keep_for(7)
+    await insert(db, store, age=DAY, finished=False)
+    stats = await db.command("validate", "events")
+    assert stats["keysPerIndex"]["retention"] == 0

@@ -1,0 +1,284 @@
+"""Every filter and order of a search against a plain reading of the same events; and exports."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import tracemalloc
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+
+import aiohttp
+import pytest
+
+from tests.support import make_settings, new_event
+from wds import filters
+from wds.errors import StoreUnavailableError
+from wds.ingest import create_app
+from wds.queries import event_document
+from wds.server import listening
+
+START = datetime(2026, 3, 1, 10, tzinfo=UTC)
+STATUSES = ["RECEIVED", "DELIVERING", "DELIVERED", "FAILED_PERMANENTLY"]
+CODES = [None, 0, 200, 404, 500, 503]
+
+
+@pytest.fixture
+async def past(db, store):  # noqa: ARG001 - the store makes the indexes
+    """Insert 400 events of every kind, many at the same instant."""
+    rng = random.Random(11)
+    documents = []
+    for number in range(400):
+        event = new_event(
+            b'{"n": %d}' % number,
+            key=f"key-{number}" if number % 2 else None,
+            event_type=rng.choice(["a", "b", None]),
+            destination=rng.choice(["one", "two"]),
+        )
+        document = event_document(event, START + timedelta(minutes=rng.randrange(120)))
+        document["source"] = rng.choice(["shop", "bank"])
+        document["status"] = rng.choice(STATUSES)
+        document["attempt_count"] = rng.randrange(6)
+        code = rng.choice(CODES)
+        if code is not None:
+            document["last_status_code"] = code
+        documents.append(document)
+    await db.events.insert_many(documents)
+    return documents
+
+
+@pytest.fixture
+def small_pages(monkeypatch):
+    """Read an export in pages that do not divide it."""
+    monkeypatch.setattr("wds.archive.SCAN_PAGE", 37)
+
+
+FILTERS = {
+    "source": ({"source": "shop"}, lambda e: e["source"] == "shop"),
+    "destination": ({"destination": ["one", "x"]}, lambda e: e["destination"] == "one"),
+    "attempts": ({"min_attempts": 4}, lambda e: e["attempt_count"] >= 4),
+    "no attempts": ({"min_attempts": 0}, lambda e: e["attempt_count"] >= 0),
+    "code": ({"last_status_code": 503}, lambda e: e.get("last_status_code") == 503),
+    "codes": ({"last_status_code": [0, 404]}, lambda e: e.get("last_status_code") in (0, 404)),
+    "key": ({"idempotency_key": "key-7"}, lambda e: e.get("idempotency_key") == "key-7"),
+    "no such key": ({"idempotency_key": "key-8"}, lambda _: False),
+    "prefix": ({"id_prefix": "0"}, lambda e: e["_id"].startswith("0")),
+    "no such prefix": ({"id_prefix": "0" * 32}, lambda _: False),
+    "all at once": (
+        {
+            "source": "shop",
+            "destination": "one",
+            "min_attempts": 1,
+            "last_status_code": [500, 503],
+            "status": ["DELIVERING", "FAILED_PERMANENTLY"],
+            "event_type": ["a", "b"],
+            "from": "2026-03-01T10:30:00Z",
+        },
+        lambda e: (
+            e["source"] == "shop"
+            and e["destination"] == "one"
+            and e["attempt_count"] >= 1
+            and e.get("last_status_code") in (500, 503)
+            and e["status"] in ("DELIVERING", "FAILED_PERMANENTLY")
+            and e["event_type"] in ("a", "b")
+            and e["received_at"] >= START + timedelta(minutes=30)
+        ),
+    ),
+}
+EACH_FILTER = pytest.mark.parametrize(("wanted", "fits"), FILTERS.values(), ids=FILTERS)
+EACH_SORT = pytest.mark.parametrize("sort", filters.SORTS)
+
+
+def in_order(documents, sort):
+    """Return the ids in the order that `sort` names, by Python's own sorting."""
+    fields = [name for name, _ in filters.SORTS[sort]]
+    ordered = sorted(
+        documents, key=lambda e: [e[name] for name in fields], reverse=sort.startswith("-")
+    )
+    return [each["_id"] for each in ordered]
+
+
+async def search(client, **body):
+    status, answer = await client.post("/webhooks/search", json.dumps(body).encode())
+    assert status == 200, answer
+    return answer
+
+
+async def export(client, **body):
+    url = f"{client.url}/webhooks/export"
+    async with client.session.post(url, json=body) as response:
+        assert (response.status, response.content_type) == (200, "application/x-ndjson")
+        return [json.loads(line) async for line in response.content]
+
+
+@EACH_SORT
+@EACH_FILTER
+async def test_pages_hold_exactly_what_fits_in_order(client, past, wanted, fits, sort):
+    expected = in_order(filter(fits, past), sort)
+    found, cursor = [], None
+    while True:
+        more = {} if cursor is None else {"cursor": cursor}
+        page = await search(client, **wanted, **more, sort=sort, limit=37, aggregations=False)
+        found += [event["id"] for event in page["events"]]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+
+    assert found == expected
+    skipped = await search(client, **wanted, sort=sort, limit=500, skip=5)
+    assert [event["id"] for event in skipped["events"]] == expected[5:]
+
+
+@EACH_FILTER
+async def test_counts_are_over_exactly_what_fits(client, past, wanted, fits):
+    fitting = list(filter(fits, past))
+    answer = await search(client, **wanted, limit=1)
+    statuses = Counter(dict.fromkeys(STATUSES, 0)) | Counter(e["status"] for e in fitting)
+    hours = Counter(e["received_at"].replace(minute=0) for e in fitting)
+
+    assert answer["total"] == len(fitting)
+    counted = answer["aggregations"]
+    assert counted["by_status"] == {name: statuses[name] for name in STATUSES}
+    assert counted["by_event_type"] == Counter(e["event_type"] or "" for e in fitting)
+    assert [bar["count"] for bar in counted["histogram"]] == [hours[h] for h in sorted(hours)]
+
+
+@pytest.mark.parametrize("include_payload", [False, True])
+async def test_payloads_are_left_out_unless_asked_for(client, past, include_payload):
+    assert past
+    pages = [
+        (await search(client, include_payload=include_payload, sort=sort, limit=20))["events"]
+        for sort in filters.SORTS
+    ]
+    assert all(("payload" in event) is include_payload for page in pages for event in page)
+
+
+@EACH_SORT
+async def test_a_cursor_stays_right_while_events_arrive(client, past, store, sort):
+    found, cursor = [], None
+    while True:
+        more = {} if cursor is None else {"cursor": cursor}
+        page = await search(client, **more, sort=sort, limit=50, aggregations=False)
+        found += [event["id"] for event in page["events"]]
+        cursor = page["next_cursor"]
+        if cursor is None or len(found) > 1000:
+            break
+        await store.insert([new_event() for _ in range(7)])
+    old = [event_id for event_id in found if event_id in {each["_id"] for each in past}]
+
+    assert old == in_order(past, sort)
+    assert len(found) == len(set(found))
+
+
+# -- export -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sort", ["-received_at", "received_at"])
+@EACH_FILTER
+@pytest.mark.usefixtures("small_pages")
+async def test_an_export_holds_exactly_what_fits_in_order(client, past, wanted, fits, sort):
+    lines = await export(client, **wanted, sort=sort)
+
+    assert [each["id"] for each in lines] == in_order(filter(fits, past), sort)
+    assert not [each for each in lines if "payload" in each]
+
+
+async def test_an_export_can_hold_the_payloads(client, past):
+    lines = await export(client, include_payload=True)
+    numbers = {each["_id"]: json.loads(each["payload"]) for each in past}
+
+    assert {each["id"]: each["payload"] for each in lines} == numbers
+
+
+async def test_an_export_of_nothing_is_empty(client):
+    assert await export(client) == []
+
+
+async def test_what_arrives_during_an_export_is_left_out(client, past, store, monkeypatch):
+    monkeypatch.setattr("wds.archive.SCAN_PAGE", 100)
+    page = store.archive.page
+
+    async def page_with_arrivals(*args, **kwargs):
+        await asyncio.sleep(0.002)
+        await store.insert([new_event()])
+        return await page(*args, **kwargs)
+
+    monkeypatch.setattr(store.archive, "page", page_with_arrivals)
+    assert len(await export(client, sort="received_at")) == len(past)
+
+
+async def test_an_export_that_fails_on_the_way_cannot_be_taken_for_whole(
+    client, past, store, monkeypatch
+):
+    monkeypatch.setattr("wds.archive.SCAN_PAGE", 100)
+    monkeypatch.setattr("wds.archive.EXPORT_BUDGET_S", 0)
+    page, pages = store.archive.page, []
+
+    async def page_or_failure(*args, **kwargs):
+        pages.append(kwargs["after"])
+        if len(pages) > 2:
+            raise StoreUnavailableError
+        return await page(*args, **kwargs)
+
+    monkeypatch.setattr(store.archive, "page", page_or_failure)
+    with pytest.raises(aiohttp.ClientError):
+        await export(client)
+    assert len(pages) == 3 and len(past) > 200
+
+
+async def test_an_export_that_cannot_begin_is_an_error(client, store, monkeypatch):
+    monkeypatch.setattr("wds.archive.EXPORT_BUDGET_S", 0)
+
+    async def failure(*_args, **_kwargs):
+        raise StoreUnavailableError
+
+    monkeypatch.setattr(store.archive, "page", failure)
+    status, answer = await client.post("/webhooks/export", b"{}")
+    assert (status, answer["error"]["code"]) == (503, "store_unavailable")
+
+
+async def test_the_memory_of_an_export_does_not_grow_with_it(engines, store, db, monkeypatch):
+    """100 MiB of payloads go through; the service holds a page of them at most, 1 MiB here."""
+    monkeypatch.setattr("wds.archive.PAGE_BYTES", 1024 * 1024)
+    payload = b'{"text": "' + b"x" * 256 * 1024 + b'"}'
+    for _ in range(8):
+        documents = [event_document(new_event(payload), START) for _ in range(50)]
+        await db.events.insert_many(documents)
+    app = create_app(make_settings(engines), store)
+    async with listening(app, "127.0.0.1", 0) as port, aiohttp.ClientSession() as session:
+        url = f"http://127.0.0.1:{port}/webhooks/export"
+        tracemalloc.start()
+        try:
+            size = 0
+            async with session.post(url, json={"include_payload": True}) as response:
+                async for chunk in response.content.iter_chunked(1 << 16):
+                    size += len(chunk)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+
+    assert size > 100 * 1024 * 1024
+    assert peak < 25 * 1024 * 1024
+
+
+async def test_a_client_that_leaves_an_export_ends_it(client, past, store, monkeypatch):
+    assert past
+    monkeypatch.setattr("wds.archive.SCAN_PAGE", 1)
+    ended = asyncio.Event()
+    original = store.archive.export
+
+    async def watched(*args, **kwargs):
+        try:
+            async for page in original(*args, **kwargs):
+                yield page
+                await asyncio.sleep(0.01)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(store.archive, "export", watched)
+    async with client.session.post(f"{client.url}/webhooks/export", json={}) as response:
+        await response.content.readline()
+        response.close()
+    async with asyncio.timeout(3):
+        await ended.wait()

@@ -1,0 +1,120 @@
+"""The operators' filters and orders as MongoDB will see them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import bson
+import pytest
+
+from wds import filters, queries
+from wds.filters import Position
+from wds.model import Status
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def test_no_filter_matches_every_instant():
+    first = datetime.min.replace(tzinfo=UTC)
+    assert filters.match() == {"received_at": {"$gte": first}}
+
+
+def test_from_is_included_and_to_excluded():
+    later = NOW.replace(hour=13)
+    assert filters.match(from_=NOW, to=later) == {"received_at": {"$gte": NOW, "$lt": later}}
+
+
+def test_what_an_operator_looks_for_is_compared_and_not_interpreted():
+    wanted = filters.match(
+        status=["$where"], event_type=["$gt", "a"], idempotency_key="$ne", source=["$x"]
+    )
+    assert wanted["status"] == {"$in": ["$where"]}
+    assert wanted["event_type"] == {"$in": ["$gt", "a"]}
+    assert wanted["idempotency_key"] == "$ne"
+    assert wanted["source"] == {"$in": ["$x"]}
+
+
+def test_an_id_prefix_is_a_range_of_ids():
+    wanted = filters.match(id_prefix="0af")["_id"]
+    assert [
+        each
+        for each in ("0ae" + "f" * 29, "0af", "0af" + "0" * 29, "0af" + "f" * 29, "0b" + "0" * 30)
+        if wanted["$gte"] <= each < wanted["$lt"]
+    ] == ["0af", "0af" + "0" * 29, "0af" + "f" * 29]
+
+
+@pytest.mark.parametrize("text", ["", "g", "A", "0" * 33, "a b", "é"])
+def test_what_no_id_begins_with_is_no_id_prefix(text):
+    assert not filters.is_id_prefix(text)
+
+
+@pytest.mark.parametrize("text", ["0", "deadbeef", "0" * 32])
+def test_what_an_id_begins_with_is_an_id_prefix(text):
+    assert filters.is_id_prefix(text)
+
+
+@pytest.mark.parametrize("sort", filters.SORTS)
+def test_a_cursor_narrows_the_filters_and_never_widens_them(sort):
+    wanted = filters.match(status=["DELIVERED"], to=NOW, id_prefix="a", min_attempts=2)
+    narrowed = filters.after(wanted, filters.SORTS[sort], Position(NOW, "e1", 3))
+    assert wanted.items() <= narrowed.items()
+    again = filters.after(narrowed, filters.SORTS[sort], Position(NOW, "e2", 3))
+    assert again["$and"][: len(narrowed["$and"])] == narrowed["$and"]
+
+
+def test_after_a_position_come_equal_instants_with_later_ids():
+    narrowed = filters.after(filters.match(), filters.SORTS["received_at"], Position(NOW, "e1"))
+    assert narrowed["$and"] == [
+        {"received_at": {"$gte": NOW}},
+        {"$or": [{"received_at": {"$gt": NOW}}, {"received_at": NOW, "_id": {"$gt": "e1"}}]},
+    ]
+
+
+@pytest.mark.parametrize("sort", filters.SORTS)
+def test_every_order_is_total(sort):
+    assert filters.SORTS[sort][-1][0] == "_id"
+
+
+def test_counting_needs_only_what_the_index_that_is_hinted_at_holds():
+    keys = {index.document["name"]: index.document["key"] for index in queries.EVENT_INDEXES}
+    everything = filters.match(
+        status=["DELIVERED"],
+        event_type=["a"],
+        source=["s"],
+        destination=["d"],
+        last_status_code=[500],
+        id_prefix="a",
+        min_attempts=1,
+        from_=NOW,
+        to=NOW,
+    )
+    assert filters.hint(everything) == queries.COVERING_INDEX
+    assert set(everything) <= set(keys[queries.COVERING_INDEX])
+    counted = filters.counts({})[1]["$project"]
+    assert {name for name, shown in counted.items() if shown} <= set(keys[queries.COVERING_INDEX])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "index"),
+    [
+        ({"idempotency_key": "k", "status": ["DELIVERED"]}, "key"),
+        ({"id_prefix": "abcd"}, "search"),
+        ({"id_prefix": "abcde"}, "_id_"),
+        ({"event_type": ["a"]}, "search"),
+    ],
+)
+def test_the_index_to_count_by_is_the_one_that_leaves_least(wanted, index):
+    assert filters.hint(filters.match(**wanted)) == index
+    assert filters.hint(filters.narrowed(filters.match(**wanted), {"status": "x"})) == index
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"p": filters.counts(filters.match(status=[*Status], to=NOW))},
+        {"p": filters.page_ids(filters.match(), filters.SORTS["attempt_count"], 1, 2)},
+    ],
+    ids=["counts", "page"],
+)
+def test_everything_can_be_written_as_bson(document):
+    assert bson.decode(bson.encode(document), bson.CodecOptions(tz_aware=True)) == document
