@@ -7,9 +7,9 @@ EXAMPLES ?= 150
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo up test test-unit test-promtool test-generated test-containers test-kubernetes \
-  test-postman test-release test-faults soak bench bench-smoke coverage lint format lock docs dist \
-  sbom audit diagrams clean
+.PHONY: help demo up test test-unit test-promtool test-generated test-browser test-containers \
+  test-kubernetes test-postman test-release screenshots test-faults soak bench bench-smoke coverage \
+  lint format lock docs dist sbom audit diagrams clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -31,6 +31,12 @@ test-promtool: $(VENV)/dev.done ## metrics, alerts and dashboard in a real Prome
 
 test-generated: $(VENV)/dev.done ## thousands of requests made up from the OpenAPI documents
 	EXAMPLES=$(EXAMPLES) $(PYTEST) tests/e2e/test_generated.py $(ARGS)
+
+test-browser: $(VENV)/browser.done ## the console in Chromium, which must be installed (at CHROMIUM)
+	$(PYTEST) tests/browser $(ARGS)
+
+screenshots: $(VENV)/browser.done ## take the documents' pictures of the console anew
+	$(PYTEST) tests/browser/screenshots.py $(ARGS)
 
 test-containers: $(VENV)/dev.done $(VENV)/ship.done ## judge and run what the containers hold; as root, with nginx and docker-compose
 	$(PYTEST) tests/tools/test_containers.py $(ARGS)
@@ -75,6 +81,7 @@ lock: $(VENV)/dev.done ## pin every dependency anew, with hashes and without add
 	for set in "run pyproject.toml --extra embedded --group build" \
 	  "dev pyproject.toml --extra embedded --group dev --extra otel -c requirements/run.txt" \
 	  "bench pyproject.toml --extra embedded --group bench -c requirements/run.txt" \
+	  "browser pyproject.toml --extra embedded --group browser -c requirements/dev.txt" \
 	  "image pyproject.toml --extra otel -c requirements/dev.txt" "build --group image -c requirements/run.txt" \
 	  "ship pyproject.toml --group docs --group ship -c requirements/dev.txt"; do \
 	  set -- $$set; to=requirements/$$1.txt; shift; \

@@ -27,17 +27,26 @@ from wds import metrics
 from wds.errors import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Set as AbstractSet
 
     from aiohttp.typedefs import Handler, Middleware
 
     from wds.config import Settings
 
-PUBLIC = frozenset({"/webhooks/ingest", "/webhooks/ingest/batch", "/healthz", "/readyz"})
+PUBLIC = frozenset(
+    {
+        "/webhooks/ingest",
+        "/webhooks/ingest/batch",
+        "/webhooks/ingest/{source}",
+        "/healthz",
+        "/readyz",
+    }
+)
 """The routes that anybody may use: senders sign, and health says nothing of events."""
 METRICS = "/metrics"
 
 _FORWARDED = ("forwarded", "via", "x-real-ip")
+_READING = {"GET", "HEAD"}
 _SAME_SITE = {"same-origin", "none"}
 
 BURST = 10
@@ -63,20 +72,28 @@ class Guard:
         self._open = settings.operator_open
         self._public = public | {METRICS} if settings.metrics_open else public
         self._failures = Throttle(clock)
+        self._readers: Callable[[web.Request], bool] = lambda _: False
+
+    def share(self, paths: AbstractSet[str], knows: Callable[[web.Request], bool]) -> None:
+        """Leave the routes `paths` to whoever guards them, and let whom they know read the rest."""
+        self._public |= paths
+        self._readers = knows
 
     @property
     def middleware(self) -> Middleware:
         """Return the middleware that asks `check` before any route that is not public."""
 
         @web.middleware
-        async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+        async def asked(request: web.Request, handler: Handler) -> web.StreamResponse:
             resource = request.match_info.route.resource
             # Without a resource the answer is 404 or 405, and tells nothing.
-            if resource is not None and resource.canonical not in self._public:
+            guarded = resource is not None and resource.canonical not in self._public
+            reads = request.method in _READING
+            if guarded and not (reads and self._readers(request)):
                 self.check(request)
             return await handler(request)
 
-        return guarded
+        return asked
 
     def check(self, request: web.Request) -> None:
         """Return if the client may use operators' routes.

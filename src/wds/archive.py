@@ -9,6 +9,7 @@ from wds import filters, queries
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+    from datetime import datetime
 
     from wds.filters import Position
     from wds.mongo import Connection
@@ -23,6 +24,7 @@ PAYLOADS_AT_ONCE = 8
 SCAN_PAGE = 500
 SEARCH_TIMEOUT_MS = 10_000
 """A search that takes longer is ended by the server."""
+OUTCOMES_TIMEOUT_MS = 4_000
 
 
 class Archive:
@@ -160,6 +162,33 @@ class Archive:
         )
         [counts] = await self._try_for(0, lambda: found.to_list(None))
         return counts
+
+    async def outcomes(
+        self, match: Document, unit: str, bin_size: int
+    ) -> list[tuple[datetime, str, int]]:
+        """Count matching events by time and status: `(start of the bin, status, count)`.
+
+        Given up after `OUTCOMES_TIMEOUT_MS`: a page that somebody waits for goes without.
+        """
+        found = self._events.aggregate(
+            filters.outcomes(match, unit, bin_size),
+            hint=filters.hint(match),
+            maxTimeMS=OUTCOMES_TIMEOUT_MS,
+        )
+        counted = await self._try_for(0, lambda: found.to_list(None))
+        return [(each["_id"]["at"], each["_id"]["status"], each["count"]) for each in counted]
+
+    async def oldest(self) -> datetime | None:
+        """Return when the first event that is still here was received; None if there is none."""
+        found = await self._try_for(
+            0,
+            lambda: self._events.find_one(
+                filters.ANY,
+                {"_id": 0, "received_at": 1},
+                sort=filters.SORTS[filters.OLDEST_FIRST],
+            ),
+        )
+        return None if found is None else found["received_at"]
 
 
 async def _each(cursor: Any) -> AsyncGenerator[Document, None]:  # noqa: ANN401 - motor's own

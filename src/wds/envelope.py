@@ -63,8 +63,12 @@ def _answer(request: web.Request, refusal: Refusal, *, allow: str | None = None)
     return answer
 
 
-def refused(refusal: Refusal, *, route: str, remote: str | None) -> web.Response:
-    """Count and log a refusal, and return its answer."""
+def note(request: web.Request, refusal: Refusal) -> None:
+    """Count and log a refusal, whatever shape its answer has."""
+    _note(refusal, _route(request), request.remote)
+
+
+def _note(refusal: Refusal, route: str, remote: str | None) -> None:
     metrics.REFUSALS.labels(route, refusal.code).inc()
     facts = {} if refusal.event_id is None else {"event_id": refusal.event_id}
     log.info(
@@ -75,6 +79,11 @@ def refused(refusal: Refusal, *, route: str, remote: str | None) -> web.Response
         remote=remote,
         **facts,
     )
+
+
+def refused(refusal: Refusal, *, route: str, remote: str | None) -> web.Response:
+    """Count and log a refusal, and return its answer."""
+    _note(refusal, route, remote)
     details = [{"field": d.field, "message": d.message} for d in refusal.details[:MAX_DETAILS]]
     body = {"error": {"code": refusal.code, "message": refusal.message, "details": details}}
     headers = {}
@@ -86,7 +95,7 @@ def refused(refusal: Refusal, *, route: str, remote: str | None) -> web.Response
 
 
 def of_http(error: web.HTTPException) -> Refusal:
-    """Put one of aiohttp's own refusals into words of the envelope."""
+    """Return the refusal that says what an aiohttp error says."""
     status = HTTPStatus(error.status)
     code = status.phrase.lower().replace(" ", "_").replace("-", "_")
     return Refusal(error.status, code, status.description or status.phrase)

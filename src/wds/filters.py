@@ -52,6 +52,10 @@ KEPT: Mapping[str, str] = {
 """Filters by which counts are kept (`rollups`), and what they are called there."""
 
 
+ANY: Document = {"received_at": {"$gte": _FIRST_INSTANT}}
+"""Matches every event, from the covering index's first field on."""
+
+
 class Position(NamedTuple):
     """A place in any of the orders: the last event that was seen."""
 
@@ -186,6 +190,24 @@ def counts(wanted: Document) -> list[Document]:
                     {"$limit": MAX_EVENT_TYPES},
                 ],
                 "histogram": [*_sums("$_id.hour"), {"$sort": {"_id": ASCENDING}}],
+            }
+        },
+    ]
+
+
+def outcomes(wanted: Document, unit: str, bin_size: int) -> list[Document]:
+    """Count the matched events by time and status: `{_id: {at, status}, count}`.
+
+    `at` is the start of the bin, by MongoDB's own reckoning. To be run with `hint`.
+    """
+    received = {"date": "$received_at", "unit": unit, "binSize": bin_size}
+    return [
+        {"$match": wanted},
+        {"$project": {"_id": 0, "status": 1, "received_at": 1}},
+        {
+            "$group": {
+                "_id": {"at": {"$dateTrunc": received}, "status": "$status"},
+                "count": {"$sum": 1},
             }
         },
     ]

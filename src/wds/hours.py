@@ -105,11 +105,13 @@ def covered(
     event_types: Sequence[str] = (),
     *,
     total_only: bool = False,
+    bins: tuple[str, int] | None = None,
 ) -> list[Document]:
     """Read, at once, which hours within `span` are counted how far, and their sums.
 
     Gives `{until: [{_id, until}], total: [{count}]}` or, with more, instead of the total
-    `kinds: [{_id: {status, event_type}, count}]` and `histogram: [{_id, count}]`.
+    `kinds: [{_id: {status, event_type}, count}]` and `histogram: [{_id, count}]`; with `bins`, a
+    unit and how many of it, not less than an hour, `outcomes: [{_id: {at, status}, count}]`.
     """
     begin, end = span
     wanted: list[Document] = []
@@ -121,7 +123,19 @@ def covered(
     if wanted:
         chosen = {"$filter": {"input": "$counts", "cond": {"$and": wanted}}}
     facets: dict[str, list[Document]] = {"until": [{"$project": {"until": 1}}]}
-    if total_only:
+    if bins is not None:
+        unit, size = bins
+        at = {"$dateTrunc": {"date": "$_id", "unit": unit, "binSize": size}}
+        facets["outcomes"] = [
+            {"$unwind": "$chosen"},
+            {
+                "$group": {
+                    "_id": {"at": at, "status": "$chosen.status"},
+                    "count": {"$sum": "$chosen.count"},
+                }
+            },
+        ]
+    elif total_only:
         facets["total"] = [{"$group": {"_id": None, "count": {"$sum": {"$sum": "$chosen.count"}}}}]
     else:
         kind = {"status": "$chosen.status", "event_type": "$chosen.event_type"}

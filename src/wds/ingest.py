@@ -20,6 +20,7 @@ from wds import (
     metrics,
     openapi,
     operate,
+    pages,
     payload,
     schemas,
     search,
@@ -316,10 +317,11 @@ def create_app(
         budget=settings.body_memory,
         timeout_s=settings.body_timeout,
     )
+    guard = Guard(settings)
     app = server.new_app(
         settings.max_body_bytes,
         around=tracer.middlewares,
-        inside=[Guard(settings).middleware, intake.middleware],
+        inside=[guard.middleware, intake.middleware],
     )
     named = {**(sources or {}), DEFAULT: default(settings.hmac_secrets)}
     ingest = Ingest(named, store, tracer)
@@ -335,6 +337,7 @@ def create_app(
 
     openapi.register(app, operations(ingest, store, operating))
     openapi.serve_docs(app, "wds: webhook ingest")
+    pages.add_to(app, settings, store, operating, guard)
     app.cleanup_ctx.append(work)
     app.on_cleanup.append(drain)
     return app

@@ -140,7 +140,7 @@ def own_totals() -> dict[str, int]:
 
 
 ROLES = ("ingest", "dispatcher")
-_SILENCE = timedelta(seconds=15)
+SILENCE = timedelta(seconds=15)
 
 
 class FleetCollector(Collector):
@@ -171,7 +171,7 @@ class FleetCollector(Collector):
             "wds_fleet_replicas", "Replicas heard from in the last 15 seconds.", labels=["role"]
         )
         heard = [
-            each["role"] for each in replicas if self._document["now"] - each["seen_at"] < _SILENCE
+            each["role"] for each in replicas if self._document["now"] - each["seen_at"] < SILENCE
         ]
         for role in ROLES:
             by_role.add_metric([role], heard.count(role))

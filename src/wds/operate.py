@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import marshmallow as ma
     from aiohttp import web
 
+    from wds.bulk import Changed
     from wds.config import Settings
     from wds.queries import Document
     from wds.store import Store
@@ -51,7 +52,7 @@ class Operate:
         self._store = store
         self._wake = wake
         # Half of the limit is left to what arrives meanwhile.
-        self._per_second = settings.rate_limit / 2 or None
+        self.per_second = settings.rate_limit / 2 or None
 
     async def replay(self, request: web.Request) -> web.Response:
         """Deliver an event again, with the full retry schedule.
@@ -74,14 +75,8 @@ class Operate:
     async def _one(self, request: web.Request, action: Action) -> web.Response:
         given = await _load(request, action_schemas.InstructionSchema())
         instruction = _instruction(request, action, given)
-        changed = await self._store.bulk.one(request.match_info["id"], instruction)
-        if changed is None:
-            raise Refusal(404, "not_found", "no event has this id")
-        if changed.verdict in REFUSED:
-            raise Refusal(409, *REFUSED[changed.verdict])
+        changed = await self.change(request.match_info["id"], instruction)
         repeated = changed.verdict is Verdict.REPEATED
-        if not repeated:
-            metrics.EVENTS_CHANGED.labels(action).inc()
         answer = {
             "id": changed.event["_id"],
             "status": changed.event["status"],
@@ -90,6 +85,21 @@ class Operate:
             "cancelling": "cancelling" in changed.event,
         }
         return json_answer(answer, 200 if repeated else 202)
+
+    async def change(self, event_id: str, instruction: Instruction) -> Changed:
+        """Carry out an instruction on one event.
+
+        Raises:
+            Refusal: 404 if there is no such event, 409 if there is nothing to do.
+        """
+        changed = await self._store.bulk.one(event_id, instruction)
+        if changed is None:
+            raise Refusal(404, "not_found", "no event has this id")
+        if changed.verdict in REFUSED:
+            raise Refusal(409, *REFUSED[changed.verdict])
+        if changed.verdict is not Verdict.REPEATED:
+            metrics.EVENTS_CHANGED.labels(instruction.action).inc()
+        return changed
 
     async def replay_all(self, request: web.Request) -> web.Response:
         """Replay every event that matches, oldest first, in the background.
@@ -108,46 +118,28 @@ class Operate:
     async def _bulk(self, request: web.Request, action: Action, schema: ma.Schema) -> web.Response:
         body = parse_request(await request.read() or b"{}")
         given = schemas.load(schema, body)
-        wanted = json.dumps({name: body[name] for name in _FILTERS if name in body}, sort_keys=True)
+        wanted = filters_json(body)
         if given["dry_run"]:
-            by_status = await self._by_status(action, given, wanted)
+            by_status = await self.meant(action, wanted)
             matched = sum(by_status.values())
             return json_answer(
                 {"action": action, "dry_run": True, "matched": matched, "by_status": by_status}
             )
-        instruction = _instruction(request, action, given)
-        known = await self._store.bulk.get(instruction.request_id)
-        if known is None:
-            pace = given.get("per_second", self._per_second)
-            known, new = await self._store.bulk.start(
-                instruction,
-                wanted=wanted,
-                limit=given.get("limit"),
-                per_second=pace if action is Action.REPLAY else None,
-                matched=await self._matched(action, given, wanted),
-            )
-        else:
-            new = False
-        if (known["action"], known["filters"], known["limit"]) != (
-            action,
+        begun, new = await self.begin(
+            _instruction(request, action, given),
             wanted,
-            given.get("limit"),
-        ):
-            raise Refusal(
-                409,
-                "idempotency_conflict",
-                "this request id belongs to another bulk action",
-                (Detail("request_id", "use another one, or send the same request"),),
-            )
-        self._wake()
-        return json_answer(bulk_json(known), 202 if new else 200)
+            limit=given.get("limit"),
+            per_second=given.get("per_second", self.per_second),
+        )
+        return json_answer(bulk_json(begun), 202 if new else 200)
 
-    async def _by_status(
-        self, action: Action, given: Mapping[str, Any], wanted: str
-    ) -> dict[str, int]:
-        """Count the events that a bulk action is about now, by status."""
+    async def meant(self, action: Action, wanted: str) -> dict[str, int]:
+        """Count the events that a bulk action would be about now, by status.
+
+        `wanted` is from `filters_json`.
+        """
         now = await self._store.now()
-        chosen = schemas.filters_of(given)
+        chosen = schemas.filters_of(schemas.load(schemas.FilterSchema(), json.loads(wanted)))
         if chosen.keys() <= filters.KEPT.keys():
             statuses = set(chosen.get("status", actions.AFFECTED[action]))
             chosen["status"] = sorted(statuses & set(actions.AFFECTED[action]))
@@ -159,13 +151,44 @@ class Operate:
             counts = await self._store.archive.counts(matching(action, wanted, now))
         return {each["_id"]: each["count"] for each in counts["by_status"]}
 
-    async def _matched(self, action: Action, given: Mapping[str, Any], wanted: str) -> int | None:
+    async def _matched(self, action: Action, wanted: str) -> int | None:
         """Count likewise; None where counting takes too long, which must not hold the rest up."""
         try:
-            return sum((await self._by_status(action, given, wanted)).values())
+            return sum((await self.meant(action, wanted)).values())
         except StoreUnavailableError as error:
             log.warning("bulk_action_not_counted", cause=str(error))
             return None
+
+    async def begin(
+        self, instruction: Instruction, wanted: str, *, limit: int | None, per_second: float | None
+    ) -> tuple[Document, bool]:
+        """Write a bulk action down and wake the worker; `wanted` is from `filters_json`.
+
+        Returns it and True; if its request id is known, the one that was begun before and False.
+
+        Raises:
+            Refusal: 409 if that one is about something else.
+        """
+        action = instruction.action
+        known = await self._store.bulk.get(instruction.request_id)
+        new = False
+        if known is None:
+            known, new = await self._store.bulk.start(
+                instruction,
+                wanted=wanted,
+                limit=limit,
+                per_second=per_second if action is Action.REPLAY else None,
+                matched=await self._matched(action, wanted),
+            )
+        if (known["action"], known["filters"], known["limit"]) != (action, wanted, limit):
+            raise Refusal(
+                409,
+                "idempotency_conflict",
+                "this request id belongs to another bulk action",
+                (Detail("request_id", "use another one, or send the same request"),),
+            )
+        self._wake()
+        return known, new
 
     async def bulk(self, request: web.Request) -> web.Response:
         """Show a bulk action and how far it is."""
@@ -185,6 +208,11 @@ _FILTERS = [
     field.data_key or name
     for name, field in schemas.FilterSchema._declared_fields.items()  # noqa: SLF001 - has no other way
 ]
+
+
+def filters_json(body: Mapping[str, Any]) -> str:
+    """Return the filters of a request as the JSON text that is kept with a bulk action."""
+    return json.dumps({name: body[name] for name in _FILTERS if name in body}, sort_keys=True)
 
 
 async def _load(request: web.Request, schema: ma.Schema) -> dict[str, Any]:

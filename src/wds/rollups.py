@@ -112,6 +112,30 @@ class Rollups:
         kept, tallied = await self._read(span, statuses, event_types, total_only=True)
         return sum(each["count"] for each in (*kept["total"], *tallied))
 
+    async def outcomes(
+        self,
+        unit: str,
+        bin_size: int,
+        *,
+        event_types: Sequence[str] = (),
+        received_from: datetime | None = None,
+        received_to: datetime | None = None,
+    ) -> list[tuple[datetime, str, int]]:
+        """Count events by time and status: `(when, status, count)`, several for the same possible.
+
+        `when` is the start of a bin or of an hour in it; bins, by MongoDB's reckoning, are not
+        shorter than an hour.
+        """
+        span = (received_from or _FIRST_INSTANT, received_to or _LAST_INSTANT)
+        kept, tallied = await self._read(span, (), event_types, bins=(unit, bin_size))
+        return [
+            *(
+                (each["_id"]["at"], each["_id"]["status"], each["count"])
+                for each in kept["outcomes"]
+            ),
+            *((each["_id"]["hour"], each["_id"]["status"], each["count"]) for each in tallied),
+        ]
+
     async def _read(
         self,
         span: Span,
@@ -119,10 +143,11 @@ class Rollups:
         event_types: Sequence[str],
         *,
         total_only: bool = False,
+        bins: tuple[str, int] | None = None,
     ) -> tuple[Document, list[Document]]:
         """Return what is kept of a span, and what is tallied of the rest."""
         whole = (max(span[0], await self._whole_since()), span[1])
-        pipeline = hours.covered(whole, statuses, event_types, total_only=total_only)
+        pipeline = hours.covered(whole, statuses, event_types, total_only=total_only, bins=bins)
         [kept] = await self._try_for(0, lambda: self._hours.aggregate(pipeline).to_list(None))
         spans = hours.gaps(span, kept["until"])
         if not spans:

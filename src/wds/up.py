@@ -119,7 +119,7 @@ async def up(
         ) as stack:
             ready.set()
             here = stack.ingest_url
-            say(f"[up] ready: POST {here}/webhooks/ingest, docs at {here}/docs; Ctrl-C stops it")
+            say(f"[up] ready: POST {here}/webhooks/ingest, look at {here}/console; Ctrl-C stops it")
             parts = [*stack.engines, *((child.name, child.process) for child in stack.children)]
             watching = [asyncio.create_task(_tell_end(*part, say)) for part in parts]
             await stop.wait()

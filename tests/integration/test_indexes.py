@@ -264,3 +264,32 @@ async def test_control_without_its_hint_counting_by_other_fields_would_read_docu
     }
     _, stats = await explain(db, command)
     assert stats["totalDocsExamined"] == FINISHED + FUTURE + DUE
+
+
+async def test_the_consoles_histogram_is_counted_from_an_index_alone(db):
+    for given in ({}, {"min_attempts": 2}, {"source": ["default"], "from_": T0}):
+        wanted = filters.match(**given)
+        pipeline = filters.outcomes(wanted, "minute", 5)
+        command = {"aggregate": "events", "pipeline": pipeline, "cursor": {}}
+        plan, stats = await explain(db, {**command, "hint": filters.hint(wanted)})
+        assert index_of(plan) == queries.COVERING_INDEX
+        assert stats["totalDocsExamined"] == 0
+
+
+async def test_the_oldest_event_is_found_by_one_key(db):
+    command = {"find": "events", "filter": filters.ANY, "projection": {"_id": 0, "received_at": 1}}
+    order = dict(filters.SORTS[filters.OLDEST_FIRST])
+    plan, stats = await explain(db, {**command, "sort": order, "limit": 1})
+    assert index_of(plan) == queries.COVERING_INDEX
+    assert stats["totalKeysExamined"] == 1
+
+
+async def test_a_page_backwards_is_read_from_where_it_begins(db):
+    order = filters.SORTS[filters.OLDEST_FIRST]
+    place = filters.Position(T0 + timedelta(seconds=100), "0" * 32)
+    wanted = filters.after(filters.match(), order, place)
+    command = {"find": "events", "filter": wanted, "sort": dict(order), "limit": 51}
+    plan, stats = await explain(db, {**command, "projection": {"payload": 0}})
+    assert index_of(plan) == queries.COVERING_INDEX
+    assert "SORT" not in {stage.get("stage") for stage in plan}
+    assert stats["totalDocsExamined"] <= 52

@@ -45,11 +45,13 @@ async def service(request, make_app):
 
 
 def routes(app):
-    """Return (method, path) of every route but the documents' own and the HEADs of GETs."""
+    """Return (method, path) of the API's routes: no documents, no pages, no HEADs of GETs."""
     return {
         (route.method, route.resource.canonical)
         for route in app.router.routes()
-        if route.method != "HEAD" and not route.resource.canonical.startswith("/docs")
+        if route.method != "HEAD"
+        and route.resource.canonical != "/"
+        and not route.resource.canonical.startswith(("/docs", "/console"))
     }
 
 

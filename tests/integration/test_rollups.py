@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.support import new_event
-from wds import queries, rollups
+from wds import chart, queries, rollups
 from wds.hours import HOUR, start_of
 from wds.model import Action, Instruction, Status
 
@@ -90,6 +90,27 @@ async def test_counts_are_exact_for_any_filters_before_while_and_after_hours_are
                 found = {each["_id"]: each["count"] for each in counts[name]}
                 assert found == Counter(map(key, wanted))
             assert await store.rollups.total(**filters) == len(wanted)
+            await check_outcomes(filters)
+
+    async def check_outcomes(filters) -> None:
+        wide = {**filters, "statuses": ()}
+        counted = {
+            each["_id"]: each["count"] for each in (await store.rollups.counts(**wide))["by_status"]
+        }
+        del wide["statuses"]
+        bin_ = rng.choice([bin_ for bin_ in chart.BINS if bin_.length >= HOUR])
+        found = Counter()
+        for at, status, count in await store.rollups.outcomes(bin_.unit, bin_.size, **wide):
+            found[chart.floor(at, bin_), status] += count
+        expected = Counter(
+            (chart.floor(at, bin_), str(status))
+            for at, status, kind in stored
+            if (not wide["event_types"] or kind in wide["event_types"])
+            and (wide["received_from"] is None or at >= wide["received_from"])
+            and (wide["received_to"] is None or at < wide["received_to"])
+        )
+        assert found == expected
+        assert sum(counted.values()) == sum(found.values())
 
     await check()
     horizon = now - 20 * HOUR + timedelta(minutes=17)

@@ -23,8 +23,8 @@ from wds.store import Store
 ROOT = Path(__file__).parents[2]
 COLLECTION = ROOT / "docs" / "postman" / "wds.postman_collection.json"
 NEWMAN = Path(__file__).parent / "newman"
-PAGES = {"/docs"}
-"""For people with a browser."""
+PAGES = ("/docs", "/docs/static", "/console")
+"""For people with a browser; these and what is below them, but for the OpenAPI document."""
 
 
 def requests(items: list[dict]) -> list[dict]:
@@ -60,7 +60,8 @@ def routes(app) -> set[tuple[str, str]]:
     found = set()
     for route in app.router.routes():
         path = route.resource.canonical
-        if route.method != "HEAD" and path not in PAGES and not path.startswith("/docs/static"):
+        page = path in {"/", *PAGES} or path.startswith(("/console/", "/docs/static/"))
+        if route.method != "HEAD" and not page:
             parts = ("{}" if part.startswith("{") else part for part in path.split("/"))
             found.add((route.method, "/".join(parts)))
     return found

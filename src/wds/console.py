@@ -1,0 +1,297 @@
+"""The operators' console: all events, one event, its exact payload. Rendered here, no build step.
+
+A page takes the events from an index, in the order of the page; counts come from the covering
+index, are shared by all who look, and are left out where they take too long. So a page at a
+million events costs what it costs at a thousand, but for counts that are kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from wds import chart, filters, schemas, view
+from wds.doorway import HOME, page
+from wds.errors import Refusal, StoreUnavailableError
+from wds.hours import HOUR
+from wds.metrics import SILENCE
+from wds.model import ID_LENGTH, Status
+from wds.pretty import pretty, visible
+from wds.recall import Recall
+from wds.story import story
+from wds.watch import BACKLOG_CAP
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from wds.queries import Document
+    from wds.store import Store
+    from wds.view import View
+
+Outcomes = list[tuple[datetime, str, int]]
+"""Counts of events by the start of a bar and by status."""
+
+SHOWN_PAYLOAD = 64 * 1024
+"""Characters of a payload that its page shows."""
+DESTINATION = "default"
+FIELDS = (
+    ("event_type", "Type", "order.created", "text"),
+    ("id_prefix", "Event id begins with", "0197…", "text"),
+    ("idempotency_key", "Idempotency key", "", "text"),
+    ("source", "Source", "default", "text"),
+    ("destination", "Destination", "default", "text"),
+    ("min_attempts", "Attempts at least", "", "number"),
+    ("last_status_code", "Last answer (0: none)", "503", "number"),
+    ("from", "Received from (UTC)", "", "datetime-local"),
+    ("to", "Received before (UTC)", "", "datetime-local"),
+)
+"""Name, title, example and kind of the filters that are typed in."""
+NOTICES = {
+    "replayed": "It is due again, with the whole retry schedule before it.",
+    "cancelled": "It is cancelled; nothing more is sent.",
+    "cancelling": "The attempt under way is finished; nothing is sent after it.",
+}
+_HEX = set("0123456789abcdef")
+
+
+class Console:
+    """Handlers over one store."""
+
+    def __init__(self, store: Store) -> None:
+        """Take the store to read."""
+        self._store = store
+        self._archive = store.archive
+        self._outcomes: Recall[Outcomes | None] = Recall()
+
+    async def find(self, request: web.Request) -> web.StreamResponse:
+        """Lead to the event with this id, or to those with this key or beginning of an id."""
+        sought = request.query.get("q", "").strip()
+        lowered = sought.lower()
+        if len(sought) == ID_LENGTH and set(lowered) <= _HEX:
+            if await self._archive.get(lowered) is not None:
+                raise web.HTTPFound(address(lowered))
+            raise web.HTTPFound(view.read([("id_prefix", lowered)]).link())
+        is_prefix = set(lowered) <= _HEX and len(lowered) >= filters.TELLING_PREFIX
+        name, value = ("id_prefix", lowered) if is_prefix else ("idempotency_key", sought)
+        raise web.HTTPFound(view.read([(name, value)]).link())
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        """Show totals, histogram, replicas and a page of events."""
+        asked = view.read(request.query.items())
+        if any(not value.strip() for value in request.query.values()):
+            # A form sends its empty fields too; an address to be shared is better without.
+            raise web.HTTPFound(asked.here)
+        now, backlog, fleet = await asyncio.gather(
+            self._store.now(), self._store.watch.backlog(DESTINATION), self._store.watch.fleet()
+        )
+        context: dict[str, Any] = {
+            **_CHOICES,
+            "view": asked,
+            "now": now,
+            "backlog": backlog,
+            "replicas": _replicas(fleet),
+            "totals": None,
+            "total": None,
+            "chart": None,
+        }
+        if asked.problems:
+            return page(request, "events.html", {**context, "events": []}, 422)
+        (documents, more), counted = await asyncio.gather(
+            self._page(asked, now), self._counts(asked, now)
+        )
+        if asked.backwards and not more:
+            # At the beginning: the first page is fuller, and its address simpler.
+            raise web.HTTPFound(asked.link())
+        context.update(counted, events=[_row(each) for each in documents])
+        context.update(_paging(asked, documents, more=more))
+        return page(request, "events.html", context)
+
+    async def _page(self, asked: View, now: datetime) -> tuple[list[Document], bool]:
+        sort, after = asked.reading
+        documents, more = await self._archive.page(
+            filters.match(**asked.given(now)),
+            sort=sort,
+            skip=0,
+            limit=asked.loaded["limit"],
+            after=after,
+            include_payload=False,
+        )
+        return (documents[::-1] if asked.backwards else documents), more
+
+    async def _counts(self, asked: View, now: datetime) -> dict[str, Any]:
+        """Count what the view matches, by bar and status; nothing where that takes too long.
+
+        Counted whatever the status, so that the totals say what choosing another would show.
+        """
+        start, end = asked.bounds(now)
+        end = end or now + timedelta(milliseconds=1)
+        if start is None:
+            oldest = await self._archive.oldest()
+            start = oldest or end - timedelta(hours=1)
+        start = min(start, end)
+        bin_ = chart.bin_for(start, end)
+        question = tuple(pair for pair in asked.pairs if pair[0] in (*view.FILTERS, "range"))
+        question = tuple(sorted(pair for pair in question if pair[0] != "status"))
+        given = asked.given(now)
+        given.pop("status", None)
+
+        async def tally() -> Outcomes | None:
+            try:
+                if bin_.length >= HOUR and given.keys() <= filters.KEPT.keys():
+                    kept = filters.kept(given)
+                    return await self._store.rollups.outcomes(bin_.unit, bin_.size, **kept)
+                return await self._archive.outcomes(filters.match(**given), bin_.unit, bin_.size)
+            except StoreUnavailableError:
+                return None  # and no sooner asked again than an answer of the same cost
+
+        found = await self._outcomes.ask((question, bin_), tally)
+        if found is None:
+            return {}
+        totals = dict.fromkeys(Status, 0)
+        bars: dict[datetime, dict[str, int]] = {}
+        for bar, status, number in found:
+            totals[Status(status)] += number
+            if not asked.statuses or status in asked.statuses:
+                counts = bars.setdefault(chart.floor(bar, bin_), {})
+                counts[status] = counts.get(status, 0) + number
+        return {
+            "totals": totals,
+            "total": sum(sum(each.values()) for each in bars.values()),
+            "chart": chart.chart(bars, start, end, bin_),
+        }
+
+    async def event(self, request: web.Request) -> web.StreamResponse:
+        """Show one event whole."""
+        event = await self.found(request)
+        now = await self._store.now()
+        text = event["payload"][: SHOWN_PAYLOAD * 4].decode("utf-8", "replace")
+        whole = len(event["payload"]) <= SHOWN_PAYLOAD * 4 and len(text) <= SHOWN_PAYLOAD
+        try:
+            tokens, tokens_whole = pretty(event["payload"].decode(), SHOWN_PAYLOAD)
+        except ValueError:
+            tokens, tokens_whole = None, True
+        notice = NOTICES.get(request.query.get("notice", ""))
+        context = {
+            "event": {
+                "event_type": None,
+                "lease": None,
+                "next_attempt_at": None,
+                **_SPARSE,
+                **event,
+            },
+            "story": story(event),
+            "now": now,
+            "tokens": tokens,
+            "tokens_whole": tokens_whole,
+            "raw": visible(text[:SHOWN_PAYLOAD]),
+            "raw_whole": whole,
+            "size": len(event["payload"]),
+            "sha256": event["payload_sha256"].hex(),
+            "notice": notice,
+            "can_replay": can_replay(event),
+            "can_cancel": can_cancel(event),
+        }
+        return page(request, "event.html", context)
+
+    async def payload(self, request: web.Request) -> web.StreamResponse:
+        """Give the payload's exact bytes as a file, which no browser takes for a page."""
+        event = await self.found(request)
+        return web.Response(
+            body=event["payload"],
+            headers={
+                "Content-Type": "application/octet-stream",
+                "Content-Disposition": f'attachment; filename="{event["_id"]}.json"',
+                "Content-Security-Policy": "default-src 'none'; sandbox",
+            },
+        )
+
+    async def found(self, request: web.Request) -> Document:
+        """Return the event that the address names.
+
+        Raises:
+            Refusal: 404 if there is none.
+        """
+        event = await self._archive.get(request.match_info["id"])
+        if event is None:
+            raise Refusal(404, "not_found", "no event has this id; it may have been deleted by age")
+        return {**event, "id": event["_id"]}
+
+
+_SPARSE: Mapping[str, Any] = {"idempotency_key": None, "finished_at": None}
+_CHOICES: Mapping[str, Any] = {
+    "statuses": [str(status) for status in Status],
+    "ranges": view.RANGES,
+    "sorts": view.SORTS,
+    "sizes": view.PAGE_SIZES,
+    "default_limit": view.DEFAULT_LIMIT,
+    "fields": FIELDS,
+    "due_cap": BACKLOG_CAP,
+    "canvas": {"width": chart.WIDTH, "height": chart.HEIGHT},
+    "newer": None,
+    "older": None,
+}
+
+
+def address(event_id: str) -> str:
+    """Return where an event's page is."""
+    return f"{HOME}/events/{event_id}"
+
+
+def can_replay(event: Document) -> bool:
+    """Tell whether a replay would change this event now."""
+    tried = event["attempt_count"] > event.get("attempts_before", 0)
+    return "lease" not in event and ("next_attempt_at" not in event or tried)
+
+
+def can_cancel(event: Document) -> bool:
+    """Tell whether a cancel would change this event now."""
+    return "next_attempt_at" in event and "cancelling" not in event
+
+
+def _paging(asked: View, documents: list[Document], *, more: bool) -> dict[str, Any]:
+    """Return the addresses of the pages on either side, where there are any."""
+    words = {"received_at": ("Older", "Newer"), "-received_at": ("Newer", "Older")}
+    back, on = words.get(asked.sort, ("Back", "On"))
+    titles = {"back_title": back, "on_title": on}
+    if not documents:
+        return titles
+    first, last = (
+        schemas.cursor_after(filters.position_of(each), asked.sort)
+        for each in (documents[0], documents[-1])
+    )
+    return {
+        **titles,
+        "newer": None if asked.first else asked.link(before=first),
+        "older": asked.link(cursor=last) if more or asked.backwards else None,
+    }
+
+
+def _row(event: Document) -> dict[str, Any]:
+    return {
+        "id": event["_id"],
+        "status": event["status"],
+        "event_type": event["event_type"],
+        "source": event["source"],
+        "received_at": event["received_at"],
+        "attempt_count": event["attempt_count"],
+        "last_attempt": event["attempts"][-1] if event["attempts"] else None,
+        "leased": "lease" in event,
+        "next_attempt_at": event.get("next_attempt_at"),
+    }
+
+
+def _replicas(fleet: Document) -> list[dict[str, Any]]:
+    now = fleet.get("now", datetime.now(UTC))
+    return [
+        {
+            "owner": each["owner"],
+            "role": each["role"],
+            "seen_at": each["seen_at"],
+            "now": now,
+            "heard": now - each["seen_at"] < SILENCE,
+        }
+        for each in sorted(fleet.get("replicas", []), key=lambda one: (one["role"], one["owner"]))
+    ]

@@ -1,0 +1,103 @@
+"""Which address of the console leads to what. All but the static files lie behind the doorway."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from wds import present
+from wds.confirm import ACTIONS, Confirm
+from wds.console import Console
+from wds.doorway import HOME, LOGIN, Doorway, presentable
+from wds.errors import Refusal
+from wds.model import Action
+
+if TYPE_CHECKING:
+    from aiohttp.typedefs import Handler
+
+    from wds.access import Guard
+    from wds.config import Settings
+    from wds.operate import Operate
+    from wds.store import Store
+
+    Route = tuple[str, str, Handler]
+
+_EVENT = f"{HOME}/events/{{id}}"
+_ACTION = f"{ACTIONS}/{{request_id:[^/]+}}"  # any label, braces too
+_STATIC = f"{HOME}/static/{{name}}"
+_KEEP = "public, max-age=31536000, immutable"
+"""The address of a static file changes with its contents."""
+
+
+def add_to(
+    app: web.Application, settings: Settings, store: Store, operate: Operate, guard: Guard
+) -> None:
+    """Add the console to `app`. Its routes are guarded by the doorway, not by `guard`.
+
+    A browser that is logged in may also read what the API shows to operators.
+    """
+    door = Doorway(settings, guard)
+    assets = present.Assets()
+    present.set_up(app, assets, has_login=door.has_login)
+    routes = [*_free(door, assets), *_guarded(door, store, operate)]
+    own = set()
+    for method, path, handler in routes:
+        for each in (method, "HEAD") if method == "GET" else (method,):
+            resource = app.router.add_route(each, path, handler).resource
+            own |= {resource.canonical} if resource else set()
+    guard.share(own, door.knows)
+
+
+def _free(door: Doorway, assets: present.Assets) -> list[Route]:
+    """Return the routes that need no session: they tell nothing of events."""
+
+    async def home(_: web.Request) -> web.StreamResponse:
+        raise web.HTTPFound(HOME)
+
+    async def login_page(request: web.Request) -> web.StreamResponse:
+        return door.login_page(request)
+
+    async def static(request: web.Request) -> web.StreamResponse:
+        found = assets.get(request.match_info["name"])
+        if found is None:
+            raise Refusal(404, "not_found", "there is no such file")
+        body, kind = found
+        headers = {"Cache-Control": _KEEP, "Content-Type": f"{kind}; charset=utf-8"}
+        return web.Response(body=body, headers=headers)
+
+    return [
+        ("GET", "/", presentable(home)),
+        ("GET", LOGIN, presentable(login_page)),
+        ("POST", LOGIN, presentable(door.login)),
+        ("GET", _STATIC, presentable(static)),
+    ]
+
+
+def _guarded(door: Doorway, store: Store, operate: Operate) -> list[Route]:
+    console = Console(store)
+    confirm = Confirm(store, console, operate)
+
+    async def nothing(_: web.Request) -> web.StreamResponse:
+        raise Refusal(404, "not_found", HTTPStatus.NOT_FOUND.description)
+
+    routes: list[Route] = [
+        ("GET", HOME, console.events),
+        ("GET", f"{HOME}/find", console.find),
+        ("GET", _EVENT, console.event),
+        ("GET", f"{_EVENT}/payload", console.payload),
+        ("GET", ACTIONS, confirm.actions),
+        ("GET", _ACTION, confirm.action),
+        ("POST", f"{_ACTION}/stop", confirm.stop),
+        ("POST", f"{HOME}/logout", door.logout),
+    ]
+    for action in Action:
+        routes += [
+            ("GET", f"{_EVENT}/{action}", confirm.ask_one(action)),
+            ("POST", f"{_EVENT}/{action}", confirm.do_one(action)),
+            ("GET", f"{HOME}/{action}", confirm.ask_all(action)),
+            ("POST", f"{HOME}/{action}", confirm.do_all(action)),
+        ]
+    routes.append(("GET", f"{HOME}/{{rest:.*}}", nothing))
+    return [(method, path, door.opened(handler)) for method, path, handler in routes]

@@ -1,0 +1,497 @@
+"""The console as people use it: every view, by mouse, by keyboard, on a phone, scripts off."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from datetime import UTC, datetime
+
+import pytest
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import expect
+
+from tests.browser.conftest import DESKTOP, PHONE
+from tests.support import new_event
+from wds.errors import StoreUnavailableError
+from wds.watch import Watch
+
+TOKEN = "the-operators-token"
+VIEWS = {
+    "events": "/console",
+    "filtered": "/console?status=FAILED_PERMANENTLY&event_type=push&range=all",
+    "wrong filter": "/console?min_attempts=many",
+    "nothing found": "/console?source=nobody",
+    "event": "/console/events/{failed}",
+    "waiting event": "/console/events/{waiting}",
+    "replay": "/console/events/{failed}/replay",
+    "cancel": "/console/events/{waiting}/cancel",
+    "bulk replay": "/console/replay?range=all",
+    "bulk cancel": "/console/cancel?range=all",
+    "bulk actions": "/console/actions",
+    "bulk action": "/console/actions/r1",
+    "running bulk action": "/console/actions/r2",
+    "not found": "/console/events/unknown",
+}
+
+
+def named(past):
+    return {
+        "failed": next(each["_id"] for each in past if each["status"] == "FAILED_PERMANENTLY"),
+        "waiting": next(each["_id"] for each in past if each["status"] == "DELIVERING"),
+    }
+
+
+@pytest.fixture
+async def bulk_action(db, past):
+    """Write down a bulk action that was stopped, and one that another process works on."""
+    stopped = {
+        "_id": "r1",
+        "action": "replay",
+        "by": "ada",
+        "remote": "127.0.0.1",
+        "reason": "the receiver is back",
+        "filters": '{"status": ["FAILED_PERMANENTLY"]}',
+        "limit": None,
+        "per_second": 1.5,
+        "matched": 40,
+        "examined": 20,
+        "changed": 18,
+        "state": "stopped",
+        "started_at": past[0]["received_at"],
+        "finished_at": past[0]["received_at"],
+    }
+    until = datetime(2199, 1, 1, tzinfo=UTC)
+    running = {**stopped, "_id": "r2", "state": "running", "matched": None}
+    running["lease"] = {"token": "t", "owner": "another", "until": until}
+    del running["finished_at"]
+    await db.bulk_actions.insert_many([stopped, running])
+
+
+async def open_all(page):
+    """Open whatever is folded."""
+    folded = page.locator("details:not([open]) > summary")
+    while await folded.count():
+        await folded.first.click()
+
+
+async def serious(page):
+    """Return the serious and critical faults that axe-core finds on a page."""
+    found = await Axe().run(page)
+    return [
+        (each["id"], each["impact"], [node["html"] for node in each["nodes"]][:3])
+        for each in found.response["violations"]
+        if each["impact"] in {"serious", "critical"}
+    ]
+
+
+async def inside(page):
+    """Return by how many pixels a page is wider than its window."""
+    return await page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+
+
+async def ids(page):
+    links = await page.locator("table.events a.id").all()
+    return [(await each.get_attribute("href")).rpartition("/")[2] for each in links]
+
+
+# -- every view ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.usefixtures("bulk_action")
+async def test_every_view_is_accessible_and_fits_light_and_dark_wide_and_narrow(
+    open_page, url, past, name
+):
+    address = url + VIEWS[name].format(**named(past))
+    grounds = set()
+    for scheme in ("light", "dark"):
+        for viewport in (DESKTOP, PHONE):
+            page = await open_page(address, scheme=scheme, viewport=viewport)
+            await open_all(page)
+            assert await serious(page) == []
+            assert await inside(page) <= 0
+            grounds.add(await page.evaluate("getComputedStyle(document.body).backgroundColor"))
+            await page.context.close()
+    assert len(grounds) == 2
+
+
+async def test_control_axe_finds_a_fault_that_is_there(open_page, url):
+    page = await open_page(f"{url}/console")
+    await page.evaluate("document.querySelector('#find').labels[0].remove()")
+    await page.evaluate("document.querySelector('#find').placeholder = ''")
+    assert [each[0] for each in await serious(page)] == ["label"]
+
+
+async def test_the_root_opens_the_console(open_page, url):
+    page = await open_page(url)
+    await expect(page).to_have_title("Events · wds")
+    assert page.url == f"{url}/console"
+
+
+async def test_the_events_page_tells_totals_due_events_and_replicas(open_page, url, past):
+    page = await open_page(f"{url}/console?range=all")
+    counts = Counter(each["status"] for each in past)
+    for name, status in (("Delivered", "DELIVERED"), ("Failed", "FAILED_PERMANENTLY")):
+        await expect(page.get_by_role("link", name=re.compile(f"^{name} ")).first).to_contain_text(
+            str(counts[status])
+        )
+    await expect(page.locator(".tile", has_text="Due now")).to_contain_text("oldest for")
+    await expect(page.get_by_role("row", name=re.compile("worker-2"))).to_contain_text("Silent")
+
+
+async def test_a_tile_filters_and_lets_go_again(open_page, url, past):
+    page = await open_page(f"{url}/console?range=all&limit=200")
+    failed = {each["_id"] for each in past if each["status"] == "FAILED_PERMANENTLY"}
+    tile = page.locator(".tile[data-status=FAILED_PERMANENTLY]")
+    await tile.click()
+    await expect(page).to_have_url(re.compile("status=FAILED_PERMANENTLY"))
+    assert set(await ids(page)) == failed
+    await tile.click()
+    await expect(page).not_to_have_url(re.compile("status="))
+
+
+async def test_a_bar_of_the_histogram_narrows_the_range(open_page, url, past):
+    page = await open_page(f"{url}/console?range=all&limit=200")
+    bar = page.locator(".histogram a").nth(3)
+    said = await bar.get_attribute("aria-label")
+    await bar.click()
+    await expect(page).to_have_url(re.compile("from=.*&to="))
+    start, end = re.findall(r"\d{4}-\d\d-\d\d \d\d:\d\d", said)
+    expected = {
+        each["_id"] for each in past if start <= f"{each['received_at']:%Y-%m-%d %H:%M}" < end
+    }
+    assert set(await ids(page)) == expected
+    assert expected
+
+
+async def test_filters_are_typed_in_shared_by_their_address_and_removed(open_page, url, past):
+    page = await open_page(f"{url}/console?range=all")
+    await page.get_by_text("Filters", exact=True).click()
+    await page.get_by_label("Type", exact=True).fill("push")
+    await page.get_by_label("Attempts at least").fill("2")
+    await page.get_by_role("button", name="Apply filters").click()
+    expected = {
+        each["_id"] for each in past if each["event_type"] == "push" and each["attempt_count"] >= 2
+    }
+    await expect(page).to_have_url(re.compile("event_type=push&min_attempts=2"))
+    assert "source=" not in page.url
+    assert set(await ids(page)) == expected
+
+    shared = await open_page(page.url)
+    assert set(await ids(shared)) == expected
+    await expect(shared.get_by_label("Type", exact=True)).to_have_value("push")
+
+    await page.get_by_role("link", name=re.compile("min_attempts")).click()
+    await expect(page).not_to_have_url(re.compile("min_attempts"))
+
+
+async def test_a_filter_that_cannot_be_used_is_shown_where_it_was_typed(open_page, url):
+    page = await open_page(f"{url}/console?id_prefix=xyz")
+    await expect(page.get_by_role("alert")).to_contain_text("id_prefix")
+    field = page.get_by_label("Event id begins with")
+    await expect(field).to_have_attribute("aria-invalid", "true")
+    await expect(field).to_have_accessible_description(re.compile("lower-case hex"))
+
+
+async def test_pages_lead_forth_and_back(open_page, url, past):
+    page = await open_page(f"{url}/console?range=all&limit=100")
+    seen = [await ids(page)]
+    while await page.get_by_role("link", name="Older").count():
+        await page.get_by_role("link", name="Older").click()
+        await expect(page).to_have_url(re.compile("cursor="))
+        await page.wait_for_load_state()
+        if (now := await ids(page)) != seen[-1]:
+            seen.append(now)
+    flat = [each for some in seen for each in some]
+    assert sorted(flat) == sorted(each["_id"] for each in past)
+    await page.get_by_role("link", name="Newer").click()
+    await page.wait_for_load_state()
+    assert await ids(page) == seen[-2]
+
+
+async def test_find_opens_an_event(open_page, url, past):
+    page = await open_page(f"{url}/console")
+    await page.get_by_role("searchbox").fill(past[5]["_id"])
+    await page.keyboard.press("Enter")
+    await expect(page).to_have_url(f"{url}/console/events/{past[5]['_id']}")
+
+
+async def test_an_event_shows_its_attempts_payload_and_headers(open_page, url, past):
+    event = next(each for each in past if each["attempt_count"] == 3)
+    page = await open_page(f"{url}/console/events/{event['_id']}")
+    await expect(page.get_by_text(re.compile(r"Attempt [123] (failed|delivered)"))).to_have_count(3)
+    await page.get_by_text("Response body").last.click()
+    await expect(page.locator(".timeline pre").last).to_contain_text("ok")
+    await expect(page.get_by_label("Payload, pretty-printed")).to_be_visible()
+    await page.get_by_text("Raw", exact=True).click()
+    await expect(page.get_by_label("Payload as received")).to_have_text(event["payload"].decode())
+    await expect(page.get_by_text("GitHub-Hookshot/044aadd")).to_be_visible()
+    async with page.expect_download() as download:
+        await page.get_by_role("link", name=re.compile("Download")).click()
+    path = await (await download.value).path()
+    assert path.read_bytes() == event["payload"]
+
+
+async def test_figures_renew_themselves_while_somebody_looks(open_page, url, past, db):
+    page = await open_page(f"{url}/console?range=all")
+    before = Counter(each["status"] for each in past)["DELIVERED"]
+    tile = page.locator(".tile[data-status=DELIVERED] .figure")
+    await expect(tile).to_have_text(str(before))
+    await db.events.update_one({"status": "RECEIVED"}, {"$set": {"status": "DELIVERED"}})
+    await expect(tile).to_have_text(str(before + 1), timeout=20_000)
+
+
+async def test_the_id_is_copied(open_page, url, past):
+    page = await open_page(
+        f"{url}/console/events/{past[0]['_id']}",
+        permissions=["clipboard-read", "clipboard-write"],
+    )
+    await page.get_by_role("button", name="Copy").first.click()
+    await expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    assert await page.evaluate("navigator.clipboard.readText()") == past[0]["_id"]
+
+
+# -- actions ---------------------------------------------------------------------------------
+
+
+async def test_an_event_is_replayed_after_a_confirmation(open_page, url, past, db):
+    event = named(past)["failed"]
+    page = await open_page(f"{url}/console/events/{event}")
+    await page.get_by_role("link", name="Replay…").click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Replay this event?")
+    assert "history" not in await db.events.find_one({"_id": event})
+    await page.get_by_label("Who you are").fill("ada")
+    await page.get_by_label("Why").fill("the receiver is back")
+    await page.get_by_role("button", name="Replay the event").click()
+    await expect(page.get_by_role("status")).to_contain_text("due again")
+    await expect(page.locator(".timeline")).to_contain_text(
+        "by ada (127.0.0.1): the receiver is back"
+    )
+    [entry] = (await db.events.find_one({"_id": event}))["history"]
+    assert entry["by"] == "ada"
+
+
+async def test_an_event_is_cancelled_after_a_confirmation(open_page, url, past, db):
+    event = named(past)["waiting"]
+    page = await open_page(f"{url}/console/events/{event}")
+    await page.get_by_role("link", name="Cancel…").click()
+    await page.get_by_role("button", name="Cancel the event").click()
+    await expect(page.get_by_role("status")).to_contain_text("cancelled")
+    assert (await db.events.find_one({"_id": event}))["status"] == "FAILED_PERMANENTLY"
+
+
+async def test_many_events_are_replayed_and_the_progress_is_seen(open_page, url, past, db):
+    failed = [each["_id"] for each in past if each["status"] == "FAILED_PERMANENTLY"]
+    page = await open_page(f"{url}/console?status=FAILED_PERMANENTLY&range=all")
+    await page.get_by_role("link", name="Replay these…").click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text(f"Replay {len(failed)} events?")
+    button = page.get_by_role("button", name=f"Replay {len(failed)} events")
+    await button.click()
+    assert "/console/replay" in page.url  # the box is not ticked, so the browser sends nothing
+    await page.get_by_label("Yes, replay them").check()
+    await button.click()
+    await expect(page).to_have_url(re.compile("/console/actions/[0-9a-f]{32}$"))
+    await expect(page.get_by_text("Done")).to_be_visible()
+    await expect(page.locator("main")).to_contain_text(f"{len(failed)} replayed")
+    assert await db.events.count_documents({"history": {"$exists": True}}) == len(failed)
+
+
+# -- login -----------------------------------------------------------------------------------
+
+
+async def test_login_wrong_token_and_logout(open_page, serving, past):
+    async with serving(WDS_OPERATOR_TOKEN=TOKEN) as url:
+        wanted = f"{url}/console/events/{past[0]['_id']}"
+        page = await open_page(wanted)
+        field = page.get_by_label("Operators' token")
+        await expect(field).to_be_focused()
+        assert await serious(page) == []
+        await field.fill("wrong")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("alert")).to_contain_text("This is not the token")
+        await expect(field).to_have_attribute("aria-invalid", "true")
+        assert await serious(page) == []
+        await field.fill(TOKEN)
+        await page.keyboard.press("Enter")
+        await expect(page).to_have_url(wanted)
+        [cookie] = await page.context.cookies()
+        assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+        assert await page.evaluate("document.cookie") == ""
+        await page.get_by_role("button", name="Log out").click()
+        await expect(page).to_have_url(f"{url}/console/login")
+        assert await page.context.cookies() == []
+        await page.goto(wanted)
+        await expect(field).to_be_visible()
+
+
+async def test_the_api_document_opens_to_whoever_is_logged_in(open_page, serving):
+    async with serving(WDS_OPERATOR_TOKEN=TOKEN) as url:
+        page = await open_page(f"{url}/console/login")
+        await page.get_by_label("Operators' token").fill(TOKEN)
+        await page.keyboard.press("Enter")
+        await page.wait_for_url(f"{url}/console")
+        answer = await page.goto(f"{url}/docs/openapi.json")
+        assert answer.status == 200
+
+
+# -- foreign pages ---------------------------------------------------------------------------
+
+
+ELSEWHERE = "http://localhost:9/"
+"""Another site, in the same browser and with the same cookies; nothing listens there."""
+
+
+async def visit(page, html):
+    """Look at a foreign page that consists of `html`."""
+
+    async def answer(route):
+        await route.fulfill(body=html, content_type="text/html")
+
+    await page.route(ELSEWHERE, answer)
+    await page.goto(ELSEWHERE)
+
+
+async def log_in(page):
+    await page.get_by_label("Operators' token").fill(TOKEN)
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("button", name="Log out")).to_be_visible()
+
+
+@pytest.mark.parametrize("changes", [{}, {"WDS_OPERATOR_TOKEN": TOKEN}], ids=["local", "token"])
+@pytest.mark.parametrize("action", ["console/events/{}/replay", "webhooks/events/{}/replay"])
+@pytest.mark.usefixtures("past")
+async def test_a_foreign_page_cannot_act(open_page, serving, db, changes, action):
+    event = (await db.events.find_one({"status": "FAILED_PERMANENTLY"}))["_id"]
+    async with serving(**changes) as url:
+        page = await open_page(f"{url}/console")
+        if changes:
+            await log_in(page)
+        where = f"{url}/{action.format(event)}"
+        await visit(page, f"<form method=post action='{where}'><button>win</button></form>")
+        async with page.expect_response(where) as answered:
+            await page.get_by_role("button", name="win").click()
+        assert (await answered.value).status in {401, 403}
+    assert not await db.events.count_documents({"history": {"$exists": True}})
+
+
+async def test_a_foreign_page_cannot_frame_the_console(open_page, serving, past):
+    async with serving(WDS_OPERATOR_OPEN="true") as url:
+        page = await open_page()
+        await visit(page, f"<iframe src='{url}/console/events/{past[0]['_id']}'></iframe>")
+        frame = page.frames[1]
+        assert past[0]["_id"] not in await frame.locator("html").inner_text()
+        open_page.forgive()  # the browser reports that it refused
+
+
+async def test_a_link_from_elsewhere_opens_the_view_it_names(open_page, serving, past):
+    async with serving(WDS_OPERATOR_TOKEN=TOKEN) as url:
+        page = await open_page(f"{url}/console")
+        await log_in(page)
+        wanted = f"{url}/console/events/{past[0]['_id']}"
+        elsewhere = "http://localhost:9/"
+        link = f"<a href='{wanted}'>look</a>"
+        await page.route(
+            elsewhere, lambda route: route.fulfill(body=link, content_type="text/html")
+        )
+        await page.goto(elsewhere)
+        await page.get_by_role("link", name="look").click()
+        await expect(page.locator("#event-id")).to_have_text(past[0]["_id"])
+
+
+# -- keyboard, no JavaScript -----------------------------------------------------------------
+
+
+async def focused(page):
+    return await page.evaluate(
+        "(document.activeElement.getAttribute('aria-label') || document.activeElement.textContent"
+        " || document.activeElement.name || '').trim().replace(/\\s+/g, ' ')"
+    )
+
+
+async def tab_to(page, wanted, most=80):
+    """Press Tab until what has the focus matches; every stop must be seen to have it."""
+    for _ in range(most):
+        await page.keyboard.press("Tab")
+        if re.search(wanted, await focused(page)):
+            return
+    pytest.fail(f"{wanted} cannot be reached by keyboard")
+
+
+async def test_the_keyboard_alone_is_enough(open_page, url, past, db):
+    page = await open_page(f"{url}/console?range=all")
+    await page.keyboard.press("Tab")
+    assert await focused(page) == "Skip to content"
+    await page.keyboard.press("Enter")
+    await tab_to(page, "^Failed")
+    await page.keyboard.press("Enter")
+    await expect(page).to_have_url(re.compile("status=FAILED"))
+    await tab_to(page, "Skip the histogram")
+    await page.keyboard.press("Enter")
+    await tab_to(page, "^[0-9a-f]{32}$")
+    await page.keyboard.press("Enter")
+    await expect(page).to_have_url(re.compile("/console/events/"))
+    await tab_to(page, "^Replay…$")
+    outline = await page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"
+    await page.keyboard.press("Enter")
+    await tab_to(page, "^by$")
+    await page.keyboard.type("ada")
+    await tab_to(page, "^Replay the event$")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("status")).to_contain_text("due again")
+    assert await db.events.count_documents({"history.by": "ada"}) == 1
+    assert past
+
+
+async def test_a_bar_can_be_chosen_by_keyboard(open_page, url, past):
+    page = await open_page(f"{url}/console?range=all")
+    assert past
+    await tab_to(page, r"^\d{4}-\d\d-\d\d ")
+    await page.keyboard.press("Enter")
+    await expect(page).to_have_url(re.compile("from="))
+
+
+async def test_without_javascript_everything_works(open_page, url, past, db):
+    page = await open_page(f"{url}/console?range=all&limit=25", java_script_enabled=False)
+    await page.locator(".histogram a").first.click()
+    await expect(page).to_have_url(re.compile("from="))
+    await page.goto(f"{url}/console?range=all&limit=25")
+    await page.get_by_role("link", name="Older").click()
+    await expect(page).to_have_url(re.compile("cursor="))
+    await page.locator("details.filters > summary").click()
+    await page.get_by_role("checkbox", name="Failed").check()
+    await page.get_by_role("button", name="Apply filters").click()
+    await expect(page).to_have_url(re.compile("status=FAILED_PERMANENTLY"))
+    assert "event_type=" not in page.url
+    await page.get_by_role("link", name="Replay these…").click()
+    await page.get_by_label("Yes, replay them").check()
+    await page.get_by_role("button", name=re.compile("^Replay ")).click()
+    await expect(page.get_by_text("Done")).to_be_visible(timeout=20_000)
+    failed = [each for each in past if each["status"] == "FAILED_PERMANENTLY"]
+    assert await db.events.count_documents({"history": {"$exists": True}}) == len(failed)
+
+
+async def test_the_page_comes_back_by_itself_when_the_service_does(open_page, url, monkeypatch):
+
+    async def away(*_):
+        raise StoreUnavailableError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "backlog", away)
+        page = await open_page(f"{url}/console")
+        await expect(page.get_by_role("alert")).to_contain_text("MongoDB does not answer")
+        assert await serious(page) == []
+    await expect(page.get_by_role("heading", name="Events", exact=True)).to_be_visible(
+        timeout=20_000
+    )
+
+
+async def test_a_large_payload_opens_quickly(open_page, url, store):
+    event = new_event(b'{"a":[' + b'{"key":"value","n":1},' * 40_000 + b"1]}")
+    await store.insert([event])
+    page = await open_page(f"{url}/console/events/{event.id}")
+    await expect(page.get_by_text("Cut here").first).to_be_visible()
+    took = await page.evaluate(
+        "performance.timing.loadEventEnd - performance.timing.navigationStart"
+    )
+    assert took < 5000

@@ -1,0 +1,84 @@
+"""The bars of the histogram: they cover the range, are as fine as it allows, and fit."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+import pytest
+
+from wds import chart
+
+NOW = datetime(2026, 3, 5, 14, 23, 7, 250_000, tzinfo=UTC)
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("span", "unit", "size"),
+    [
+        (timedelta(minutes=5), "minute", 1),
+        (HOUR, "minute", 5),
+        (3 * HOUR, "hour", 1),
+        (DAY, "hour", 1),
+        (7 * DAY, "hour", 1),
+        (30 * DAY, "day", 1),
+        (3 * 365 * DAY, "day", 7),
+        (10 * 365 * DAY, "day", 28),
+        (2000 * 365 * DAY, "day", 364),
+    ],
+)
+def test_bars_are_hours_but_for_very_short_and_long_ranges(span, unit, size):
+    bin_ = chart.bin_for(NOW - span, NOW)
+    assert (bin_.unit, bin_.size) == (unit, size)
+
+
+@pytest.mark.parametrize(
+    "span", [timedelta(0), timedelta(minutes=1), HOUR, DAY, 8 * DAY, 400 * DAY]
+)
+def test_bars_cover_the_range_without_a_gap(span):
+    start = NOW - span
+    bin_ = chart.bin_for(start, NOW)
+    bars = chart.chart({}, start, NOW, bin_).bars
+    assert bars[0].start <= start
+    assert bars[-1].end >= NOW
+    assert all(one.end == following.start for one, following in pairwise(bars))
+    assert len(bars) <= chart.MOST_BARS + 2
+
+
+def test_every_outcome_is_drawn_inside_the_canvas_and_the_highest_bar_fills_it():
+    first = chart.floor(NOW - DAY, chart.bin_for(NOW - DAY, NOW))
+    counted = {
+        first: {"DELIVERED": 900, "FAILED_PERMANENTLY": 100},
+        first + HOUR: {
+            "DELIVERED": 100_000,
+            "RECEIVED": 1,
+            "DELIVERING": 1,
+            "FAILED_PERMANENTLY": 1,
+        },
+    }
+    drawn = chart.chart(counted, NOW - DAY, NOW, chart.bin_for(NOW - DAY, NOW))
+    full = drawn.bars[1]
+    assert drawn.top == full.total == 100_003
+    assert len(full.parts) == 4
+    assert all(part.height >= chart.SLIVER for bar in drawn.bars for part in bar.parts)
+    assert all(part.y >= 0 for bar in drawn.bars for part in bar.parts)
+    assert full.parts[-1].status == "FAILED_PERMANENTLY"
+    assert full.parts[-1].y < chart.HEIGHT / 10
+    assert all(bar.x >= 0 and bar.x + bar.width <= chart.WIDTH for bar in drawn.bars)
+
+
+def test_parts_stand_on_each_other():
+    counted = {chart.floor(NOW, chart.bin_for(NOW - DAY, NOW)): {"DELIVERED": 5, "RECEIVED": 5}}
+    bars = chart.chart(counted, NOW - DAY, NOW, chart.bin_for(NOW - DAY, NOW)).bars
+    low, high = bars[-1].parts
+    assert low.y + low.height == chart.BASE
+    assert high.y + high.height == pytest.approx(low.y, abs=0.02)
+
+
+@pytest.mark.parametrize("span", [timedelta(minutes=1), HOUR, DAY, 8 * DAY, 400 * DAY])
+def test_labels_stand_where_their_bar_begins(span):
+    drawn = chart.chart({}, NOW - span, NOW, chart.bin_for(NOW - span, NOW))
+    starts = [bar.start for bar in drawn.bars]
+    assert 1 <= len(drawn.labels) <= chart.LABELS + 1
+    for label in drawn.labels:
+        assert label.percent == pytest.approx(starts.index(label.at) / len(starts) * 100, abs=0.01)
