@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ from tests.support import SECRET, eventually, signed
 from wds import embedded
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -119,33 +120,35 @@ def image_environ() -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in text.replace("\\\n", " ").split())
 
 
-def open_to_others(folder: Path) -> Path:
-    """Let other users reach `folder`: pytest's are their owner's alone."""
-    for each in (folder, *folder.parents):
-        if each.name.startswith("pytest-") or each == folder:
-            each.chmod(0o755)
-        if each.name.startswith("pytest-of-"):
-            break
-    return folder
+@pytest.fixture
+def shared_path() -> Iterator[Path]:
+    """Make a directory that other users can reach, which pytest's `tmp_path` is not."""
+    with tempfile.TemporaryDirectory(prefix="wds-shared-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> Path:
+def installed() -> Iterator[Path]:
     """Install what the image installs, from a wheel, into an empty environment; its bin.
 
     With the system's Python: one under a home directory is no other user's to run.
     """
     python = shutil.which("python3", path="/usr/local/bin:/usr/bin")
     assert python is not None
-    home = open_to_others(tmp_path_factory.mktemp("image"))
-    output(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(home), ".")
-    output(python, "-m", "venv", "--without-pip", str(home / "venv"))
-    pip = (sys.executable, "-m", "pip", "--python", str(home / "venv" / "bin" / "python"),
-           "install", "--quiet", "--disable-pip-version-check")  # fmt: skip
-    output(*pip, "--require-hashes", "-r", "requirements/image.txt")
-    [wheel] = home.glob("*.whl")
-    output(*pip, "--no-deps", "--no-index", str(wheel))
-    return home / "venv" / "bin"
+    with tempfile.TemporaryDirectory(prefix="wds-image-") as folder:
+        home = Path(folder)
+        home.chmod(0o755)
+        output(
+            sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(home), "."
+        )
+        output(python, "-m", "venv", "--without-pip", str(home / "venv"))
+        pip = (sys.executable, "-m", "pip", "--python", str(home / "venv" / "bin" / "python"),
+               "install", "--quiet", "--disable-pip-version-check")  # fmt: skip
+        output(*pip, "--require-hashes", "-r", "requirements/image.txt")
+        [wheel] = home.glob("*.whl")
+        output(*pip, "--no-deps", "--no-index", str(wheel))
+        yield home / "venv" / "bin"
 
 
 def as_in_the_image(bin_dir: Path, user: str) -> tuple[str, ...]:
@@ -183,9 +186,8 @@ def pid_one(outside: int) -> int:
 
 @pytest.mark.parametrize("name", OUR_SERVICES)
 async def test_the_images_command_runs_confined_says_it_is_healthy_and_obeys_sigterm(
-    name, engines, installed, tmp_path
+    name, engines, installed, shared_path
 ):
-    open_to_others(tmp_path)
     port = str(embedded.free_port())
     env = {
         **engines.environ(),
@@ -200,12 +202,12 @@ async def test_the_images_command_runs_confined_says_it_is_healthy_and_obeys_sig
 
     async def healthy() -> bool:
         assert made is None or made.process.returncode is None, made.text
-        check = await asyncio.create_subprocess_exec(*health, env=health_env, cwd=tmp_path)
+        check = await asyncio.create_subprocess_exec(*health, env=health_env, cwd=shared_path)
         return await check.wait() == 0
 
     made = None
     assert not await healthy()
-    async with image(COMPOSE["services"][name]["command"], env, installed, tmp_path) as started:
+    async with image(COMPOSE["services"][name]["command"], env, installed, shared_path) as started:
         made = started
         await eventually(healthy, within_s=60)
         first = pid_one(started.process.pid)
@@ -307,16 +309,15 @@ async def received(replica: processes.Process) -> float:
     return float(re.findall(r"^wds_events_received_total (\S+)$", text, re.MULTILINE)[0])
 
 
-async def test_the_proxy_spreads_over_replicas_and_passes_over_a_dead_one(engines, tmp_path):
+async def test_the_proxy_spreads_over_replicas_and_passes_over_a_dead_one(engines, shared_path):
     for name in ("proxy", "work"):
-        (tmp_path / name).mkdir()
-    open_to_others(tmp_path)
+        (shared_path / name).mkdir()
     env, port = engines.environ(), embedded.free_port()
     body = b'{"type": "through.the.proxy"}'
     async with (
-        proxy(tmp_path / "proxy", port) as (url, names),
-        ingest_at("127.0.0.2", port, env, tmp_path / "work") as one,
-        ingest_at("127.0.0.3", port, env, tmp_path / "work") as other,
+        proxy(shared_path / "proxy", port) as (url, names),
+        ingest_at("127.0.0.2", port, env, shared_path / "work") as one,
+        ingest_at("127.0.0.3", port, env, shared_path / "work") as other,
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session,
     ):
 
