@@ -200,8 +200,9 @@ def test_what_the_document_allows_is_taken(services, path):
 
 
 def labels(body):
-    """Yield every event type of a search and every idempotency key of a payload or a batch."""
-    yield from body.get("event_type", []) if isinstance(body.get("event_type"), list) else []
+    """Yield the names that a search filters by, and the keys of a payload or a batch."""
+    for name in ("event_type", "source", "destination"):
+        yield from body[name] if isinstance(body.get(name), list) else ()
     for event in body.get("events", [body]):
         if "idempotency_key" in event:
             yield event["idempotency_key"]
@@ -210,6 +211,7 @@ def labels(body):
 def test_examples_of_the_documents_are_taken_as_they_are(services):
     """Swagger UI puts them into its forms."""
     running, _, _ = services
+    tried = 0
     for service in running.values():
         document = service.session.get(f"{service.url}/docs/openapi.json").json()
         for path, methods in document["paths"].items():
@@ -217,8 +219,11 @@ def test_examples_of_the_documents_are_taken_as_they_are(services):
                 for parameter in operation["parameters"]:
                     if parameter["in"] == "body":
                         name = parameter["schema"]["$ref"].rpartition("/")[2]
-                        body = json.dumps(document["definitions"][name]["example"]).encode()
-                        assert example_status(service, method, path, body) in {200, 202}, path
+                        if "example" in document["definitions"][name]:
+                            body = json.dumps(document["definitions"][name]["example"]).encode()
+                            assert example_status(service, method, path, body) in {200, 202}, path
+                            tried += 1
+    assert tried >= 5
 
 
 def example_status(service, method, path, body):
@@ -240,11 +245,11 @@ def test_afterwards_stored_is_what_was_acknowledged_and_the_log_has_a_line_a_ref
     run(service.process.stop())
     lines = [json.loads(line) for line in service.process.lines]
     refused = Counter(line["http_status"] for line in lines if line["event"] == "refused")
-    known = {"event", "level", "timestamp", "route", "http_status", "code", "remote"}
+    known = {"event", "level", "timestamp", "route", "http_status", "code", "remote", "event_id"}
 
     assert refused == {status: n for status, n in service.answers.items() if status >= 400}
     assert all(set(line) <= known for line in lines if line["event"] == "refused")
-    assert {line["event"] for line in lines} <= {"refused", "listening"}
+    assert not [line for line in lines if line["level"] in {"error", "critical"}]
     assert MARKER not in service.process.text
     assert sum(refused.values()) > 50
     stored = db.events.count_documents({})

@@ -66,6 +66,13 @@ async def test_what_a_provider_sends_is_stored_with_its_type_and_key(post, db, n
         assert stored["_id"] == derived_id(stored["source"], sender.key)
 
 
+async def test_a_provider_reaches_its_source_from_elsewhere_and_through_a_proxy(post):
+    changes = {"Host": "hooks.example.com", "X_Forwarded_For": "140.82.115.1"}
+    status, text = await post(SENDERS["github"], **changes)
+
+    assert status == 202, text
+
+
 @pytest.mark.parametrize("name", SENDERS)
 async def test_the_same_request_again_is_a_repeat(post, db, name):
     now = int(time.time())

@@ -444,7 +444,7 @@ async def test_whatever_is_sent_is_answered_and_changes_nothing(service, case):
     logged = [line for line in lines if line["event"] == "refused"]
     # One more where the client had gone before its answer, or a second request came behind.
     assert len(refused) <= len(logged) <= len(refused) + 1
-    known = {"event", "log_level", "route", "http_status", "code", "remote"}
+    known = {"event", "log_level", "route", "http_status", "code", "remote", "event_id"}
     assert all(set(line) <= known for line in logged)
     assert MARKER not in repr(lines).encode() and SIGNATURE not in repr(lines)
     assert not [line for line in lines if line["log_level"] in {"error", "critical"}]
