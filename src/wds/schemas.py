@@ -168,7 +168,7 @@ class BatchSchema(ma.Schema):
 
 
 def _label() -> fields.String:
-    return fields.String(validate=validate.And(validate.Length(1, MAX_LABEL), _printable))
+    return fields.String(validate=[validate.Length(1, MAX_LABEL), _printable])
 
 
 class FilterSchema(ma.Schema):
@@ -183,11 +183,12 @@ class FilterSchema(ma.Schema):
         metadata={"description": "Of the last attempt, one or several; 0 is no answer."},
     )
     idempotency_key = fields.String(
-        validate=validate.And(validate.Length(1, MAX_LABEL), _printable),
+        validate=[validate.Length(1, MAX_LABEL), _printable],
         metadata={"description": "Exactly this one."},
     )
     id_prefix = fields.String(
-        validate=_id_prefix, metadata={"description": "What the event's id begins with."}
+        validate=_id_prefix,
+        metadata={"description": "What the event's id begins with.", "pattern": "^[0-9a-f]{1,32}$"},
     )
     min_attempts = fields.Integer(
         strict=True,
