@@ -7,7 +7,9 @@ EXAMPLES ?= 150
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo up test test-unit test-promtool test-generated test-browser screenshots test-faults soak bench bench-smoke coverage lint format lock clean
+.PHONY: help demo up test test-unit test-promtool test-generated test-browser test-containers \
+  test-kubernetes test-postman test-release screenshots test-faults soak bench bench-smoke coverage \
+  lint format lock docs dist sbom audit diagrams clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -35,6 +37,18 @@ test-browser: $(VENV)/browser.done ## the console in Chromium, which must be ins
 
 screenshots: $(VENV)/browser.done ## take the documents' pictures of the console anew
 	$(PYTEST) tests/browser/screenshots.py $(ARGS)
+
+test-containers: $(VENV)/dev.done $(VENV)/ship.done ## judge and run what the containers hold; as root, with nginx and docker-compose
+	$(PYTEST) tests/tools/test_containers.py $(ARGS)
+
+test-kubernetes: $(VENV)/dev.done $(VENV)/ship.done ## build and check the Kubernetes manifests; kustomize must be installed
+	$(PYTEST) tests/tools/test_kubernetes.py $(ARGS)
+
+test-postman: $(VENV)/dev.done ## run the Postman collection with newman; npm must be installed
+	$(PYTEST) tests/tools/test_postman.py $(ARGS)
+
+test-release: $(VENV)/dev.done $(VENV)/ship.done ## install the wheel and the sdist into empty environments and use them
+	$(PYTEST) tests/tools/test_release.py $(ARGS)
 
 test-faults: $(VENV)/dev.done ## kill and stall everything for a few minutes
 	$(PYTEST) tests/faults $(ARGS)
@@ -64,15 +78,38 @@ format: $(VENV)/dev.done ## rewrite to the house format
 
 lock: $(VENV)/dev.done ## pin every dependency anew, with hashes and without addresses
 	$(BIN)/python -m pip install --quiet uv
-	for set in "run --group build" "dev --group dev --extra otel" "bench --group bench" \
-	  "browser --group browser"; do \
-	  set -- $$set; name=$$1; shift; \
+	for set in "run pyproject.toml --extra embedded --group build" \
+	  "dev pyproject.toml --extra embedded --group dev --extra otel -c requirements/run.txt" \
+	  "bench pyproject.toml --extra embedded --group bench -c requirements/run.txt" \
+	  "browser pyproject.toml --extra embedded --group browser -c requirements/dev.txt" \
+	  "image pyproject.toml --extra otel -c requirements/dev.txt" "build --group image -c requirements/run.txt" \
+	  "ship pyproject.toml --group docs --group ship -c requirements/dev.txt"; do \
+	  set -- $$set; to=requirements/$$1.txt; shift; \
 	  $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-	    --no-emit-index-url --no-header --extra embedded $$@ pyproject.toml \
-	    -o requirements/$$name.txt || exit 1; done
+	    --no-emit-index-url --no-header "$$@" -o $$to || exit 1; done
+
+docs: $(VENV)/ship.done ## build the documentation into site/, strictly
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
+
+dist: $(VENV)/ship.done ## build the wheel and the source distribution into dist/
+	$(BIN)/python -m build --no-isolation --outdir dist .
+
+sbom: $(VENV)/ship.done ## write what the image holds as a CycloneDX bill of materials, dist/sbom.json
+	@mkdir -p dist
+	$(BIN)/cyclonedx-py requirements requirements/image.txt --pyproject pyproject.toml \
+	  --mc-type application --output-reproducible --validate -o dist/sbom.json
+
+audit: $(VENV)/ship.done ## look for known vulnerabilities in what is pinned; asks a service on the network
+	for set in image run; do \
+	  $(BIN)/pip-audit --disable-pip --require-hashes -r requirements/$$set.txt || exit 1; done
+
+diagrams: ## draw docs/diagrams/*.dot with graphviz, which must be installed
+	for drawing in docs/diagrams/*.dot; do \
+	  { dot -Tsvg $$drawing && printf '<!-- sha256 of the source: %s -->\n' \
+	    "$$(sha256sum < $$drawing | cut -d' ' -f1)"; } > $${drawing%.dot}.svg || exit 1; done
 
 clean: ## remove the virtual environment and all local data
-	rm -rf $(VENV) .wds .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .wds site dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 .env: ## a secret of this machine's own, readable by its owner only
 	@umask 077 && printf 'WDS_HMAC_SECRET=%s\n' "$$($(PYTHON) -c 'import secrets; print(secrets.token_hex(32))')" > $@

@@ -20,8 +20,8 @@ import marshmallow as ma
 from aiohttp import web
 from aiohttp_apispec import docs, json_schema, response_schema, setup_aiohttp_apispec
 from marshmallow import fields, validate
-from prometheus_async import aio
-from prometheus_client import Counter
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.exposition import choose_encoder
 from redis.asyncio import Redis
 
 if TYPE_CHECKING:
@@ -33,7 +33,15 @@ WINDOW_S = 1.0
 MAX_BODY_BYTES = 32 * 1024 * 1024
 REMEMBERED_IDS = 1_000_000
 
-REQUESTS = Counter("mock_downstream_requests_total", "Requests by what became of them.", ["result"])
+# Not prometheus_client's own registry: in a process that has loaded the rest of the package it
+# holds the rest's metrics too, and those would say of a mock that its database is down.
+REGISTRY = CollectorRegistry()
+REQUESTS = Counter(
+    "mock_downstream_requests_total",
+    "Requests by what became of them.",
+    ["result"],
+    registry=REGISTRY,
+)
 
 # KEYS[1]: member -> instant in microseconds of each request let in; ARGV: limit, window, member.
 # Returns 0 if let in, else the microseconds until one may be.
@@ -286,8 +294,9 @@ async def healthz(_request: web.Request) -> web.Response:
 
 
 async def metrics_page(request: web.Request) -> web.Response:
-    """Answer with this process's metrics."""
-    return await aio.web.server_stats(request)
+    """Answer with the mock's metrics, in Prometheus's or OpenMetrics' text format."""
+    encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+    return web.Response(body=encode(REGISTRY), headers={"Content-Type": content_type})
 
 
 def create_app(

@@ -52,13 +52,16 @@ async def test_every_command_works_when_pasted_and_shows_what_the_readme_says(ho
             within_s=60,
         )
         said = [await paste(f". ./.env\n{block}", home) for block in BLOCKS]
-        first, found, search, batch, watch = said
+        first, github, found, search, listed, batch, watch, killed = said
         assert '"status":"RECEIVED","duplicate":false' in first
+        assert '"event_type":"ping"' in github and "GitHub-Hookshot" in github
         assert '"event_type":"order.created"' in found
         assert found.endswith('"idempotency_key": "order-1042", "total": 99.5}')
         assert '"by_status":{"RECEIVED"' in search
+        assert "2 of 2 shown" in listed
         assert '"accepted":2,"duplicates":0' in batch
         assert "5 stored, 0 repeated, 0 refused" in batch
         assert "wds_fleet_events_received_total" in watch
         assert '"most_in_one_second"' in watch
+        assert re.search(r"\['unknown', .*'success'\]$", killed, re.MULTILINE)
         assert await stack.stop() == 0

@@ -48,8 +48,10 @@ async def attempt(url: str):
 @asynccontextmanager
 async def raw_downstream(answer):
     """Serve `answer(writer)` to every connection, once a request's head has arrived."""
+    handlers = set()
 
     async def handle(reader, writer):
+        handlers.add(asyncio.current_task())
         try:
             await reader.readuntil(b"\r\n\r\n")
             await answer(writer)
@@ -62,6 +64,8 @@ async def raw_downstream(answer):
     port = server.sockets[0].getsockname()[1]
     async with server:
         yield f"http://127.0.0.1:{port}/"
+        for handler in handlers:
+            handler.cancel()  # from Python 3.12 on, closing a server waits for them
 
 
 async def test_a_request_carries_the_exact_bytes_and_says_which_attempt_it_is():

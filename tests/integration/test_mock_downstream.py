@@ -318,5 +318,7 @@ async def test_the_mock_lives_measures_itself_and_shows_its_documents(mock):
 
     assert {status for status, _ in pages.values()} == {200}
     assert 'mock_downstream_requests_total{result="accepted"}' in pages["/metrics"][1]
+    # Of the same process, but of others: a mock that says wds_store_up 0 sets off an alert.
+    assert "wds_" not in pages["/metrics"][1]
     assert "SwaggerUIBundle" in pages["/docs"][1]
     assert "/downstream/receive" in pages["/docs/openapi.json"][1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -141,3 +142,29 @@ def test_every_module_is_on_the_map_and_every_module_on_the_map_exists():
 def test_every_link_to_a_file_leads_somewhere(document):
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / document).read_text()):
         assert (ROOT / target).exists(), target
+
+
+def test_the_example_of_an_environment_has_every_setting_with_its_default():
+    text = (ROOT / ".env.example").read_text()
+    shown_there = dict(re.findall(r"^(?:# )?(WDS_[A-Z_]+)=(.*)$", text, re.MULTILINE))
+    expected = {
+        spec.metadata["env"]: "" if spec.default in (None, ()) else shown(spec.default)
+        for spec in fields(Settings)
+    }
+    assert shown_there == expected
+
+
+def test_every_page_of_the_site_is_in_its_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text().split("\nnav:")[1]
+    listed = set(re.findall(r": (\S+\.md)$", navigation, re.MULTILINE))
+    pages = {str(path.relative_to(ROOT / "docs")) for path in ROOT.glob("docs/**/*.md")}
+    assert pages <= listed
+
+
+@pytest.mark.parametrize("name", ["architecture_diagram", "flow_diagram"])
+def test_every_diagram_is_drawn_from_its_source_and_shown_in_the_readme(name):
+    folder = ROOT / "docs" / "diagrams"
+    source = hashlib.sha256((folder / f"{name}.dot").read_bytes()).hexdigest()
+    drawn = (folder / f"{name}.svg").read_text()
+    assert f"sha256 of the source: {source}" in drawn, "run `make diagrams`"
+    assert f"docs/diagrams/{name}.svg" in README

@@ -1,0 +1,208 @@
+"""Writes the reference pages from the code while the site is built; see mkdocs.yml.
+
+Settings, metrics, commands, routes and schemas come from what runs, so they cannot be stale.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import mkdocs_gen_files
+from prometheus_client.metrics import MetricWrapperBase
+
+from wds import metrics, mock_downstream
+from wds.config import Settings
+from wds.ingest import create_app
+from wds.store import Store
+
+ROOT = Path(__file__).parents[1]
+
+
+def cell(text: object) -> str:
+    """Return text for one cell of a table."""
+    return " ".join(str(text).split()).replace("|", "\\|")
+
+
+def table(*columns: str) -> list[str]:
+    """Return the head of a table."""
+    return [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+
+
+def write(path: str, *parts: str) -> None:
+    """Add a page to the site."""
+    with mkdocs_gen_files.open(path, "w") as page:
+        page.write("\n".join(parts) + "\n")
+
+
+def default_of(value: object) -> str:
+    """Return a default as one would write it in the environment."""
+    if value in (None, ()):
+        return ""
+    if isinstance(value, tuple):
+        return f"`{','.join(f'{number:g}' for number in value)}`"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def settings_page() -> list[str]:
+    """Return every setting with its default and meaning."""
+    rows = [
+        f"| `{spec.metadata['env']}` | {default_of(spec.default)} | {cell(spec.metadata['doc'])} |"
+        for spec in fields(Settings)
+    ]
+    intro = (
+        "Environment variables, or lines of `.env` in the working directory; the environment wins."
+        " An impossible combination is refused at start, by name."
+    )
+    return ["# Settings", "", intro, "", *table("setting", "default", "meaning"), *rows]
+
+
+def metrics_page() -> list[str]:
+    """Return every metric with its type, labels and meaning."""
+    rows = []
+    for value in vars(metrics).values():
+        if isinstance(value, MetricWrapperBase):
+            [family] = value.describe()
+            name = family.name + ("_total" if family.type == "counter" else "")
+            labels = ", ".join(f"`{label}`" for label in value._labelnames)  # noqa: SLF001
+            rows.append(f"| `{name}` | {family.type} | {labels} | {cell(family.documentation)} |")
+    for name, meaning, _ in metrics.FLEET_TOTALS.values():
+        rows.append(f"| `{name}_total` | counter |  | {cell(meaning)} |")
+    intro = "Each process serves its own at `/metrics`; those named `wds_fleet_` speak for all."
+    return ["# Metrics", "", intro, "", *table("metric", "type", "labels", "meaning"), *rows]
+
+
+def commands_page() -> list[str]:
+    """Return what every command says of itself."""
+    overview = said("--help")
+    names = re.findall(r"^    ([a-z-]+) ", overview, re.MULTILINE)
+    page = ["# Commands", "", "`wds` and `python -m wds` are the same.", "", fenced(overview)]
+    for name in names:
+        page += ["", f"## {name}", "", fenced(said(name, "--help"))]
+    return page
+
+
+def said(*arguments: str) -> str:
+    """Return what `wds` prints."""
+    return subprocess.run(
+        [sys.executable, "-m", "wds", *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"COLUMNS": "96"},
+    ).stdout
+
+
+def fenced(text: str) -> str:
+    """Return text as a block of code."""
+    return f"```text\n{text.rstrip()}\n```"
+
+
+async def documents() -> dict[str, dict[str, Any]]:
+    """Return the OpenAPI documents that the two services serve."""
+    store = Store("mongodb://127.0.0.1:1", "never_opened")
+    try:
+        ingest = create_app(Settings(hmac_secrets=("unused",)), store)
+        return {
+            "Ingest service": ingest["swagger_dict"],
+            "Mock downstream": mock_downstream.create_app()["swagger_dict"],
+        }
+    finally:
+        await store.close()
+
+
+def api_page(found: dict[str, dict[str, Any]]) -> list[str]:
+    """Return every route with its parameters, answers and shapes."""
+    page = [
+        "# HTTP API",
+        "",
+        "Written from what the processes serve at `/docs/openapi.json`; try it at `/docs`.",
+    ]
+    for title, document in found.items():
+        page += ["", f"## {title}"]
+        for path, operations in document["paths"].items():
+            for method, operation in operations.items():
+                page += ["", f"### `{method.upper()} {path}`", ""]
+                page += [f"**{operation.get('summary', '')}.** {operation.get('description', '')}"]
+                page += parameters(operation.get("parameters", []))
+                page += ["", *table("answer", "meaning", "body")]
+                for status, answer in operation["responses"].items():
+                    meaning = cell(answer.get("description", ""))
+                    page.append(f"| {status} | {meaning} | {shape(answer.get('schema', {}))} |")
+        page += ["", f"## Schemas of the {title[0].lower()}{title[1:]}"]
+        for name, schema in sorted(document["definitions"].items()):
+            page += ["", f"### {name}", "", *table("field", "type", "meaning")]
+            required = schema.get("required", [])
+            for field, kind in schema.get("properties", {}).items():
+                star = " (required)" if field in required else ""
+                page.append(f"| `{field}`{star} | {shape(kind)} | {meaning_of(kind)} |")
+    return page
+
+
+def parameters(found: list[dict[str, Any]]) -> list[str]:
+    """Return a table of an operation's parameters, if it has any."""
+    if not found:
+        return []
+    rows = [
+        f"| `{each['name']}` | {each['in']} | {cell(each.get('description', ''))}"
+        f"{shape(each['schema']) if 'schema' in each else ''} |"
+        for each in found
+    ]
+    return ["", *table("parameter", "in", "meaning"), *rows]
+
+
+def shape(schema: dict[str, Any]) -> str:
+    """Return a type in a word or two."""
+    reference = schema.get("$ref") or next((e["$ref"] for e in schema.get("allOf", [])), None)
+    if reference:
+        return str(reference).rpartition("/")[2]
+    if schema.get("type") == "array":
+        return f"list of {shape(schema['items'])}"
+    kind = schema.get("type", "")
+    return cell(" or ".join(kind) if isinstance(kind, list) else kind)
+
+
+def meaning_of(schema: dict[str, Any]) -> str:
+    """Return what a field's schema says beyond its type."""
+    said_of_it = [str(schema["description"])] if "description" in schema else []
+    one_of = schema.get("enum") or schema.get("items", {}).get("enum")
+    if one_of:
+        said_of_it.append("One of " + ", ".join(f"`{value}`" for value in one_of) + ".")
+    said_of_it += [
+        f"{word} {schema[key]}."
+        for key, word in (("default", "Default"), ("minimum", "At least"), ("maximum", "At most"))
+        if key in schema
+    ]
+    return cell(" ".join(said_of_it))
+
+
+def root_page(name: str) -> str:
+    """Return a document of the repository's root, its links led to where they are in the site."""
+    text = (ROOT / name).read_text()
+    text = text.replace("](docs/", "](").replace("](ARCHITECTURE.md", "](architecture.md")
+    return text.replace("](CONTRIBUTING.md", "](contributing.md").replace(
+        "](README.md", "](index.md"
+    )
+
+
+def operations_page() -> str:
+    """Return docs/operations.md; what it links to outside of the site is named instead."""
+    text = (ROOT / "docs" / "operations.md").read_text()
+    return re.sub(r"\[([^\]]+)\]\(\.\./[^)]+\)", r"\1", text)
+
+
+write("operations.md", operations_page())
+write("reference/settings.md", *settings_page())
+write("reference/metrics.md", *metrics_page())
+write("reference/commands.md", *commands_page())
+write("reference/http-api.md", *api_page(asyncio.run(documents())))
+write("architecture.md", root_page("ARCHITECTURE.md"))
+write("contributing.md", root_page("CONTRIBUTING.md"))
+write("changelog.md", root_page("CHANGELOG.md"))
