@@ -86,7 +86,7 @@ lock: $(VENV)/dev.done ## pin every dependency anew, with hashes and without add
 	  "ship pyproject.toml --group docs --group ship -c requirements/dev.txt"; do \
 	  set -- $$set; to=requirements/$$1.txt; shift; \
 	  $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-	    --no-emit-index-url --no-header "$$@" -o $$to || exit 1; done
+	    --no-emit-index-url --no-header --no-strip-extras "$$@" -o $$to || exit 1; done
 
 docs: $(VENV)/ship.done ## build the documentation into site/, strictly
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet

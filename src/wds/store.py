@@ -267,43 +267,52 @@ class Store:
             buried_ids,
         )
 
+    async def _peek(self, destination: str, limit: int) -> list[str]:
+        """Return the ids of up to `limit` events that are due, in due order; more may be."""
+        now = await self._mongo.now()
+        due = self._events.find(queries.due_by(destination, now), {"_id": 1})
+        found = await self._try_for(
+            0, lambda: due.clone().sort(queries.DUE_ORDER).limit(limit).to_list(None)
+        )
+        return [document["_id"] for document in found]
+
     async def _claim_one(
         self, destination: str, update: list[Document]
     ) -> tuple[list[Document], list[str]]:
+        """Lease the first due event that no other replica takes at this moment."""
         buried: list[str] = []
-        while True:
-            found = await self._try_for(
-                0,
-                lambda: self._events.find_one_and_update(
-                    queries.due(destination),
-                    update,
-                    projection=queries.CLAIM_PROJECTION,
-                    sort=queries.DUE_ORDER,
-                    return_document=ReturnDocument.AFTER,
-                ),
-            )
-            if found is None:
-                return [], buried
-            if "lease" in found:
-                return [found], buried
-            buried.append(found["_id"])
+        while ids := await self._peek(destination, PEEK_LEAST):
+            for event_id in ids:
+                found = await self._lease(event_id, destination, update)
+                if found is None:
+                    continue
+                if "lease" in found:
+                    return [found], buried
+                buried.append(found["_id"])
+        return [], buried
+
+    async def _lease(
+        self, event_id: str, destination: str, update: list[Document]
+    ) -> Document | None:
+        """Lease, or bury, one event if it is still due; None if it is not."""
+        return await self._try_for(
+            0,
+            lambda: self._events.find_one_and_update(
+                {"_id": event_id, **queries.due(destination)},
+                update,
+                projection=queries.CLAIM_PROJECTION,
+                return_document=ReturnDocument.AFTER,
+                hint="_id_",
+            ),
+        )
 
     async def _claim_many(
         self, destination: str, limit: int, token: str, update: list[Document]
     ) -> tuple[list[Document], int, list[str]]:
-        now = await self._mongo.now()
-        peeked = await self._try_for(
-            0,
-            lambda: (
-                self._events.find(queries.due_by(destination, now), {"_id": 1})
-                .sort(queries.DUE_ORDER)
-                .limit(max(limit * PEEK_FACTOR, PEEK_LEAST))
-                .to_list(None)
-            ),
-        )
+        peeked = await self._peek(destination, max(limit * PEEK_FACTOR, PEEK_LEAST))
         if not peeked:
             return [], 0, []
-        ids = [document["_id"] for document in random.sample(peeked, min(limit, len(peeked)))]
+        ids = random.sample(peeked, min(limit, len(peeked)))
         chosen = {"_id": {"$in": ids}, **queries.due(destination)}
         try:
             written = await self._events.update_many(chosen, update, hint="_id_")
