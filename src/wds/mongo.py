@@ -34,8 +34,10 @@ from tenacity import (
 from wds.errors import StandaloneRefusedError, StartError, StoreUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
+    from motor.motor_asyncio import AsyncIOMotorCollection
+    from pymongo import IndexModel
     from tenacity import RetryCallState
 
     from wds.queries import Document
@@ -218,6 +220,28 @@ class Connection:
             details: Any = getattr(error, "details", None) or {}
             raise StoreUnavailableError(details.get("codeName", type(error).__name__)) from error
         raise AssertionError  # the loop returns or raises
+
+
+async def make_indexes(
+    collection: AsyncIOMotorCollection[Document], indexes: Sequence[IndexModel]
+) -> None:
+    """Make what is missing, and anew what an earlier version made otherwise under the same name."""
+    existing = await collection.index_information()
+    for index in indexes:
+        name, keys = index.document["name"], list(index.document["key"].items())
+        if name in existing and existing[name]["key"] != keys:
+            log.warning("index_made_anew", index=name)
+            await collection.drop_index(name)
+    await collection.create_indexes(indexes)
+
+
+def duplicates(error: BulkWriteError) -> list[int]:
+    """Return the indexes refused as duplicates; raise on for any other failure in the bulk."""
+    details: Any = error.details
+    others = [each for each in details["writeErrors"] if each["code"] != DUPLICATE_KEY]
+    if others or details["writeConcernErrors"]:
+        raise error
+    return [each["index"] for each in details["writeErrors"]]
 
 
 async def initiate_replica_set(host: str, port: int, name: str) -> None:

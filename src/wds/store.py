@@ -13,7 +13,7 @@ import random
 import secrets
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 from pymongo import ReturnDocument
@@ -25,7 +25,7 @@ from wds.archive import Archive
 from wds.bulk import Bulk
 from wds.errors import StoreUnavailableError
 from wds.model import Claim, Conflict, NewEvent, Receipt, Settlement, Status
-from wds.mongo import DUPLICATE_KEY, FOREVER, WRITE_BUDGET_S, Connection, transient
+from wds.mongo import FOREVER, WRITE_BUDGET_S, Connection, duplicates, make_indexes, transient
 from wds.rollups import Rollups
 from wds.watch import Watch
 
@@ -91,18 +91,8 @@ class Store:
             StartError: it refuses this client.
         """
         await self._mongo.open()
-        await self._try_for(FOREVER, self._make_indexes)
+        await self._try_for(FOREVER, lambda: make_indexes(self._events, queries.EVENT_INDEXES))
         await self.bulk.open()
-
-    async def _make_indexes(self) -> None:
-        """Make what is missing, and anew what an earlier version made otherwise."""
-        existing = await self._events.index_information()
-        for index in queries.EVENT_INDEXES:
-            name, keys = index.document["name"], list(index.document["key"].items())
-            if name in existing and existing[name]["key"] != keys:
-                log.warning("index_made_anew", index=name)
-                await self._events.drop_index(name)
-        await self._events.create_indexes(queries.EVENT_INDEXES)
 
     async def keep_for(self, days: int | None) -> None:
         """Have events deleted so many days after they finished; None keeps them for ever."""
@@ -144,7 +134,7 @@ class Store:
             try:
                 await self._events.insert_many(documents, ordered=False)
             except BulkWriteError as error:
-                return _duplicates(error)
+                return duplicates(error)
             return []
 
         repeated = await self._try_for(WRITE_BUDGET_S, write)
@@ -212,7 +202,7 @@ class Store:
         try:
             await self._mongo.in_transaction(insert)
         except BulkWriteError as error:
-            return not _duplicates(error)
+            return not duplicates(error)
         return True
 
     async def _committed(self, ids: set[str]) -> dict[str, Document]:
@@ -420,12 +410,3 @@ def _claim(document: Document, token: str, held_since: float, trusted_until: flo
         trace=document.get("trace"),
         attempts_before=document.get("attempts_before", 0),
     )
-
-
-def _duplicates(error: BulkWriteError) -> list[int]:
-    """Return the indexes refused as duplicates; raise on for any other failure in the bulk."""
-    details: Any = error.details
-    others = [each for each in details["writeErrors"] if each["code"] != DUPLICATE_KEY]
-    if others or details["writeConcernErrors"]:
-        raise error
-    return [each["index"] for each in details["writeErrors"]]
