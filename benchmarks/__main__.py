@@ -8,10 +8,10 @@ import random
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks import claims, delivery, ingest, memory, peers, report, search, stack
+from benchmarks import claims, delivery, ingest, memory, peers, report, search, sizes, stack
 from benchmarks.payloads import SMALL, generated, of_size, real
 from benchmarks.rows import Figures, Row, measure
 
@@ -33,10 +33,11 @@ class Size:
     searches: int
     memory_backlog: int
     memory_s: int
+    sizes: int
 
 
-FULL = Size(3, 8, 20_000, 200, 1_000_000, 1_000_000, 200, 100_000, 600)
-SMOKE = Size(1, 1, 300, 8, 500, 500, 10, 300, 2)
+FULL = Size(3, 8, 20_000, 200, 1_000_000, 1_000_000, 200, 100_000, 600, 5_000)
+SMOKE = Size(1, 1, 300, 8, 500, 500, 10, 300, 2, 128)
 
 
 def rows(
@@ -58,6 +59,7 @@ def rows(
         "ingest": ingest.rows(engines, found, sets, size.seconds),
         "delivery": delivery.rows(engines, found, bodies, size.backlog, size.latency_events),
         "claims": claims.rows(engines, rng, size.queue),
+        "sizes": sizes.rows(engines, rng, size.sizes),
         "search": search.rows(engines, size.history, size.searches),
         "memory": memory.rows(engines, twelve, size.memory_backlog, size.memory_s),
     }
@@ -66,6 +68,8 @@ def rows(
 async def run(arguments: argparse.Namespace) -> list[tuple[Row, Figures]]:
     """Measure the chosen groups on engines of this run's own."""
     size = SMOKE if arguments.smoke else FULL
+    if arguments.memory_seconds:
+        size = replace(size, memory_s=arguments.memory_seconds)
     found = peers.read(arguments.peers) if arguments.peers else []
     home = Path(tempfile.mkdtemp(prefix="wds-bench-"))
     measured = []
@@ -89,10 +93,11 @@ def say(line: str) -> None:
 def main() -> int:
     """Run and report; the exit status says only that it ran, never how fast."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    groups = ["ingest", "delivery", "claims", "search", "memory"]
+    groups = ["ingest", "delivery", "claims", "sizes", "search", "memory"]
     parser.add_argument("--only", action="append", choices=groups, help="a group; repeatable")
     parser.add_argument("--payloads", type=Path, help="folder of real JSON payloads")
     parser.add_argument("--peers", type=Path, help="TOML file of peers, see benchmarks/peers.py")
+    parser.add_argument("--memory-seconds", type=int, help="how long the load on ingest lasts")
     parser.add_argument("--rounds", type=int, help="measurements of each side")
     parser.add_argument(
         "--smoke", action="store_true", help="a little of everything, to see it run"

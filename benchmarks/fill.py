@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from wds.model import Claim
 
 BATCH = 2000
+BATCH_BYTES = 24_000_000
 TYPES = 20
 HISTORY_DAYS = 30
 
@@ -57,7 +58,7 @@ async def fill(
             if shape is not None:
                 shape(document, number)
             batch.append(document)
-            if len(batch) == BATCH:
+            if len(batch) == BATCH or len(batch) * len(document["payload"]) > BATCH_BYTES:
                 collection.insert_many(batch, ordered=False)
                 batch = []
         if batch:
