@@ -47,6 +47,7 @@ class Intake:
         self._timeout_s = timeout_s
         self._held = 0
         self._arriving: dict[_Reading, None] = {}  # in the order in which they began
+        metrics.BODY_BYTES.set_function(lambda: self._held)
 
     @property
     def middleware(self) -> Middleware:
@@ -134,7 +135,6 @@ class Intake:
     def _hold(self, reading: _Reading, size: int) -> None:
         reading.held += size
         self._held += size
-        metrics.BODY_BYTES.set(self._held)
 
     def _too_large(self) -> Refusal:
         return Refusal(413, "body_too_large", f"the body is larger than {self._max_body} bytes")

@@ -29,7 +29,8 @@ log = structlog.get_logger(__name__)
 def acknowledged(events: Sequence[NewEvent], receipts: Sequence[Receipt]) -> None:
     """The senders of `events` are told that they are durable; one receipt for each."""
     repeated = sum(receipt.duplicate for receipt in receipts)
-    metrics.EVENTS_REPEATED.inc(repeated)
+    if repeated:
+        metrics.EVENTS_REPEATED.inc(repeated)
     metrics.EVENTS_RECEIVED.inc(len(receipts) - repeated)
     for event, receipt in zip(events, receipts, strict=True):
         log.info(
