@@ -54,6 +54,7 @@ HEARTBEAT_S = 2.0
 WRITE_BUDGET_S = 8.0
 """Seconds that an insert is retried on transport errors before the sender is told 503."""
 FOREVER = float("inf")
+MILLISECOND_S = 0.001
 CLOCK_TRUST_S = 5.0
 """Seconds after which the database's clock is looked at again."""
 
@@ -118,7 +119,7 @@ class Connection:
         self.db = self._client[database]
         self._endings: set[asyncio.Future[None]] = set()
         self._clock_read_at = -CLOCK_TRUST_S
-        self._clock_ahead_s = 0.0
+        self._clock_ahead_s = (0.0, 0.0)
 
     async def open(self) -> None:
         """Check what kind of server this is, once it answers.
@@ -150,12 +151,21 @@ class Connection:
 
     async def now(self) -> datetime:
         """Return the database's time, never later than it is; UTC, in milliseconds."""
-        now = time.monotonic()
-        if now - self._clock_read_at >= CLOCK_TRUST_S:
+        return await self._reading(latest=False)
+
+    async def now_at_latest(self) -> datetime:
+        """Return the database's time, never earlier than it is; UTC, in milliseconds."""
+        return await self._reading(latest=True)
+
+    async def _reading(self, *, latest: bool) -> datetime:
+        asked = time.monotonic()
+        if asked - self._clock_read_at >= CLOCK_TRUST_S:
             hello = await self.try_for(WRITE_BUDGET_S, self.hello)
-            now = self._clock_read_at = time.monotonic()
-            self._clock_ahead_s = hello["localTime"].timestamp() - now
-        instant = datetime.fromtimestamp(now + self._clock_ahead_s, UTC)
+            self._clock_read_at = time.monotonic()
+            # It was read at some instant between the question and the answer.
+            shown = hello["localTime"].timestamp()
+            self._clock_ahead_s = shown - self._clock_read_at, shown + MILLISECOND_S - asked
+        instant = datetime.fromtimestamp(time.monotonic() + self._clock_ahead_s[latest], UTC)
         return instant.replace(microsecond=instant.microsecond // 1000 * 1000)
 
     async def in_transaction(self, call: Callable[[Session], Coroutine[Any, Any, None]]) -> None:

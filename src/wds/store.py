@@ -258,8 +258,11 @@ class Store:
         )
 
     async def _peek(self, destination: str, limit: int) -> list[str]:
-        """Return the ids of up to `limit` events that are due, in due order; more may be."""
-        now = await self._mongo.now()
+        """Return the ids of up to `limit` events that are due, in due order.
+
+        A few that become due in the next milliseconds may be among them.
+        """
+        now = await self._mongo.now_at_latest()
         due = self._events.find(queries.due_by(destination, now), {"_id": 1})
         found = await self._try_for(
             0, lambda: due.clone().sort(queries.DUE_ORDER).limit(limit).to_list(None)
