@@ -49,6 +49,8 @@ log = structlog.get_logger(__name__)
 DESTINATION = "default"
 AHEAD_S = 0.25
 """Claim at most this many seconds' worth of the allowance before it can be sent, at least one."""
+GATHER_S = 0.02
+"""Wait this long for a quarter of the concurrency to come free: a claim costs as much for one."""
 DRAIN_MARGIN_S = 4.0
 """How much longer than the request timeout stopping may take, for settlements."""
 MOST_PATIENCE_S = 1.0
@@ -290,7 +292,16 @@ class Dispatcher:
         return min(self._ahead - self._waiting, self._settings.concurrency - len(self._deliveries))
 
     async def _room_to_claim(self) -> None:
-        while self._room() < 1 and not self._stopping.is_set():
+        """Wait for room; without a limit, for a moment longer, to claim many at once."""
+        await self._room_of(1)
+        if self._limiter is None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GATHER_S):
+                    await self._room_of(self._settings.concurrency // 4)
+
+    async def _room_of(self, wanted: int) -> None:
+        """Wait for so much room; no longer if nothing is under way that could make it."""
+        while self._room() < wanted and self._deliveries and not self._stopping.is_set():
             self._room_changed.clear()
             await self._room_changed.wait()
 

@@ -211,7 +211,9 @@ class Connection:
                 reason that time does not mend, which is logged as the defect it is.
         """
         try:
-            async with asyncio.timeout(budget_s if 0 < budget_s < FOREVER else None):
+            if not budget_s:
+                return await call()
+            async with asyncio.timeout(budget_s if budget_s < FOREVER else None):
                 async for attempt in AsyncRetrying(
                     retry=retry_if_exception(transient),
                     stop=stop_after_delay(budget_s),
@@ -226,6 +228,8 @@ class Connection:
         except TimeoutError as error:
             raise StoreUnavailableError from error
         except PyMongoError as error:
+            if transient(error):
+                raise StoreUnavailableError(type(error).__name__) from error
             log.exception("mongodb_refused")
             details: Any = getattr(error, "details", None) or {}
             raise StoreUnavailableError(details.get("codeName", type(error).__name__)) from error
