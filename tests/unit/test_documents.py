@@ -17,11 +17,13 @@ from prometheus_client.metrics import MetricWrapperBase
 from wds import metrics, mock_downstream, tracing
 from wds.config import Settings
 from wds.ingest import create_app
+from wds.model import derived_id
 from wds.store import Store
 
 ROOT = Path(__file__).parents[2]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 README = (ROOT / "README.md").read_text()
+TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 ALL = "\n".join(
     path.read_text() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "Makefile"]
@@ -113,10 +115,15 @@ async def routes() -> set[str]:
 
 async def test_every_route_that_a_document_names_exists():
     existing = await routes()
-    paths = set(re.findall(r"127\.0\.0\.1:800[01](/[\w/{}$-]*[\w}])", README))
+    paths = set(re.findall(r"127\.0\.0\.1:800[01](/[\w/{}$-]*[\w}])", README + TUTORIAL))
     paths |= set(re.findall(r"`(?:GET|POST|PUT) (/[\w/{}-]+)`", ALL))
     assert paths
     assert {path.replace("$id", "{id}") for path in paths} <= existing
+
+
+def test_the_id_that_the_readme_shows_is_the_one_that_its_event_gets():
+    [key] = set(re.findall(r'"idempotency_key": "([^"]+)"', README))
+    assert f'{{"id":"{derived_id("default", key)}","status"' in README
 
 
 def test_every_test_that_the_architecture_names_exists():
