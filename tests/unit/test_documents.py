@@ -25,9 +25,8 @@ OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 README = (ROOT / "README.md").read_text()
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
-ALL = "\n".join(
-    path.read_text() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "Makefile"]
-)
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+ALL = "\n".join(path.read_text() for path in [*DOCUMENTS, ROOT / "Makefile"])
 
 
 def shown(default: object) -> str:
@@ -145,10 +144,18 @@ def test_every_module_is_on_the_map_once_and_every_module_on_the_map_exists():
     assert sorted(named) == sorted(existing)
 
 
-@pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+def anchors(document: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_link_to_a_file_leads_somewhere(document):
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / document).read_text()):
-        assert (ROOT / target).exists(), target
+    for link in re.findall(r"\]\((?!http|reference/)([^)]+)\)", document.read_text()):
+        target, _, anchor = link.partition("#")
+        file = document.parent / target if target else document
+        assert file.exists(), link
+        assert not anchor or anchor in anchors(file), link
 
 
 def test_the_example_of_an_environment_has_every_setting_with_its_default():
