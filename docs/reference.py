@@ -192,12 +192,19 @@ def root_page(name: str) -> str:
     )
 
 
+def page_of_docs(name: str) -> str:
+    """Return a page whose links to documents of the root lead to where they are in the site."""
+    return (ROOT / "docs" / name).read_text().replace("../ARCHITECTURE.md", "architecture.md")
+
+
 def operations_page() -> str:
     """Return docs/operations.md; what it links to outside of the site is named instead."""
     text = (ROOT / "docs" / "operations.md").read_text()
     return re.sub(r"\[([^\]]+)\]\(\.\./[^)]+\)", r"\1", text)
 
 
+for name in ("index.md", "explanation/lease-protocol.md", "explanation/comparison.md"):
+    write(name, page_of_docs(name))
 write("operations.md", operations_page())
 write("reference/settings.md", *settings_page())
 write("reference/metrics.md", *metrics_page())

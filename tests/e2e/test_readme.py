@@ -1,4 +1,4 @@
-"""The README's commands, pasted as they stand, against what `make up` starts."""
+"""The commands of README and tutorial, pasted as they stand, against what `make up` starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from tests.e2e import processes
 from tests.support import SECRET, eventually
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+BLOCKS, LESSONS = (
+    re.findall(r"```bash\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+    for name in ("README.md", "docs/tutorial.md")
+)
 
 
 def is_free(port: int) -> bool:
@@ -44,7 +47,7 @@ def home(tmp_path):
     return tmp_path
 
 
-async def test_every_command_works_when_pasted_and_shows_what_the_readme_says(home):
+async def test_every_command_works_when_pasted_and_shows_what_the_documents_say(home):
     assert all(map(shutil.which, ("bash", "curl", "openssl", "python3")))
     async with processes.running("up", env={}, cwd=home) as stack:
         await eventually(
@@ -52,16 +55,20 @@ async def test_every_command_works_when_pasted_and_shows_what_the_readme_says(ho
             within_s=60,
         )
         said = [await paste(f". ./.env\n{block}", home) for block in BLOCKS]
-        first, github, found, search, listed, batch, watch, killed = said
+        first, github, found, search, listed = said
         assert '"status":"RECEIVED","duplicate":false' in first
         assert '"event_type":"ping"' in github and "GitHub-Hookshot" in github
         assert '"event_type":"order.created"' in found
         assert found.endswith('"idempotency_key": "order-1042", "total": 99.5}')
         assert '"by_status":{"RECEIVED"' in search
         assert "2 of 2 shown" in listed
+        said = [await paste(block, home) for block in LESSONS]
+        sent, became, batch, late, mended, killed, watch = said
+        assert all(re.search(r"[0-9a-f]{32}\s*\Z", answer) for answer in (sent, late))
+        assert '"event_type": "invoice.paid"' in became
         assert '"accepted":2,"duplicates":0' in batch
         assert "5 stored, 0 repeated, 0 refused" in batch
+        assert '"most_in_one_second"' in mended
         assert "wds_fleet_events_received_total" in watch
-        assert '"most_in_one_second"' in watch
         assert re.search(r"\['unknown', .*'success'\]$", killed, re.MULTILINE)
         assert await stack.stop() == 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import re
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
 
 import pytest
 import standardwebhooks
@@ -19,6 +21,7 @@ NEW = "whsec_" + base64.b64encode(b"new secret of 24 bytes..").decode()
 OLD = "whsec_" + base64.b64encode(b"old secret of 24 bytes..").decode()
 PAIR = "whsk_" + base64.b64encode(KEY).decode()
 PAYLOAD = '{"größe": 1e400, "a":1, "a":2}\r\n '.encode()
+RECEIVE = Path(__file__).parents[2] / "docs" / "how-to" / "receive.md"
 LIBRARIES = [standardwebhooks.Webhook, svix.webhooks.Webhook]
 
 
@@ -117,3 +120,30 @@ async def test_without_a_secret_there_is_no_signature():
 
     assert "webhook-signature" not in request.headers
     assert abs(int(request.headers["webhook-timestamp"]) - time.time()) < 5
+
+
+async def test_the_receiver_of_the_documents_acts_once_and_only_on_what_is_signed(
+    aiohttp_server, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WDS_DOWNSTREAM_SECRET", NEW)
+    [code] = re.findall(r"```python\n(.*?)```", RECEIVE.read_text(), re.DOTALL)
+    receiver = {}
+    exec(code, receiver)  # noqa: S102 - what the document says is what is tested
+    server = await aiohttp_server(receiver["app"])
+    statuses = []
+    with closing(receiver["database"]) as database:
+        for secrets, payload in (
+            ((OLD,), b'{"total": 1}'),
+            ((), b'{"total": 1}'),
+            ((NEW,), b'{"no total": 1}'),  # fails after its id was inserted
+            ((OLD, NEW), b'{"total": 99.5}'),
+            ((NEW,), b'{"total": 99.5}'),
+        ):
+            deliverer = Deliverer(
+                str(server.make_url("/hooks")), timeout_s=5, connections=1, secrets=secrets
+            )
+            statuses.append((await deliverer.post(claim(payload))).status_code)
+            await deliverer.close()
+        assert statuses == [401, 401, 500, 200, 200]
+        assert database.execute("select total from orders").fetchall() == [(99.5,)]

@@ -17,15 +17,16 @@ from prometheus_client.metrics import MetricWrapperBase
 from wds import metrics, mock_downstream, tracing
 from wds.config import Settings
 from wds.ingest import create_app
+from wds.model import derived_id
 from wds.store import Store
 
 ROOT = Path(__file__).parents[2]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 README = (ROOT / "README.md").read_text()
+TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
-ALL = "\n".join(
-    path.read_text() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "Makefile"]
-)
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+ALL = "\n".join(path.read_text() for path in [*DOCUMENTS, ROOT / "Makefile"])
 
 
 def shown(default: object) -> str:
@@ -113,10 +114,15 @@ async def routes() -> set[str]:
 
 async def test_every_route_that_a_document_names_exists():
     existing = await routes()
-    paths = set(re.findall(r"127\.0\.0\.1:800[01](/[\w/{}$-]*[\w}])", README))
+    paths = set(re.findall(r"127\.0\.0\.1:800[01](/[\w/{}$-]*[\w}])", README + TUTORIAL))
     paths |= set(re.findall(r"`(?:GET|POST|PUT) (/[\w/{}-]+)`", ALL))
     assert paths
     assert {path.replace("$id", "{id}") for path in paths} <= existing
+
+
+def test_the_id_that_the_readme_shows_is_the_one_that_its_event_gets():
+    [key] = set(re.findall(r'"idempotency_key": "([^"]+)"', README))
+    assert f'{{"id":"{derived_id("default", key)}","status"' in README
 
 
 def test_every_test_that_the_architecture_names_exists():
@@ -127,21 +133,29 @@ def test_every_test_that_the_architecture_names_exists():
         assert not test or f"def {test}(" in path.read_text(), test
 
 
-def test_every_module_is_on_the_map_and_every_module_on_the_map_exists():
+def test_every_module_is_on_the_map_once_and_every_module_on_the_map_exists():
     table = ARCHITECTURE.split("## Modules")[1].split("##")[0]
-    named = {
+    named = [
         name
         for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
         for name in re.findall(r"`(\w+)`", row)
-    }
+    ]
     existing = {path.stem for path in (ROOT / "src" / "wds").glob("*.py")} - {"__init__"}
-    assert named == existing
+    assert sorted(named) == sorted(existing)
 
 
-@pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+def anchors(document: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_link_to_a_file_leads_somewhere(document):
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / document).read_text()):
-        assert (ROOT / target).exists(), target
+    for link in re.findall(r"\]\((?!http|reference/)([^)]+)\)", document.read_text()):
+        target, _, anchor = link.partition("#")
+        file = document.parent / target if target else document
+        assert file.exists(), link
+        assert not anchor or anchor in anchors(file), link
 
 
 def test_the_example_of_an_environment_has_every_setting_with_its_default():
