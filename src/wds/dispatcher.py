@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import random
 import time
 from contextlib import suppress
 from datetime import timedelta
@@ -142,7 +143,8 @@ class Dispatcher:
         )
         journal.claimed(claimed)
         if not claimed.claims:
-            return self._settings.poll_interval
+            # Not in step with other replicas, or together they would look no more often than one.
+            return self._settings.poll_interval * random.uniform(0.75, 1.25)  # noqa: S311
         if self._limiter is None:
             for claim in claimed.claims:
                 self._start(claim, None)
@@ -313,7 +315,8 @@ class Dispatcher:
         # Again if it woke early: uvloop's timers count whole milliseconds.
         while (remaining := instant - time.monotonic()) > 0 and not self._stopping.is_set():
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), remaining)
+                async with asyncio.timeout(remaining):
+                    await self._stopping.wait()
         return not self._stopping.is_set()
 
 

@@ -263,9 +263,14 @@ class Store:
         A few that become due in the next milliseconds may be among them.
         """
         now = await self._mongo.now_at_latest()
-        due = self._events.find(queries.due_by(destination, now), {"_id": 1})
         found = await self._try_for(
-            0, lambda: due.clone().sort(queries.DUE_ORDER).limit(limit).to_list(None)
+            0,
+            lambda: (
+                self._events.find(queries.due_by(destination, now), {"_id": 1})
+                .sort(queries.DUE_ORDER)
+                .limit(limit)
+                .to_list(None)
+            ),
         )
         return [document["_id"] for document in found]
 
