@@ -29,6 +29,10 @@ HEADERS_S = 4.0
 """How long a request's headers may take, from their first byte."""
 LINGER_S = 2.0
 """How long what follows a refusal is read and dropped, so that the answer is not lost."""
+READ_BYTES = 64 * 1024
+"""Of a body that nobody reads yet: past twice this, no more is taken from the network."""
+MAX_QUEUED = 2
+"""Requests that may wait behind one that is being answered, before no more are taken."""
 
 
 _VERSIONS = {HttpVersion10, HttpVersion11}
@@ -42,27 +46,23 @@ class Connection(web.RequestHandler):
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - aiohttp's own
         """Take aiohttp's own arguments."""
         super().__init__(*arguments, **options)
+        # The parser holds back whole requests by a count of its own, which may be one ahead. Only
+        # a connection that paused too asks it for the rest, so this one must pause the earlier.
+        self._max_msg_queue_size = MAX_QUEUED
+        self._msg_queue_resume_size = MAX_QUEUED - 1
         self._headers_due: asyncio.TimerHandle | None = None
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, and the clock of a request whose headers are not whole."""
         super().data_received(data)
+        self._refuse_versions()
         if not data:
             return
-        for number, (message, _) in enumerate(self._messages):
-            if getattr(message, "version", HttpVersion11) not in _VERSIONS:
-                wrong = _ErrInfo(status=400, exc=BadHttpMessage("version"), message="")
-                self._messages[number] = (wrong, EMPTY_PAYLOAD)
         if self._messages or self._current_request is not None or self._waiter is None:
             self._stop_clock()
         elif self._headers_due is None:
             loop = asyncio.get_running_loop()
             self._headers_due = loop.call_later(HEADERS_S, self._headers_late)
-
-    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's
-        """Resume if reading was paused. aiohttp asks after every body, and parses nothing anew."""
-        if self._reading_paused or self._buffer_paused:
-            super().resume_reading(resume_parser)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget the clock."""
@@ -92,7 +92,16 @@ class Connection(web.RequestHandler):
         """Give aiohttp's own refusals, made before any middleware ran, the envelope's shape."""
         if isinstance(resp, web.HTTPException) and resp.status >= HTTPStatus.BAD_REQUEST:
             resp = refused(of_http(resp), route="none", remote=request.remote)
-        return await super().finish_response(request, resp, start_time)
+        try:
+            return await super().finish_response(request, resp, start_time)
+        finally:
+            self._refuse_versions()  # what came behind an upgrade is read only now
+
+    def _refuse_versions(self) -> None:
+        for number, (message, _) in enumerate(self._messages):
+            if getattr(message, "version", HttpVersion11) not in _VERSIONS:
+                wrong = _ErrInfo(status=400, exc=BadHttpMessage("version"), message="")
+                self._messages[number] = (wrong, EMPTY_PAYLOAD)
 
     def _headers_late(self) -> None:
         self._headers_due = None
@@ -136,6 +145,7 @@ class Runner(web.AppRunner):
             shutdown_timeout=shutdown_s,
             keepalive_timeout=KEEPALIVE_S,
             lingering_time=LINGER_S,
+            read_bufsize=READ_BYTES,
         )
 
     async def _make_server(self) -> web.Server:
