@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import re
+import time
 from contextlib import asynccontextmanager, suppress
 
 import pytest
 from aiohttp import streams, web
+from structlog.testing import capture_logs
 
+from tests.support import eventually
 from wds import connection
 from wds.intake import Intake
 from wds.server import healthz, listening, new_app
@@ -46,7 +49,11 @@ async def serving(busy=None):
             await busy.wait()
         return web.Response(text=f"{len(await request.read())}\n")
 
+    async def large(_):
+        return web.Response(body=bytes(8 * MIB))
+
     app.router.add_post("/echo", echo)
+    app.router.add_get("/large", large)
     app.router.add_get("/healthz", healthz)
     async with listening(app, "127.0.0.1", 0) as port:
         yield port
@@ -154,3 +161,36 @@ async def test_another_version_is_refused_wherever_it_comes(before):
     async with serving() as port:
         found = await statuses(port, [before + post(version="HTTP/2.0")], sent + 1)
     assert found == [*[200] * sent, 400]
+
+
+LARGE = b"GET /large HTTP/1.1\r\nHost: wds\r\n\r\n"
+
+
+async def test_a_client_who_takes_nothing_of_its_answers_is_cut_off(monkeypatch):
+    monkeypatch.setattr(connection, "ANSWER_S", 0.3)
+    async with serving() as port:
+        with capture_logs() as lines:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(LARGE * 20)
+            await eventually(lambda: asyncio.sleep(0, [line["event"] for line in lines]))
+        taken = 0
+        with suppress(ConnectionError):
+            while chunk := await reader.read(MIB):
+                taken += len(chunk)
+        writer.transport.abort()
+    assert lines == [{"event": "answer_untaken", "log_level": "info", "remote": "127.0.0.1"}]
+    assert taken < 20 * 8 * MIB
+
+
+async def test_a_client_who_is_slow_to_take_its_answer_gets_all_of_it(monkeypatch):
+    monkeypatch.setattr(connection, "ANSWER_S", 0.3)
+    async with serving() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(LARGE * 3)
+        taken = 0
+        began = time.monotonic()
+        while taken < 3 * 8 * MIB:
+            taken += len(await reader.readexactly(MIB))
+            await asyncio.sleep(0.1)  # an answer takes longer than it may take without progress
+        assert time.monotonic() - began > 2
+        writer.transport.abort()
