@@ -50,6 +50,7 @@ DEMO_DATA_DIR = Path(".wds/demo")
 """Emptied before each demonstration, unless it was given another place."""
 FAILED = 1
 MISUSED = 2
+_UNKNOWN = "it has no effect, unless a source's secrets_from names it"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logs.configure(arguments.log_format, arguments.log_level)
     environ = _environ()
     for name in unknown(environ):
-        log.warning("unknown_setting", name=name, consequence="it has no effect")
+        log.warning("unknown_setting", name=name, consequence=_UNKNOWN)
     try:
         status: int = arguments.run(arguments, environ)
     except SettingsError as error:

@@ -2,7 +2,8 @@
 
 aiohttp waits for the end of a request's headers for as long as the client likes, and answers what
 is no HTTP in plain text with a traceback in the log. Here headers have a few seconds, and every
-refusal has the envelope's shape and one line in the log, without a byte of what was sent.
+refusal has the envelope's shape and one line in the log, without a byte of what was sent. Nor does
+a client who takes none of its answer keep a connection for ever.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from aiohttp import web
 from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError, LineTooLong
@@ -23,12 +25,20 @@ from wds.errors import Refusal
 if TYPE_CHECKING:
     from aiohttp.web_protocol import RequestHandler
 
+log = structlog.get_logger(__name__)
+
 KEEPALIVE_S = 75.0
 """How long a connection may be idle: longer than the 60 s of the usual load balancers."""
 HEADERS_S = 4.0
 """How long a request's headers may take, from their first byte."""
 LINGER_S = 2.0
 """How long what follows a refusal is read and dropped, so that the answer is not lost."""
+ANSWER_S = 60.0
+"""How long a client may take nothing of an answer that is larger than the buffers between."""
+READ_BYTES = 64 * 1024
+"""Of a body that nobody reads yet: past twice this, no more is taken from the network."""
+MAX_QUEUED = 2
+"""Requests that may wait behind one that is being answered, before no more are taken."""
 
 
 _VERSIONS = {HttpVersion10, HttpVersion11}
@@ -37,36 +47,45 @@ _VERSIONS = {HttpVersion10, HttpVersion11}
 class Connection(web.RequestHandler):
     """aiohttp's connection with the rules above. The parser also takes HTTP/0.9 and HTTP/2.0."""
 
-    __slots__ = ("_headers_due",)
+    __slots__ = ("_answer_due", "_headers_due")
 
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - aiohttp's own
         """Take aiohttp's own arguments."""
         super().__init__(*arguments, **options)
+        # The parser holds back whole requests by a count of its own, which may be one ahead. Only
+        # a connection that paused too asks it for the rest, so this one must pause the earlier.
+        self._max_msg_queue_size = MAX_QUEUED
+        self._msg_queue_resume_size = MAX_QUEUED - 1
         self._headers_due: asyncio.TimerHandle | None = None
+        self._answer_due: asyncio.TimerHandle | None = None
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, and the clock of a request whose headers are not whole."""
         super().data_received(data)
+        self._refuse_versions()
         if not data:
             return
-        for number, (message, _) in enumerate(self._messages):
-            if getattr(message, "version", HttpVersion11) not in _VERSIONS:
-                wrong = _ErrInfo(status=400, exc=BadHttpMessage("version"), message="")
-                self._messages[number] = (wrong, EMPTY_PAYLOAD)
         if self._messages or self._current_request is not None or self._waiter is None:
             self._stop_clock()
         elif self._headers_due is None:
             loop = asyncio.get_running_loop()
             self._headers_due = loop.call_later(HEADERS_S, self._headers_late)
 
-    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's
-        """Resume if reading was paused. aiohttp asks after every body, and parses nothing anew."""
-        if self._reading_paused or self._buffer_paused:
-            super().resume_reading(resume_parser)
+    def pause_writing(self) -> None:
+        """Wait for the client to take what was written, though not for ever."""
+        super().pause_writing()
+        if self.transport is not None:
+            self._await_taking(self.transport)
+
+    def resume_writing(self) -> None:
+        """Forget how long the client took."""
+        self._stop_waiting()
+        super().resume_writing()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Forget the clock."""
+        """Forget the clocks."""
         self._stop_clock()
+        self._stop_waiting()
         super().connection_lost(exc)
 
     def handle_error(
@@ -92,7 +111,16 @@ class Connection(web.RequestHandler):
         """Give aiohttp's own refusals, made before any middleware ran, the envelope's shape."""
         if isinstance(resp, web.HTTPException) and resp.status >= HTTPStatus.BAD_REQUEST:
             resp = refused(of_http(resp), route="none", remote=request.remote)
-        return await super().finish_response(request, resp, start_time)
+        try:
+            return await super().finish_response(request, resp, start_time)
+        finally:
+            self._refuse_versions()  # what came behind an upgrade is read only now
+
+    def _refuse_versions(self) -> None:
+        for number, (message, _) in enumerate(self._messages):
+            if getattr(message, "version", HttpVersion11) not in _VERSIONS:
+                wrong = _ErrInfo(status=400, exc=BadHttpMessage("version"), message="")
+                self._messages[number] = (wrong, EMPTY_PAYLOAD)
 
     def _headers_late(self) -> None:
         self._headers_due = None
@@ -110,6 +138,25 @@ class Connection(web.RequestHandler):
         )
         self.transport.write(head.encode() + body)
         self.force_close()
+
+    def _await_taking(self, transport: asyncio.Transport) -> None:
+        left = transport.get_write_buffer_size()
+        loop = asyncio.get_running_loop()
+        self._answer_due = loop.call_later(ANSWER_S, self._look_again, transport, left)
+
+    def _look_again(self, transport: asyncio.Transport, left: int) -> None:
+        self._answer_due = None
+        if transport.get_write_buffer_size() < left:
+            self._await_taking(transport)
+            return
+        peer = transport.get_extra_info("peername")
+        log.info("answer_untaken", remote=str(peer[0]) if isinstance(peer, tuple) else None)
+        transport.abort()
+
+    def _stop_waiting(self) -> None:
+        if self._answer_due is not None:
+            self._answer_due.cancel()
+            self._answer_due = None
 
     def _stop_clock(self) -> None:
         if self._headers_due is not None:
@@ -136,6 +183,7 @@ class Runner(web.AppRunner):
             shutdown_timeout=shutdown_s,
             keepalive_timeout=KEEPALIVE_S,
             lingering_time=LINGER_S,
+            read_bufsize=READ_BYTES,
         )
 
     async def _make_server(self) -> web.Server:

@@ -59,7 +59,11 @@ class Intake:
                 return await handler(request)
             async with self.body(request) as body:
                 request._read_bytes = body  # noqa: SLF001 - what read() would keep there
-                return await handler(request)
+                try:
+                    return await handler(request)
+                finally:
+                    # The connection keeps the request until its next one comes, if one does.
+                    request._read_bytes = b""  # noqa: SLF001
 
         return reading
 

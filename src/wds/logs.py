@@ -7,6 +7,7 @@ a process or a thread become lines of the same form. A line that is about one ev
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import threading
@@ -91,7 +92,10 @@ def configure(log_format: str, level: str = "info") -> None:
 
 
 def _json(line: object, default: Callable[[object], object]) -> str:
-    return orjson.dumps(line, default=default, option=orjson.OPT_NON_STR_KEYS).decode()
+    try:
+        return orjson.dumps(line, default=default, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:  # it writes less: no lone surrogates, no integers beyond 64 bits
+        return json.dumps(line, default=default)
 
 
 def _without_their_bytes(record: logging.LogRecord) -> bool:

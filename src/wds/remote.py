@@ -27,7 +27,8 @@ from tenacity import (
     RetryError,
     retry_if_exception_type,
     stop_after_attempt,
-    wait_exponential_jitter,
+    wait_exponential,
+    wait_random,
 )
 
 from wds.errors import WdsError
@@ -87,7 +88,7 @@ class Service:
         patiently = AsyncRetrying(
             retry=retry_if_exception_type((_ComeBackError, aiohttp.ClientError, TimeoutError)),
             stop=stop_after_attempt(TRIES),
-            wait=wait_exponential_jitter(initial=0.2, max=5),
+            wait=wait_exponential(multiplier=0.2, max=5) + wait_random(max=1),
         )
         try:
             return await patiently(once)

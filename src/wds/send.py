@@ -20,7 +20,8 @@ from tenacity import (
     RetryError,
     retry_if_exception_type,
     stop_after_attempt,
-    wait_exponential_jitter,
+    wait_exponential,
+    wait_random,
 )
 
 from wds.schemes import Stamp
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 TRIES = 6
 CONNECTIONS = 16
 _UNAVAILABLE = 503
+_OURS = {"id", "events", "challenge", "error"}
+"""Of these an ingest service's answer has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +87,20 @@ class Sender:
         async def once() -> Answer:
             answer = await self.post(posting)
             if answer.status == _UNAVAILABLE:
-                raise _ComeBackError
+                msg = "the service answers 503"
+                raise _ComeBackError(msg)
             return answer
 
         patiently = AsyncRetrying(
             retry=retry_if_exception_type((_ComeBackError, aiohttp.ClientError, TimeoutError)),
             stop=stop_after_attempt(TRIES),
-            wait=wait_exponential_jitter(initial=0.2, max=5),
+            wait=wait_exponential(multiplier=0.2, max=5) + wait_random(max=1),
         )
         try:
             return await patiently(once)
         except RetryError as error:
             cause = error.last_attempt.exception()
-            text = "the service answers 503" if isinstance(cause, _ComeBackError) else str(cause)
+            text = str(cause) or type(cause).__name__
             return Answer(0, {"error": {"code": "unreachable", "message": text, "details": []}})
 
 
@@ -105,9 +109,9 @@ async def _json(response: aiohttp.ClientResponse) -> dict[str, Any]:
         body = await response.json(content_type=None)
     except ValueError:
         body = None
-    if isinstance(body, dict):
+    if isinstance(body, dict) and not _OURS.isdisjoint(body):
         return body
-    text = f"HTTP {response.status} without JSON: is this a wds ingest service?"
+    text = f"HTTP {response.status} with another answer: is this a wds ingest service?"
     return {"error": {"code": "not_wds", "message": text, "details": []}}
 
 
@@ -146,16 +150,20 @@ async def send(url: str, source: Source, postings: Iterable[Posting], total: int
 
 
 def _report(answers: list[Answer]) -> int:
-    stored = sum(answer.status == 202 for answer in answers)  # noqa: PLR2004 - HTTP's
-    repeated = sum(answer.status == 200 for answer in answers)  # noqa: PLR2004
-    refused = [answer for answer in answers if answer.status not in (200, 202)]
+    refused = [answer for answer in answers if not _is_taken(answer)]
+    stored = sum(_is_taken(answer) and answer.status == 202 for answer in answers)  # noqa: PLR2004
+    repeated = len(answers) - len(refused) - stored
     if len(answers) == 1 and not refused:
-        print(answers[0].body["id"])
+        print(answers[0].body.get("id") or answers[0].body.get("challenge"))
     else:
         print(f"{stored} stored, {repeated} repeated, {len(refused)} refused")
     for text, count in _reasons(refused).items():
         print(f"{count} x {text}", file=sys.stderr)
     return 1 if refused else 0
+
+
+def _is_taken(answer: Answer) -> bool:
+    return answer.status in (200, 202) and "error" not in answer.body
 
 
 def _reasons(refused: Iterable[Answer]) -> Mapping[str, int]:

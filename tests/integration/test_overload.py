@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import time
-from contextlib import asynccontextmanager, suppress
+import tracemalloc
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import aiohttp
 import pytest
@@ -76,6 +77,17 @@ async def post(session, port, body=BODY):
         return response.status, response.headers.get("Retry-After")
 
 
+@contextmanager
+def traced():
+    """Count what is allocated inside the block and still held, in bytes."""
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        yield lambda: tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+
+
 HOARDERS = {"WDS_BODY_MEMORY": str(8 * MIB), "WDS_BODY_TIMEOUT": "2"}
 
 
@@ -135,6 +147,39 @@ async def test_memory_is_given_back_however_a_request_ends(engines, store, db): 
             await eventually(lambda: asyncio.sleep(0, len(answers) >= 10))
         assert {line.split()[1] for line in answers if line} == {b"408"}
         await eventually(lambda: asyncio.sleep(0, held() == 0))
+
+
+async def test_an_idle_connection_keeps_no_body(engines, store, db):  # noqa: ARG001
+    head = f"POST {PATH} HTTP/1.1\r\nHost: wds\r\nContent-Length: {MIB}\r\n\r\n".encode()
+    async with serving(engines, store) as (port, _):
+        with traced() as memory:
+            writers = []
+            for _ in range(10):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writers.append(writer)
+                writer.write(head + b" " * MIB)
+                assert (await reader.readline()).split()[1] == b"401"
+            assert await eventually(lambda: asyncio.sleep(0, held() == 0))
+            assert memory() < 3 * MIB
+        for writer in writers:
+            writer.transport.abort()
+
+
+async def test_what_a_body_holds_is_forgotten_while_the_store_is_waited_for(engines, store, db):
+    body = b'{"a":[%s]}' % b",".join([b"[]"] * 300_000)
+    stall = {"failCommands": ["insert"], "blockConnection": True, "blockTimeMS": 1000}
+    async with serving(engines, store) as (port, session):
+        assert (await post(session, port))[0] == 202
+        await db.client.admin.command(
+            "configureFailPoint", "failCommand", mode={"times": 1}, data=stall
+        )
+        with traced() as memory:
+            sending = asyncio.create_task(post(session, port, body))
+            await eventually(lambda: asyncio.sleep(0, held() > len(body)))
+            await asyncio.sleep(0.3)
+            assert held() > len(body)
+            assert memory() < 6 * MIB
+            assert (await sending)[0] == 202
 
 
 async def test_a_body_that_keeps_coming_at_a_fair_rate_may_take_longer(engines, store, db):

@@ -143,7 +143,7 @@ async def test_slacks_challenge_is_answered_and_not_stored(post, db):
     assert await db.events.count_documents({}) == 0
 
 
-@pytest.mark.parametrize("challenge", [b"7", b"null", b'"%s"' % (b"x" * 513)])
+@pytest.mark.parametrize("challenge", [b"7", b"null", b'"%s"' % (b"x" * 513), b'"\\ud800"'])
 async def test_a_challenge_that_is_none_is_refused(post, challenge):
     body = b'{"type":"url_verification","challenge":%s}' % challenge
     status, _ = await post(SENDERS["slack"], body)

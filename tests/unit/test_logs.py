@@ -53,6 +53,13 @@ def test_json_is_one_object_a_line(capsys):
     assert (second["event"], second["level"]) == ("other fact", "warning")
 
 
+@pytest.mark.parametrize("value", ["\udcff", 1 << 70, {"\ud800": [-(1 << 64)]}])
+def test_a_fact_that_is_no_json_to_everybody_is_logged_all_the_same(value, capsys):
+    logs.configure("json")
+    structlog.get_logger().warning("unknown_setting", name=value)
+    assert json.loads(capsys.readouterr().err)["name"] == value
+
+
 @pytest.mark.parametrize("log_format", logs.FORMATS)
 def test_what_a_context_is_about_is_on_every_line_of_it_whoever_writes(log_format, capsys):
     logs.configure(log_format)
