@@ -23,7 +23,7 @@ import structlog
 from aiohttp import web
 
 from wds import envelope
-from wds.errors import Refusal, StoreUnavailableError
+from wds.errors import Refusal, SearchTooSlowError, StoreUnavailableError
 from wds.session import LIFETIME_S, NONCE_BYTES, Session, Sessions, same
 
 if TYPE_CHECKING:
@@ -153,6 +153,8 @@ def presentable(handler: Handler) -> Handler:
             response = await handler(request)
         except Refusal as refusal:
             response = _refused(request, refusal)
+        except SearchTooSlowError:
+            response = _refused(request, envelope.TOO_SLOW)
         except StoreUnavailableError:
             response = _refused(
                 request,

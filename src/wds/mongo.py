@@ -31,7 +31,12 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from wds.errors import StandaloneRefusedError, StartError, StoreUnavailableError
+from wds.errors import (
+    SearchTooSlowError,
+    StandaloneRefusedError,
+    StartError,
+    StoreUnavailableError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -49,6 +54,9 @@ log = structlog.get_logger(__name__)
 
 SERVER_SELECTION_TIMEOUT_S = 3.0
 SOCKET_TIMEOUT_S = 10.0
+SEARCH_LIMIT_MS = 8_000
+"""Milliseconds after which the server ends a search. Well before the socket gives up on it: the
+driver would then take that for a broken connection and have the server do it all once more."""
 HEARTBEAT_S = 2.0
 """Seconds between the driver's looks at each server; its default, 10, finds a primary late."""
 WRITE_BUDGET_S = 8.0
@@ -221,6 +229,20 @@ class Connection:
             raise StoreUnavailableError(details.get("codeName", type(error).__name__)) from error
         raise AssertionError  # the loop returns or raises
 
+    async def search(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Await, once, a search that the server ends at a time limit.
+
+        Raises:
+            SearchTooSlowError: it did.
+            StoreUnavailableError: as `try_for`.
+        """
+        try:
+            return await self.try_for(0, call)
+        except StoreUnavailableError as error:
+            if isinstance(error.__cause__, ExecutionTimeout):
+                raise SearchTooSlowError from error
+            raise
+
 
 async def make_indexes(
     collection: AsyncIOMotorCollection[Document], indexes: Sequence[IndexModel]
@@ -302,6 +324,8 @@ def _log_retry(state: RetryCallState) -> None:
 
 def transient(error: BaseException) -> bool:
     """Tell whether the same call may succeed later: transport, failover or time limit."""
+    if isinstance(error, SearchTooSlowError):
+        return False
     if isinstance(error, (StoreUnavailableError, ConnectionFailure, WTimeoutError)):
         return True
     if isinstance(error, BulkWriteError):
