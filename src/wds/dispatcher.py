@@ -77,7 +77,7 @@ class Dispatcher:
         self._limiter = limiter
         self._deliverer = deliverer
         self._tracer = tracer
-        self._settler: GroupCommit[Settlement, bool] = GroupCommit(
+        self._settler: GroupCommit[Settlement, Settlement | None] = GroupCommit(
             store.settle, max_batch=1000, max_pending=100_000
         )
         self._ahead = settings.concurrency
@@ -255,11 +255,13 @@ class Dispatcher:
     async def _settle(self, claim: Claim, result: Result) -> Status | None:
         """Record `result`; return the status that the event has now, None if it was not."""
         settlement = self._decide(claim, result)
-        recorded: bool | None = None
-        with suppress(StoreUnavailableError):  # the cause is logged where it is known
-            [recorded] = await self._settler.submit(settlement)
-        journal.settled(settlement, recorded=recorded)
-        return settlement.status if recorded else None
+        try:
+            [ended] = await self._settler.submit(settlement)
+        except StoreUnavailableError:  # the cause is logged where it is known
+            journal.settled(settlement, recorded=None)
+            return None
+        journal.settled(ended or settlement, recorded=ended is not None)
+        return ended.status if ended else None
 
     def _decide(self, claim: Claim, result: Result) -> Settlement:
         succeeded = result.error is None

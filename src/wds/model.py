@@ -193,12 +193,14 @@ class Settlement:
         attempt: what to record; None defers: the lease is returned and nothing is counted.
         status: DELIVERED or FAILED_PERMANENTLY ends the event; DELIVERING waits for another try.
         delay_s: seconds from the write until the next attempt, when status is DELIVERING.
+        cancelled: there would be another try, had an operator not cancelled the event.
     """
 
     claim: Claim
     attempt: Attempt | None
     status: Status = Status.DELIVERING
     delay_s: float = 0.0
+    cancelled: bool = False
 
 
 def is_label(value: object) -> bool:

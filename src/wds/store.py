@@ -12,7 +12,7 @@ import asyncio
 import random
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -343,33 +343,50 @@ class Store:
             await asyncio.sleep(READ_BACK_WAIT_S)
         return found
 
-    async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settlement | None]:
         """End claims in one round trip: record the attempt and give the lease back.
 
         Each write matches its lease token, so a dispatcher that overran its lease changes
-        nothing. Returns, in order, False where the lease was lost before the attempt was
-        recorded. Retried until the leases themselves are over.
+        nothing. Returns, in order, None where the lease was lost before the attempt was
+        recorded, else how the claim ended: as asked for or, where an operator cancelled the
+        event meanwhile, with the attempt as its last. Retried until the leases themselves are
+        over.
 
         Raises:
             StoreUnavailableError: no confirmation in time; what was not recorded becomes an
                 attempt of unknown outcome when its lease is found expired.
         """
+        if await self._end(settlements) == len(settlements):
+            return list(settlements)
+        cancelled = {
+            each.claim.id: replace(each, status=Status.FAILED_PERMANENTLY, cancelled=True)
+            for each in settlements
+            if each.attempt is not None and each.status is Status.DELIVERING
+        }
+        if cancelled:
+            await self._end(list(cancelled.values()))
+        attempted = [each for each in settlements if each.attempt is not None]
+        recorded: dict[str, Document] = {}
+        if attempted:
+            fields = {"status": 1, "attempt_count": 1}
+            found = await self._try_for(
+                READ_BUDGET_S,
+                lambda: self._majority.find(queries.settled(attempted), fields).to_list(None),
+            )
+            recorded = {document["_id"]: document for document in found}
+        return [
+            each if each.attempt is None else _ended(each, recorded, cancelled)
+            for each in settlements
+        ]
+
+    async def _end(self, settlements: Sequence[Settlement]) -> int:
+        """Write the ends of these claims; return how many had their lease still."""
         writes = [queries.settlement(each) for each in settlements]
         budget = max(each.claim.trusted_until for each in settlements) - time.monotonic()
         written = await self._try_for(
             max(budget, 0), lambda: self._events.bulk_write(writes, ordered=False)
         )
-        if written.matched_count == len(writes):
-            return [True] * len(writes)
-        attempted = [each for each in settlements if each.attempt is not None]
-        recorded: set[str] = set()
-        if attempted:
-            found = await self._try_for(
-                READ_BUDGET_S,
-                lambda: self._majority.find(queries.settled(attempted), {"_id": 1}).to_list(None),
-            )
-            recorded = {document["_id"] for document in found}
-        return [each.attempt is None or each.claim.id in recorded for each in settlements]
+        return written.matched_count
 
     async def now(self) -> datetime:
         """Return the database's time, at most a few seconds of drift from it; UTC."""
@@ -390,6 +407,20 @@ def _verdict(event: NewEvent, stored: Document, mine: datetime | None) -> Receip
     if _contradicts(event, stored):
         return Conflict(event.id, Status(stored["status"]))
     return Receipt(event.id, Status(stored["status"]), stored["received_at"] != mine)
+
+
+def _ended(
+    settlement: Settlement, recorded: dict[str, Document], cancelled: dict[str, Settlement]
+) -> Settlement | None:
+    """Tell how a claim with an attempt ended, by what is recorded of its event by now."""
+    claim = settlement.claim
+    event = recorded.get(claim.id)
+    if event is None:
+        return None
+    is_last = event["attempt_count"] == claim.attempt_number
+    if is_last and event["status"] == Status.FAILED_PERMANENTLY:
+        return cancelled.get(claim.id, settlement)
+    return settlement
 
 
 def _claim(document: Document, token: str, held_since: float, trusted_until: float) -> Claim:

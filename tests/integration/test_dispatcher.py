@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import TCPConnector, web
+from structlog.testing import capture_logs
 
 from tests.support import eventually, most_in_any_second, new_event, receiving
 from wds import embedded, metrics
@@ -189,6 +190,30 @@ async def test_a_cancelled_event_is_sent_no_more(settings, store, db, receiver):
         await eventually(lambda: statuses(db), all_are(Status.FAILED_PERMANENTLY))
         assert await dispatcher.run_once() > 0  # nothing is due
     assert len(receiver.requests) == 1
+
+
+async def test_the_log_of_an_attempt_that_was_cancelled_promises_no_retry(
+    settings, store, receiver
+):
+    release = asyncio.Event()
+
+    async def fail_late(_: web.Request) -> web.Response:
+        await release.wait()
+        return web.Response(status=500)
+
+    receiver.answer = fail_late
+    event = new_event()
+    await store.insert([event])
+    failures = metrics.DELIVERIES_FAILED._value.get()
+    with capture_logs() as lines:
+        async with running(replace(settings, **QUICK), store, receiver.url):
+            await eventually(lambda: asyncio.sleep(0, len(receiver.requests)))
+            await store.bulk.one(event.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1"))
+            release.set()
+    [line] = [each for each in lines if each["event"] == "attempt"]
+    assert (line["status"], line["retry_in_s"]) == (Status.FAILED_PERMANENTLY, None)
+    assert line["cancelled"] is True
+    assert metrics.DELIVERIES_FAILED._value.get() == failures
 
 
 async def test_no_more_are_in_flight_than_allowed(settings, store, db, receiver):
