@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 )
 from motor.motor_asyncio import AsyncIOMotorClient
 
-from tests.support import most_in_any_second, new_event
+from tests.support import clock_caught_up, most_in_any_second, new_event
 from wds import queries
 from wds.audit import Expectations, violations
 from wds.bulk import Verdict
@@ -134,6 +134,7 @@ class LeaseQueue(RuleBasedStateMachine):
     @rule(limit=st.integers(1, 4))
     def claim(self, limit: int) -> None:
         STEPS.append("claim")
+        self.run(clock_caught_up(self.store))
         claimed = self.run(
             self.store.claim("default", limit, owner="d", lease_s=60, max_attempts=MAX_ATTEMPTS)
         )
