@@ -237,8 +237,14 @@ class Rollups:
                 {"_id": {"$gte": batch[0], "$lte": batch[-1]}}, {"until": 1}
             ).to_list(None),
         )
-        done = {each["_id"] for each in known if each["until"] >= whole[each["_id"]]}
-        wanted = [hour for hour in batch if hour not in done | self._too_many_kinds]
+        until = {hour: hour for hour in batch} | {each["_id"]: each["until"] for each in known}
+        wanted = [
+            hour
+            for hour in batch
+            if until[hour] < whole[hour]
+            and hour not in self._too_many_kinds
+            and not await self._has_live((until[hour], whole[hour]))
+        ]
         taken = await self._take(wanted) if wanted else {}
         if not taken:
             return 0
@@ -259,6 +265,14 @@ class Rollups:
             return 0
         written = await self._try_for(0, lambda: self._hours.bulk_write(writes, ordered=False))
         return written.modified_count
+
+    async def _has_live(self, span: Span) -> bool:
+        """Tell whether counting `span` would be for nothing: as long as there is a backlog."""
+        found = await self._try_for(
+            0,
+            lambda: self._events.find_one(hours.live_in(span), {"_id": 1}, hint=hours.LIVE_INDEX),
+        )
+        return found is not None
 
     async def _take(self, wanted: list[datetime]) -> dict[datetime, Document]:
         """Announce that these hours are being counted; return the documents of those granted."""
