@@ -9,7 +9,7 @@ from wds import filters, queries
 from wds.mongo import SEARCH_LIMIT_MS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator
     from datetime import datetime
 
     from wds.filters import Position
@@ -128,21 +128,28 @@ class Archive:
     async def scan(self, *, payloads: bool) -> AsyncIterator[list[Document]]:
         """Yield all events, a page at a time, in the order of their ids; memory stays flat.
 
-        Each page is a query of its own, so a scan can take as long as it needs.
+        Each page is a query of its own, so a scan can take as long as it needs. It ends once it
+        holds `PAGE_BYTES` of payload.
         """
-        fields = None if payloads else {"payload": 0}
         last = ""
-        while page := await self._try_for(READ_BUDGET_S, self._page_after(last, fields)):
+
+        async def read() -> list[Document]:
+            fields = None if payloads else {"payload": 0}
+            batch = PAYLOADS_AT_ONCE if payloads else SCAN_PAGE
+            found = self._events.find({"_id": {"$gt": last}}, fields, batch_size=batch)
+            page: list[Document] = []
+            size = 0
+            async with aclosing(_each(found.sort("_id", 1).limit(SCAN_PAGE))) as documents:
+                async for document in documents:
+                    page.append(document)
+                    size += len(document.get("payload", b""))
+                    if size >= PAGE_BYTES:
+                        break
+            return page
+
+        while page := await self._try_for(READ_BUDGET_S, read):
             yield page
             last = page[-1]["_id"]
-
-    def _page_after(
-        self, event_id: str, fields: Document | None
-    ) -> Callable[[], Awaitable[list[Document]]]:
-        found = {"_id": {"$gt": event_id}}
-        return lambda: (
-            self._events.find(found, fields).sort("_id", 1).limit(SCAN_PAGE).to_list(None)
-        )
 
     async def count(self, match: Document) -> int:
         """Count the matching events."""

@@ -325,3 +325,14 @@ async def test_a_page_of_the_console_that_takes_too_long_is_not_asked_for_again(
 def test_the_server_ends_a_search_before_the_driver_takes_it_for_a_broken_connection():
     """The driver would have it all done once more, so it would take twice as long."""
     assert SEARCH_LIMIT_MS / 1000 <= SOCKET_TIMEOUT_S - 1
+
+
+async def test_a_scan_with_payloads_holds_no_more_of_them_than_a_page_may(store, past, monkeypatch):
+    size = len(past[0]["payload"])
+    monkeypatch.setattr("wds.archive.PAGE_BYTES", 10 * size)
+    pages = [page async for page in store.archive.scan(payloads=True)]
+    assert [each["_id"] for page in pages for each in page] == sorted(each["_id"] for each in past)
+    assert max(len(page) for page in pages) <= 10
+
+    [whole] = [page async for page in store.archive.scan(payloads=False)]
+    assert len(whole) == len(past)
