@@ -16,13 +16,14 @@ import os
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import aiohttp_jinja2
 import structlog
 from aiohttp import web
 
 from wds import envelope
+from wds.access import FOREIGN, from_here
 from wds.errors import Refusal, SearchTooSlowError, StoreUnavailableError
 from wds.session import LIFETIME_S, NONCE_BYTES, Session, Sessions, same
 
@@ -51,7 +52,6 @@ HEADERS = {
     # Not no-referrer: with that a browser says `Origin: null` of the console's own forms.
     "Referrer-Policy": "same-origin",
 }
-_FOREIGN = {"cross-site", "same-site"}
 
 
 class Doorway:
@@ -104,7 +104,7 @@ class Doorway:
 
     async def login(self, request: web.Request) -> web.StreamResponse:
         """Begin a session, if the form holds the token; show the form again if it does not."""
-        if not _from_here(request):
+        if not from_here(request):
             raise _foreign()
         form = await request.post()
         target = _local(str(form.get("next", "")))
@@ -208,7 +208,7 @@ async def _check_form(request: web.Request, session: Session) -> None:
     Raises:
         Refusal: 403 if not.
     """
-    if not _from_here(request):
+    if not from_here(request):
         raise _foreign()
     if not same(str((await request.post()).get("form_token", "")), session.form_token):
         raise Refusal(
@@ -223,24 +223,6 @@ def _foreign() -> Refusal:
     return Refusal(403, "cross_site", "the form came from a foreign page; nothing was done")
 
 
-def _from_here(request: web.Request) -> bool:
-    """Tell whether a browser says that a page of this service sent the request.
-
-    Without either header it is no browser, or one too old to be asked.
-    """
-    site = request.headers.get("Sec-Fetch-Site")
-    if site is not None:
-        return site not in _FOREIGN
-    origin = request.headers.get("Origin")
-    if origin is None:
-        return True
-    try:
-        host = urlsplit(origin).netloc
-    except ValueError:
-        return False
-    return host in {request.host, request.headers.get("X-Forwarded-Host")}
-
-
 def _came_over(request: web.Request) -> bool:
     """Tell whether a link on a foreign page led here.
 
@@ -249,7 +231,7 @@ def _came_over(request: web.Request) -> bool:
     """
     return (
         request.method == "GET"
-        and request.headers.get("Sec-Fetch-Site") in _FOREIGN
+        and request.headers.get("Sec-Fetch-Site") in FOREIGN
         and request.headers.get("Sec-Fetch-Dest") == "document"
     )
 
