@@ -45,6 +45,8 @@ READ_BACK_WAIT_S = 0.05
 PEEK_FACTOR = 4
 """Due ids looked at for each one leased: replicas that sample do not race for the same head."""
 PEEK_LEAST = 16
+PEEKS_MOST = 3
+"""How often a claim of one event looks again where others took, or it buried, all it saw."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,9 +271,15 @@ class Store:
     async def _claim_one(
         self, destination: str, update: list[Document]
     ) -> tuple[list[Document], list[str]]:
-        """Lease the first due event that no other replica takes at this moment."""
+        """Lease the first due event that no other replica takes at this moment.
+
+        Not for ever: after a failover to a slower clock, what looks due may not be for a while.
+        """
         buried: list[str] = []
-        while ids := await self._peek(destination, PEEK_LEAST):
+        for _ in range(PEEKS_MOST):
+            ids = await self._peek(destination, PEEK_LEAST)
+            if not ids:
+                break
             for event_id in ids:
                 found = await self._lease(event_id, destination, update)
                 if found is None:

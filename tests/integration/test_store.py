@@ -316,6 +316,27 @@ async def test_a_claim_whose_answer_was_lost_is_found_again_by_its_token(store, 
     assert len(await claim(store, 4)) == 4
 
 
+@pytest.mark.parametrize("limit", [1, 2])
+async def test_a_claim_ends_where_the_store_takes_a_slower_clock_to_be_ahead(
+    store, db, monkeypatch, limit
+):
+    """As for some seconds after a failover to a member whose clock is behind."""
+    await store.insert([new_event()])
+    later = [{"$set": {"next_attempt_at": {"$add": ["$$NOW", 30_000]}}}]
+    await db.events.update_one({}, later)
+    now = store._mongo.now
+
+    async def ahead():
+        return await now() + timedelta(seconds=60)
+
+    await clock_caught_up(store)
+    monkeypatch.setattr(store._mongo, "now", ahead)
+    async with asyncio.timeout(5):
+        claimed = await store.claim("default", limit, owner="d", lease_s=30, max_attempts=5)
+    assert claimed.claims == []
+    assert "lease" not in await only(db)
+
+
 # -- settle -------------------------------------------------------------------------------------
 
 
