@@ -33,6 +33,7 @@ from wds.errors import LimiterUnavailableError, StoreUnavailableError
 from wds.group_commit import GroupCommit
 from wds.limiter import Limiter
 from wds.model import Attempt, Outcome, Settlement, Status
+from wds.mongo import uptime
 from wds.store import Store
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ class Dispatcher:
     def _may_send(self, claim: Claim) -> bool:
         """Tell whether the lease outlasts a request and its settlement; if not, time was lost."""
         needed = self._settings.request_timeout + SETTLE_MARGIN_S
-        if time.monotonic() + needed <= claim.trusted_until:
+        if uptime() + needed <= claim.trusted_until:
             return True
         log.warning("claim_too_old_to_send", consequence="deferred")
         return False

@@ -158,10 +158,10 @@ class Connection:
 
     async def now(self) -> datetime:
         """Return the database's time, never later than it is; UTC, in milliseconds."""
-        now = time.monotonic()
+        now = uptime()
         if now - self._clock_read_at >= CLOCK_TRUST_S:
             hello = await self.try_for(WRITE_BUDGET_S, self.hello)
-            now = self._clock_read_at = time.monotonic()
+            now = self._clock_read_at = uptime()
             self._clock_ahead_s = hello["localTime"].timestamp() - now
         instant = datetime.fromtimestamp(now + self._clock_ahead_s, UTC)
         return instant.replace(microsecond=instant.microsecond // 1000 * 1000)
@@ -304,6 +304,14 @@ async def _move_replica_set(client: AsyncIOMotorClient[Document], config: Docume
         return
     moved = {**current, "members": config["members"], "version": current["version"] + 1}
     await client.admin.command("replSetReconfig", moved, force=True)
+
+
+def uptime() -> float:
+    """Return seconds since the machine started, those it was suspended for included.
+
+    What is compared with the database's clock has to count those; `time.monotonic()` does not.
+    """
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _while_labelled(label: str) -> AsyncRetrying:

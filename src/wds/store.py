@@ -25,7 +25,15 @@ from wds.archive import Archive
 from wds.bulk import Bulk
 from wds.errors import StoreUnavailableError
 from wds.model import Claim, Conflict, NewEvent, Receipt, Settlement, Status
-from wds.mongo import FOREVER, WRITE_BUDGET_S, Connection, duplicates, make_indexes, transient
+from wds.mongo import (
+    FOREVER,
+    WRITE_BUDGET_S,
+    Connection,
+    duplicates,
+    make_indexes,
+    transient,
+    uptime,
+)
 from wds.rollups import Rollups
 from wds.watch import Watch
 
@@ -125,7 +133,7 @@ class Store:
             StoreUnavailableError: no confirmation in time. Some may have been stored; sent
                 again, those with an idempotency key are recognised.
         """
-        began = _uptime()
+        began = uptime()
         now = await self._mongo.now()
         documents = [queries.event_document(event, now) for event in events]
         tries = 0
@@ -140,7 +148,7 @@ class Store:
             return []
 
         repeated = await self._try_for(WRITE_BUDGET_S, write)
-        await self.rollups.inserted(now, _uptime() - began)
+        await self.rollups.inserted(now, uptime() - began)
         results: list[Receipt | Conflict] = [
             Receipt(event.id, Status.RECEIVED, duplicate=False) for event in events
         ]
@@ -163,7 +171,7 @@ class Store:
         Raises:
             StoreUnavailableError: no confirmation in time; either all were stored or none.
         """
-        began = _uptime()
+        began = uptime()
         now = await self._mongo.now()
         wanted = {event.id: event for event in events}
         stored: dict[str, Document] = {}
@@ -183,7 +191,7 @@ class Store:
                 stored.update(found)
 
         await self._try_for(WRITE_BUDGET_S, write)
-        await self.rollups.inserted(now, _uptime() - began)
+        await self.rollups.inserted(now, uptime() - began)
         results: list[Receipt | Conflict] = []
         met: set[str] = set()
         for event in events:
@@ -243,7 +251,7 @@ class Store:
         """
         token = secrets.token_hex(8)
         update = queries.claim(token, owner, round(lease_s * 1000), max_attempts)
-        trusted_until = time.monotonic() + lease_s
+        trusted_until = uptime() + lease_s
         if limit == 1:
             documents, buried_ids = await self._claim_one(destination, update)
             buried = len(buried_ids)
@@ -390,7 +398,7 @@ class Store:
     async def _end(self, settlements: Sequence[Settlement]) -> int:
         """Write the ends of these claims; return how many had their lease still."""
         writes = [queries.settlement(each) for each in settlements]
-        budget = max(each.claim.trusted_until for each in settlements) - time.monotonic()
+        budget = max(each.claim.trusted_until for each in settlements) - uptime()
         written = await self._try_for(
             max(budget, 0), lambda: self._events.bulk_write(writes, ordered=False)
         )
@@ -399,11 +407,6 @@ class Store:
     async def now(self) -> datetime:
         """Return the database's time, at most a few seconds of drift from it; UTC."""
         return await self._mongo.now()
-
-
-def _uptime() -> float:
-    """Return seconds since the machine started, those it was suspended for included."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _contradicts(event: NewEvent, stored: Document) -> bool:

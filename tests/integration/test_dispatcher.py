@@ -21,6 +21,7 @@ from wds.dispatcher import Dispatcher
 from wds.errors import StoreUnavailableError
 from wds.limiter import Limiter
 from wds.model import Action, Instruction, Status
+from wds.mongo import uptime
 
 if TYPE_CHECKING:
     from wds.config import Settings
@@ -375,8 +376,26 @@ async def test_a_claim_older_than_its_lease_allows_is_not_sent(settings, store, 
     quick = replace(settings, **QUICK)
     async with replica(quick, store, receiver.url) as dispatcher:
         [held] = (await store.claim("default", 1, owner="d1", lease_s=5, max_attempts=5)).claims
-        stalled = replace(held, trusted_until=time.monotonic() + quick.request_timeout / 2)
+        stalled = replace(held, trusted_until=uptime() + quick.request_timeout / 2)
         await dispatcher._deliver(stalled, None)
+    assert receiver.requests == []
+    assert await statuses(db) == [Status.RECEIVED]
+
+
+async def test_a_claim_from_before_the_machine_was_suspended_is_not_sent(
+    settings, store, db, receiver, monkeypatch
+):
+    """Its lease went on meanwhile, by a clock that counted; `time.monotonic()` did not."""
+    await store.insert([new_event()])
+    quick = replace(settings, **QUICK)
+    clock = time.clock_gettime
+    async with replica(quick, store, receiver.url) as dispatcher:
+        [held] = (await store.claim("default", 1, owner="d1", lease_s=5, max_attempts=5)).claims
+        with monkeypatch.context() as suspended:
+            suspended.setattr(
+                time, "clock_gettime", lambda of: clock(of) + 60 * (of == time.CLOCK_BOOTTIME)
+            )
+            await dispatcher._deliver(held, None)
     assert receiver.requests == []
     assert await statuses(db) == [Status.RECEIVED]
 

@@ -337,6 +337,28 @@ async def test_a_claim_ends_where_the_store_takes_a_slower_clock_to_be_ahead(
     assert "lease" not in await only(db)
 
 
+async def test_the_databases_clock_is_looked_at_anew_after_the_machine_was_suspended(
+    store, monkeypatch
+):
+    """Events would be stored as received before, in an hour that may have been counted."""
+    await store.now()
+    asked = []
+    hello, clock = store._mongo.hello, time.clock_gettime
+
+    async def noted():
+        asked.append(True)
+        return await hello()
+
+    monkeypatch.setattr(store._mongo, "hello", noted)
+    await store.now()
+    assert not asked
+    monkeypatch.setattr(
+        time, "clock_gettime", lambda of: clock(of) + 60 * (of == time.CLOCK_BOOTTIME)
+    )
+    await store.now()
+    assert asked
+
+
 # -- settle -------------------------------------------------------------------------------------
 
 
