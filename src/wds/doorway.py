@@ -106,12 +106,12 @@ class Doorway:
         """Begin a session, if the form holds the token; show the form again if it does not."""
         if not from_here(request):
             raise _foreign()
-        form = await request.post()
-        target = _local(str(form.get("next", "")))
+        form = await form_of(request)
+        target = _local(form.get("next", ""))
         if not self.has_login:
             raise web.HTTPSeeOther(HOME)
         try:
-            self._guard.check_token(request, str(form.get("token", "")).strip())
+            self._guard.check_token(request, form.get("token", "").strip())
         except Refusal as refusal:
             envelope.note(request, refusal)
             shown = page(
@@ -171,6 +171,10 @@ def presentable(handler: Handler) -> Handler:
                 response = _refused(request, envelope.of_http(error))
             else:
                 response = web.Response(status=error.status, headers=error.headers)
+        except (web.RequestPayloadError, ConnectionError):
+            response = _refused(
+                request, Refusal(400, "incomplete_body", "the form did not arrive whole")
+            )
         except Exception:
             log.exception("page_crashed", method=request.method)
             response = _refused(
@@ -202,6 +206,21 @@ def _refused(request: web.Request, refusal: Refusal) -> web.Response:
     return response
 
 
+async def form_of(request: web.Request) -> dict[str, str]:
+    """Return the fields of a form, as this service's pages send it; none if there is no form.
+
+    Raises:
+        Refusal: 415 if it is in parts, 400 if it is not in UTF-8.
+    """
+    if request.content_type.startswith("multipart/"):
+        raise Refusal(415, "unsupported_media_type", "send the form URL-encoded; nothing was done")
+    try:
+        form = await request.post()
+    except (ValueError, LookupError):
+        raise Refusal(400, "invalid_form", "the form is not in UTF-8; nothing was done") from None
+    return {name: value for name, value in form.items() if isinstance(value, str)}
+
+
 async def _check_form(request: web.Request, session: Session) -> None:
     """Return if a page of this service, shown to this browser in this session, sent the form.
 
@@ -210,7 +229,7 @@ async def _check_form(request: web.Request, session: Session) -> None:
     """
     if not from_here(request):
         raise _foreign()
-    if not same(str((await request.post()).get("form_token", "")), session.form_token):
+    if not same((await form_of(request)).get("form_token", ""), session.form_token):
         raise Refusal(
             403,
             "stale_form",
