@@ -21,6 +21,8 @@ from wds.signature import sign
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from wds.store import Store
+
 T = TypeVar("T")
 
 SECRET = "test-secret"
@@ -84,6 +86,15 @@ async def eventually(
             return seen
         assert time.monotonic() < deadline, f"not within {within_s} s; last seen: {seen!r}"
         await asyncio.sleep(0.02)
+
+
+async def clock_caught_up(store: Store) -> None:
+    """Wait until what is due by MongoDB's clock at this moment is due by the store's reading of it.
+
+    That reading is late by as long as it took, for as long as it is trusted.
+    """
+    instant = (await store._mongo.hello())["localTime"]
+    await eventually(store.now, lambda now: now >= instant)
 
 
 @dataclass

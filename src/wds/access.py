@@ -7,6 +7,9 @@ With `WDS_OPERATOR_TOKEN`: whoever presents it. Without: clients on this machine
 * It asked for this machine by a name that cannot mean another one. Otherwise any page in a
   browser here could reach these routes under a name that it points at 127.0.0.1.
 * If it is a browser, the request comes from a page of this very service, or from the address bar.
+
+`WDS_OPERATOR_OPEN` trusts the clients, not the pages in their browsers: none of another service
+may change anything.
 """
 
 from __future__ import annotations
@@ -48,6 +51,8 @@ METRICS = "/metrics"
 _FORWARDED = ("forwarded", "via", "x-real-ip")
 _READING = {"GET", "HEAD"}
 _SAME_SITE = {"same-origin", "none"}
+FOREIGN = frozenset({"cross-site", "same-site"})
+"""What a browser puts into `Sec-Fetch-Site` of a request from a page of another service."""
 
 BURST = 10
 """Wrong tokens that one client may present at once."""
@@ -113,6 +118,8 @@ class Guard:
             self.check_token(request, given.strip())
         elif not self._open:
             _check_local(request)
+        elif request.method not in _READING and not from_here(request):
+            raise _cross_site()
 
     def check_token(self, request: web.Request, given: str) -> None:
         """Return if `given` is the token. Past some failures of one client it is not looked at.
@@ -201,12 +208,34 @@ def _check_local(request: web.Request) -> None:
             " service and send it as Authorization: Bearer, or set WDS_OPERATOR_OPEN=true",
         )
     if not _names_this_machine(request.host) or _is_cross_site(request):
-        raise _refusal(
-            403,
-            "cross_site",
-            "this may have come from a foreign page in a browser; ask for 127.0.0.1 or localhost,"
-            " or set WDS_OPERATOR_TOKEN on the service and send it as Authorization: Bearer",
-        )
+        raise _cross_site()
+
+
+def _cross_site() -> Refusal:
+    return _refusal(
+        403,
+        "cross_site",
+        "this may have come from a foreign page in a browser; ask for 127.0.0.1 or localhost,"
+        " or set WDS_OPERATOR_TOKEN on the service and send it as Authorization: Bearer",
+    )
+
+
+def from_here(request: web.Request) -> bool:
+    """Tell whether a browser says that a page of this service sent the request.
+
+    Without either header it is no browser, or one too old to be asked.
+    """
+    site = request.headers.get("Sec-Fetch-Site")
+    if site is not None:
+        return site not in FOREIGN
+    origin = request.headers.get("Origin")
+    if origin is None:
+        return True
+    try:
+        host = urlsplit(origin).netloc
+    except ValueError:
+        return False
+    return host in {request.host, request.headers.get("X-Forwarded-Host")}
 
 
 def _names_this_machine(host: str) -> bool:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MAX_REASON = 1000
+SLOWEST = 0.001
+"""Least pace of a replay. At a far slower one events would be due after the year 9999, which
+Python cannot read."""
 STATES = ("running", "done", "stopped", "failed")
 
 
@@ -24,6 +27,12 @@ def _label(description: str) -> fields.String:
             raise ma.ValidationError(msg)
 
     return fields.String(validate=check, metadata={"description": description})
+
+
+def _pace(value: float) -> None:
+    if 0 < value < SLOWEST:
+        msg = f"Must be 0 or at least {SLOWEST:g}."
+        raise ma.ValidationError(msg)
 
 
 class InstructionSchema(ma.Schema):
@@ -59,11 +68,11 @@ class BulkReplayRequestSchema(BulkRequestSchema):
     """Which events to replay, and how fast."""
 
     per_second = fields.Float(
-        validate=validate.Range(0, 100_000),
+        validate=[validate.Range(0, 100_000), _pace],
         allow_nan=False,
         metadata={
             "description": "How many become due in a second, so that new events get their turn;"
-            " 0 for all at once. Default: half of WDS_RATE_LIMIT."
+            f" 0 for all at once, else at least {SLOWEST:g}. Default: half of WDS_RATE_LIMIT."
         },
     )
 

@@ -202,6 +202,11 @@ def plan_chunk(chunk: Document, lease_ms: int) -> list[Document]:
     ]
 
 
+def renew_bulk(lease_ms: int) -> list[Document]:
+    """Renew the lease alone: finding the next chunk takes long."""
+    return [{"$set": {"lease.until": {"$add": ["$$NOW", lease_ms]}}}]
+
+
 def finish_chunk(progress: Document, lease_ms: int) -> list[Document]:
     """Write down what the chunk came to, in absolute numbers; renew the lease."""
     return [

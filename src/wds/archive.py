@@ -6,9 +6,10 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from wds import filters, queries
+from wds.mongo import SEARCH_LIMIT_MS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator
     from datetime import datetime
 
     from wds.filters import Position
@@ -22,18 +23,20 @@ EXPORT_BUDGET_S = 30.0
 PAGE_BYTES = 8 * 1024 * 1024
 PAYLOADS_AT_ONCE = 8
 SCAN_PAGE = 500
-SEARCH_TIMEOUT_MS = 10_000
-"""A search that takes longer is ended by the server."""
 OUTCOMES_TIMEOUT_MS = 4_000
 
 
 class Archive:
-    """Read access to the events of one database. What cannot be read is `StoreUnavailableError`."""
+    """Read access to the events of one database. What cannot be read is `StoreUnavailableError`.
+
+    Whatever reads more than one event may also be a `SearchTooSlowError`.
+    """
 
     def __init__(self, mongo: Connection) -> None:
         """Take the connection to read over."""
         self._events = mongo.db[queries.EVENTS]
         self._try_for = mongo.try_for
+        self._search = mongo.search
 
     async def get(self, event_id: str) -> Document | None:
         """Return a whole event, or None."""
@@ -59,9 +62,7 @@ class Archive:
         fields = None if include_payload else {"payload": 0}
         batch = PAYLOADS_AT_ONCE if include_payload else limit + 1
         if order[0][0] == "received_at":
-            found = self._events.find(
-                wanted, fields, batch_size=batch, max_time_ms=SEARCH_TIMEOUT_MS
-            )
+            found = self._events.find(wanted, fields, batch_size=batch, max_time_ms=SEARCH_LIMIT_MS)
             documents = _each(found.sort(order).skip(skip).limit(limit + 1))
         else:
             places = filters.page_ids(wanted, order, skip, limit + 1)
@@ -78,13 +79,13 @@ class Archive:
                     size += len(document.get("payload", b""))
             return page, False
 
-        return await self._try_for(0, read)
+        return await self._search(read)
 
     async def _at(
         self, places: list[Document], hint: str, fields: Document | None, batch: int
     ) -> AsyncGenerator[Document, None]:
         """Yield a page that no index has in order: sort what the index holds, then read those."""
-        found = self._events.aggregate(places, hint=hint, maxTimeMS=SEARCH_TIMEOUT_MS)
+        found = self._events.aggregate(places, hint=hint, maxTimeMS=SEARCH_LIMIT_MS)
         ids = [each["_id"] for each in await found.to_list(None)]
         for start in range(0, len(ids), batch):
             some = ids[start : start + batch]
@@ -127,29 +128,35 @@ class Archive:
     async def scan(self, *, payloads: bool) -> AsyncIterator[list[Document]]:
         """Yield all events, a page at a time, in the order of their ids; memory stays flat.
 
-        Each page is a query of its own, so a scan can take as long as it needs.
+        Each page is a query of its own, so a scan can take as long as it needs. It ends once it
+        holds `PAGE_BYTES` of payload.
         """
-        fields = None if payloads else {"payload": 0}
         last = ""
-        while page := await self._try_for(READ_BUDGET_S, self._page_after(last, fields)):
+
+        async def read() -> list[Document]:
+            fields = None if payloads else {"payload": 0}
+            batch = PAYLOADS_AT_ONCE if payloads else SCAN_PAGE
+            found = self._events.find({"_id": {"$gt": last}}, fields, batch_size=batch)
+            page: list[Document] = []
+            size = 0
+            async with aclosing(_each(found.sort("_id", 1).limit(SCAN_PAGE))) as documents:
+                async for document in documents:
+                    page.append(document)
+                    size += len(document.get("payload", b""))
+                    if size >= PAGE_BYTES:
+                        break
+            return page
+
+        while page := await self._try_for(READ_BUDGET_S, read):
             yield page
             last = page[-1]["_id"]
 
-    def _page_after(
-        self, event_id: str, fields: Document | None
-    ) -> Callable[[], Awaitable[list[Document]]]:
-        found = {"_id": {"$gt": event_id}}
-        return lambda: (
-            self._events.find(found, fields).sort("_id", 1).limit(SCAN_PAGE).to_list(None)
-        )
-
     async def count(self, match: Document) -> int:
         """Count the matching events."""
-        return await self._try_for(
-            0,
+        return await self._search(
             lambda: self._events.count_documents(
-                match, hint=filters.hint(match), maxTimeMS=SEARCH_TIMEOUT_MS
-            ),
+                match, hint=filters.hint(match), maxTimeMS=SEARCH_LIMIT_MS
+            )
         )
 
     async def counts(self, match: Document) -> Document:
@@ -158,9 +165,9 @@ class Archive:
         All from one reading, so they agree. Types are the commonest, at most `MAX_EVENT_TYPES`.
         """
         found = self._events.aggregate(
-            filters.counts(match), hint=filters.hint(match), maxTimeMS=SEARCH_TIMEOUT_MS
+            filters.counts(match), hint=filters.hint(match), maxTimeMS=SEARCH_LIMIT_MS
         )
-        [counts] = await self._try_for(0, lambda: found.to_list(None))
+        [counts] = await self._search(lambda: found.to_list(None))
         return counts
 
     async def outcomes(
@@ -175,7 +182,7 @@ class Archive:
             hint=filters.hint(match),
             maxTimeMS=OUTCOMES_TIMEOUT_MS,
         )
-        counted = await self._try_for(0, lambda: found.to_list(None))
+        counted = await self._search(lambda: found.to_list(None))
         return [(each["_id"]["at"], each["_id"]["status"], each["count"]) for each in counted]
 
     async def oldest(self) -> datetime | None:

@@ -23,8 +23,9 @@ from pymongo.errors import DuplicateKeyError
 from pymongo.read_concern import ReadConcern
 
 from wds import actions, filters, queries, schemas
+from wds.errors import SearchTooSlowError
 from wds.model import Action, Instruction, Status
-from wds.mongo import FOREVER, WRITE_BUDGET_S
+from wds.mongo import FOREVER, SEARCH_LIMIT_MS, WRITE_BUDGET_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 CHUNK = 200
 """Events changed by one write: some tens of milliseconds of MongoDB's time."""
 LEASE_S = 15.0
-"""Seconds after which another process takes over from one that died."""
+"""Seconds after which another process takes over from one that died; more than a search takes."""
 TRIES = 3
 READ_BUDGET_S = 5.0
 CHUNK_BUDGET_S = 30.0
@@ -200,10 +201,12 @@ class Bulk:
         """Carry out the next chunk, or end the bulk action; False if there is no more to do.
 
         False, too, if the lease was lost: another process has gone on from where this one was.
+
+        Raises:
+            SearchTooSlowError: the next events cannot be found in time, `TRIES` times in a row.
         """
-        document = taken.document
-        if "chunk" not in document:
-            chunk = await self._next_chunk(document)
+        if "chunk" not in taken.document:
+            chunk = await self._next_chunk(taken)
             if chunk is None:
                 await self._write(taken, actions.end_bulk())
                 return False
@@ -217,25 +220,20 @@ class Bulk:
         """End a bulk action that cannot be carried out, so that others get their turn."""
         await self._write(taken, actions.end_bulk(reason))
 
-    async def _next_chunk(self, document: Document) -> Document | None:
+    async def _next_chunk(self, taken: Taken) -> Document | None:
+        document = taken.document
         left = CHUNK
         if document["limit"] is not None:
             left = min(CHUNK, document["limit"] - document["changed"])
         if left <= 0 or document.get("stop_requested"):
             return None
-        order = filters.SORTS[filters.OLDEST_FIRST]
         wanted = matching(Action(document["action"]), document["filters"], document["started_at"])
         if "position" in document:
             place = filters.Position(
                 document["position"]["received_at"], document["position"]["id"]
             )
-            wanted = filters.after(wanted, order, place)
-        found = await self._try_for(
-            CHUNK_BUDGET_S,
-            lambda: (
-                self._events.find(wanted, {"received_at": 1}).sort(order).limit(left).to_list(None)
-            ),
-        )
+            wanted = filters.after(wanted, filters.SORTS[filters.OLDEST_FIRST], place)
+        found = await self._find(taken, wanted, left)
         if not found:
             return None
         return {
@@ -243,6 +241,24 @@ class Bulk:
             "position": {"received_at": found[-1]["received_at"], "id": found[-1]["_id"]},
             "spread": await self._spread(document, len(found)),
         }
+
+    async def _find(self, taken: Taken, wanted: Document, limit: int) -> list[Document]:
+        """Return the id and the instant of the first `limit` events that match, oldest first."""
+
+        async def read() -> list[Document]:
+            found = self._events.find(wanted, {"received_at": 1}, max_time_ms=SEARCH_LIMIT_MS)
+            return await found.sort(filters.SORTS[filters.OLDEST_FIRST]).limit(limit).to_list(None)
+
+        tries = 1
+        while True:
+            try:
+                return await self._try_for(CHUNK_BUDGET_S, lambda: self._mongo.search(read))
+            except SearchTooSlowError:
+                # Once may be MongoDB's stall; always, it would keep all others waiting for ever.
+                renewed = actions.renew_bulk(round(LEASE_S * 1000))
+                if tries == TRIES or not await self._write(taken, renewed):
+                    raise
+                tries += 1
 
     async def _spread(self, document: Document, events: int) -> Document | None:
         """Return over which time these events become due; None for at once."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from wds import metrics
-from wds.errors import StoreUnavailableError
+from wds.errors import SearchTooSlowError, StoreUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -26,6 +26,7 @@ log = structlog.get_logger(__name__)
 
 LOOK_EVERY_S = 2.0
 """Seconds between looks for bulk actions that another process left."""
+TOO_SLOW = "finding the next events takes too long; begin another over a shorter range of time"
 
 
 class BulkWorker:
@@ -54,6 +55,9 @@ class BulkWorker:
         log.info("bulk_action_taken", **facts, changed=taken.document["changed"])
         try:
             await self._work(taken)
+        except SearchTooSlowError:
+            log.warning("bulk_action_too_slow", **facts)
+            await self._bulk.fail(taken, TOO_SLOW)
         except StoreUnavailableError:
             raise
         except Exception as error:

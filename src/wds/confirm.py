@@ -17,7 +17,7 @@ from aiohttp import web
 
 from wds import action_schemas, schemas, view
 from wds.console import address, can_cancel, can_replay
-from wds.doorway import HOME, page
+from wds.doorway import HOME, form_of, page
 from wds.errors import Detail, Refusal, StoreUnavailableError
 from wds.model import Action, Instruction
 from wds.operate import REFUSED, bulk_json, filters_json
@@ -62,7 +62,7 @@ class Confirm:
         """Return a handler that does it, and leads back to the event."""
 
         async def do(request: web.Request) -> web.StreamResponse:
-            given = await _form(request)
+            given = await form_of(request)
             try:
                 loaded = schemas.load(action_schemas.InstructionSchema(), _of(given, "request_id"))
                 changed = await self._operate.change(
@@ -105,7 +105,7 @@ class Confirm:
         """Return a handler that begins a bulk action, and leads to its progress."""
 
         async def do(request: web.Request) -> web.StreamResponse:
-            given = await _form(request)
+            given = await form_of(request)
             body = parse_request(given.get("filters", "").encode())
             try:
                 if "sure" not in given:
@@ -195,10 +195,6 @@ def _one(action: Action, event: Document, *, possible: bool) -> dict[str, Any]:
         "refusal": None,
         "already": REFUSED,
     }
-
-
-async def _form(request: web.Request) -> dict[str, str]:
-    return {name: value for name, value in (await request.post()).items() if isinstance(value, str)}
 
 
 def _of(given: Mapping[str, str], *names: str) -> dict[str, Any]:

@@ -54,6 +54,7 @@ NOTICES = {
     "cancelled": "It is cancelled; nothing more is sent.",
     "cancelling": "The attempt under way is finished; nothing is sent after it.",
 }
+_AXIS = (datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC))
 _HEX = set("0123456789abcdef")
 
 
@@ -127,11 +128,11 @@ class Console:
         Counted whatever the status, so that the totals say what choosing another would show.
         """
         start, end = asked.bounds(now)
-        end = end or now + timedelta(milliseconds=1)
+        end = _drawn(end or now + timedelta(milliseconds=1))
         if start is None:
             oldest = await self._archive.oldest()
             start = oldest or end - timedelta(hours=1)
-        start = min(start, end)
+        start = min(_drawn(start), end)
         bin_ = chart.bin_for(start, end)
         question = tuple(pair for pair in asked.pairs if pair[0] in (*view.FILTERS, "range"))
         question = tuple(sorted(pair for pair in question if pair[0] != "status"))
@@ -233,6 +234,11 @@ _CHOICES: Mapping[str, Any] = {
     "newer": None,
     "older": None,
 }
+
+
+def _drawn(instant: datetime) -> datetime:
+    """Return the end of an axis: dates have ends too, and bars go beyond what is asked for."""
+    return min(max(instant, _AXIS[0]), _AXIS[1])
 
 
 def address(event_id: str) -> str:

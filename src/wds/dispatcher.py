@@ -34,6 +34,7 @@ from wds.errors import LimiterUnavailableError, StoreUnavailableError
 from wds.group_commit import GroupCommit
 from wds.limiter import Limiter
 from wds.model import Attempt, Outcome, Settlement, Status
+from wds.mongo import uptime
 from wds.store import Store
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Dispatcher:
         self._limiter = limiter
         self._deliverer = deliverer
         self._tracer = tracer
-        self._settler: GroupCommit[Settlement, bool] = GroupCommit(
+        self._settler: GroupCommit[Settlement, Settlement | None] = GroupCommit(
             store.settle, max_batch=1000, max_pending=100_000
         )
         self._ahead = settings.concurrency
@@ -216,7 +217,7 @@ class Dispatcher:
     def _may_send(self, claim: Claim) -> bool:
         """Tell whether the lease outlasts a request and its settlement; if not, time was lost."""
         needed = self._settings.request_timeout + SETTLE_MARGIN_S
-        if time.monotonic() + needed <= claim.trusted_until:
+        if uptime() + needed <= claim.trusted_until:
             return True
         log.warning("claim_too_old_to_send", consequence="deferred")
         return False
@@ -259,11 +260,13 @@ class Dispatcher:
     async def _settle(self, claim: Claim, result: Result) -> Status | None:
         """Record `result`; return the status that the event has now, None if it was not."""
         settlement = self._decide(claim, result)
-        recorded: bool | None = None
-        with suppress(StoreUnavailableError):  # the cause is logged where it is known
-            [recorded] = await self._settler.submit(settlement)
-        journal.settled(settlement, recorded=recorded)
-        return settlement.status if recorded else None
+        try:
+            [ended] = await self._settler.submit(settlement)
+        except StoreUnavailableError:  # the cause is logged where it is known
+            journal.settled(settlement, recorded=None)
+            return None
+        journal.settled(ended or settlement, recorded=ended is not None)
+        return ended.status if ended else None
 
     def _decide(self, claim: Claim, result: Result) -> Settlement:
         succeeded = result.error is None

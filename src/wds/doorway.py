@@ -16,14 +16,15 @@ import os
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import aiohttp_jinja2
 import structlog
 from aiohttp import web
 
 from wds import envelope
-from wds.errors import Refusal, StoreUnavailableError
+from wds.access import FOREIGN, from_here
+from wds.errors import Refusal, SearchTooSlowError, StoreUnavailableError
 from wds.session import LIFETIME_S, NONCE_BYTES, Session, Sessions, same
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ HEADERS = {
     # Not no-referrer: with that a browser says `Origin: null` of the console's own forms.
     "Referrer-Policy": "same-origin",
 }
-_FOREIGN = {"cross-site", "same-site"}
 
 
 class Doorway:
@@ -104,14 +104,14 @@ class Doorway:
 
     async def login(self, request: web.Request) -> web.StreamResponse:
         """Begin a session, if the form holds the token; show the form again if it does not."""
-        if not _from_here(request):
+        if not from_here(request):
             raise _foreign()
-        form = await request.post()
-        target = _local(str(form.get("next", "")))
+        form = await form_of(request)
+        target = _local(form.get("next", ""))
         if not self.has_login:
             raise web.HTTPSeeOther(HOME)
         try:
-            self._guard.check_token(request, str(form.get("token", "")).strip())
+            self._guard.check_token(request, form.get("token", "").strip())
         except Refusal as refusal:
             envelope.note(request, refusal)
             shown = page(
@@ -153,6 +153,8 @@ def presentable(handler: Handler) -> Handler:
             response = await handler(request)
         except Refusal as refusal:
             response = _refused(request, refusal)
+        except SearchTooSlowError:
+            response = _refused(request, envelope.TOO_SLOW)
         except StoreUnavailableError:
             response = _refused(
                 request,
@@ -169,6 +171,10 @@ def presentable(handler: Handler) -> Handler:
                 response = _refused(request, envelope.of_http(error))
             else:
                 response = web.Response(status=error.status, headers=error.headers)
+        except (web.RequestPayloadError, ConnectionError):
+            response = _refused(
+                request, Refusal(400, "incomplete_body", "the form did not arrive whole")
+            )
         except Exception:
             log.exception("page_crashed", method=request.method)
             response = _refused(
@@ -200,15 +206,30 @@ def _refused(request: web.Request, refusal: Refusal) -> web.Response:
     return response
 
 
+async def form_of(request: web.Request) -> dict[str, str]:
+    """Return the fields of a form, as this service's pages send it; none if there is no form.
+
+    Raises:
+        Refusal: 415 if it is in parts, 400 if it is not in UTF-8.
+    """
+    if request.content_type.startswith("multipart/"):
+        raise Refusal(415, "unsupported_media_type", "send the form URL-encoded; nothing was done")
+    try:
+        form = await request.post()
+    except (ValueError, LookupError):
+        raise Refusal(400, "invalid_form", "the form is not in UTF-8; nothing was done") from None
+    return {name: value for name, value in form.items() if isinstance(value, str)}
+
+
 async def _check_form(request: web.Request, session: Session) -> None:
     """Return if a page of this service, shown to this browser in this session, sent the form.
 
     Raises:
         Refusal: 403 if not.
     """
-    if not _from_here(request):
+    if not from_here(request):
         raise _foreign()
-    if not same(str((await request.post()).get("form_token", "")), session.form_token):
+    if not same((await form_of(request)).get("form_token", ""), session.form_token):
         raise Refusal(
             403,
             "stale_form",
@@ -221,24 +242,6 @@ def _foreign() -> Refusal:
     return Refusal(403, "cross_site", "the form came from a foreign page; nothing was done")
 
 
-def _from_here(request: web.Request) -> bool:
-    """Tell whether a browser says that a page of this service sent the request.
-
-    Without either header it is no browser, or one too old to be asked.
-    """
-    site = request.headers.get("Sec-Fetch-Site")
-    if site is not None:
-        return site not in _FOREIGN
-    origin = request.headers.get("Origin")
-    if origin is None:
-        return True
-    try:
-        host = urlsplit(origin).netloc
-    except ValueError:
-        return False
-    return host in {request.host, request.headers.get("X-Forwarded-Host")}
-
-
 def _came_over(request: web.Request) -> bool:
     """Tell whether a link on a foreign page led here.
 
@@ -247,7 +250,7 @@ def _came_over(request: web.Request) -> bool:
     """
     return (
         request.method == "GET"
-        and request.headers.get("Sec-Fetch-Site") in _FOREIGN
+        and request.headers.get("Sec-Fetch-Site") in FOREIGN
         and request.headers.get("Sec-Fetch-Dest") == "document"
     )
 

@@ -14,7 +14,7 @@ import structlog
 from aiohttp import web
 
 from wds import metrics
-from wds.errors import QueueFullError, Refusal, StoreUnavailableError
+from wds.errors import QueueFullError, Refusal, SearchTooSlowError, StoreUnavailableError
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
@@ -23,6 +23,12 @@ log = structlog.get_logger(__name__)
 
 MAX_DETAILS = 100
 _RETRY_AFTER_S = 2
+TOO_SLOW = Refusal(
+    422,
+    "search_too_slow",
+    "finding or counting these events took too long and was ended; give a shorter range of time",
+)
+"""Not a 503, which clients send again by themselves: the same would take as long again."""
 
 
 @web.middleware
@@ -37,6 +43,8 @@ async def envelope(  # noqa: PLR0911 - one answer for each kind of error
     except QueueFullError:
         busy = "too much waits to be read or stored; send again later"
         return _answer(request, Refusal(503, "overloaded", busy, retry_after_s=_RETRY_AFTER_S))
+    except SearchTooSlowError:
+        return _answer(request, TOO_SLOW)
     except StoreUnavailableError:
         down = "the event store did not confirm in time; send again later"
         return _answer(

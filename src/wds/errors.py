@@ -34,6 +34,10 @@ class StoreUnavailableError(WdsError):
     """MongoDB did not confirm the operation in time; whether it happened is unknown."""
 
 
+class SearchTooSlowError(StoreUnavailableError):
+    """MongoDB ended a search at its time limit; one over fewer events may succeed."""
+
+
 class LimiterUnavailableError(WdsError):
     """Redis did not answer in time, so nothing may be sent."""
 

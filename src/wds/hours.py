@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 HOURS = "hours"
 HOUR = timedelta(hours=1)
 LIVE = frozenset({Status.RECEIVED, Status.DELIVERING})
+LIVE_INDEX = "search_status"
 MAX_EVENT_TYPES = 1000
 """Most event types that an aggregation lists, the commonest first."""
 
@@ -67,6 +68,12 @@ def reopen(hour: datetime) -> UpdateOne:
     """Forget the counts of `hour`, and keep it from being counted for a while."""
     fresh = {"until": {"$literal": hour}, "counts": [], "reopened_at": "$$NOW"}
     return UpdateOne({"_id": hour}, [{"$set": {**fresh, "token": "$$REMOVE"}}], upsert=True)
+
+
+def live_in(span: Span) -> Document:
+    """Match the live events received in `span`; to be looked up in `LIVE_INDEX`."""
+    begin, end = span
+    return {"status": {"$in": sorted(LIVE)}, "received_at": {"$gte": begin, "$lt": end}}
 
 
 def tally(

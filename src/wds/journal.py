@@ -106,7 +106,9 @@ def settled(settlement: Settlement, *, recorded: bool | None) -> None:
         metrics.RETRY_ATTEMPTS.inc()
     if settlement.status is Status.DELIVERED:
         metrics.DELIVERIES_SUCCEEDED.inc()
-    elif settlement.status is Status.FAILED_PERMANENTLY:
+    elif settlement.status is Status.FAILED_PERMANENTLY and not settlement.cancelled:
         metrics.DELIVERIES_FAILED.inc()
     retry_in_s = settlement.delay_s if settlement.status is Status.DELIVERING else None
+    if settlement.cancelled:
+        facts["cancelled"] = True
     log.info("attempt", **facts, status=settlement.status, retry_in_s=retry_in_s)

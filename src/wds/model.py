@@ -134,7 +134,7 @@ class Claim:
         attempt_number: 1 for the event's first; goes on counting after a replay.
         leased_at: when the lease began, by the database's clock.
         held_since: `time.monotonic()` when this process learned of it, not before `leased_at`.
-        trusted_until: `time.monotonic()` after which this process must no longer send. It
+        trusted_until: `mongo.uptime()` after which this process must no longer send. It
             counts from before the claim was asked for, so it ends before the lease does.
         waited_s: seconds from when the event was due, or a lost lease expired, to the claim.
         recovered: True if it took over from an expired lease, whose attempt is now `unknown`.
@@ -193,12 +193,14 @@ class Settlement:
         attempt: what to record; None defers: the lease is returned and nothing is counted.
         status: DELIVERED or FAILED_PERMANENTLY ends the event; DELIVERING waits for another try.
         delay_s: seconds from the write until the next attempt, when status is DELIVERING.
+        cancelled: there would be another try, had an operator not cancelled the event.
     """
 
     claim: Claim
     attempt: Attempt | None
     status: Status = Status.DELIVERING
     delay_s: float = 0.0
+    cancelled: bool = False
 
 
 def is_label(value: object) -> bool:

@@ -31,7 +31,12 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from wds.errors import StandaloneRefusedError, StartError, StoreUnavailableError
+from wds.errors import (
+    SearchTooSlowError,
+    StandaloneRefusedError,
+    StartError,
+    StoreUnavailableError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -49,6 +54,9 @@ log = structlog.get_logger(__name__)
 
 SERVER_SELECTION_TIMEOUT_S = 3.0
 SOCKET_TIMEOUT_S = 10.0
+SEARCH_LIMIT_MS = 8_000
+"""Milliseconds after which the server ends a search. Well before the socket gives up on it: the
+driver would then take that for a broken connection and have the server do it all once more."""
 HEARTBEAT_S = 2.0
 """Seconds between the driver's looks at each server; its default, 10, finds a primary late."""
 WRITE_BUDGET_S = 8.0
@@ -158,14 +166,14 @@ class Connection:
         return await self._reading(latest=True)
 
     async def _reading(self, *, latest: bool) -> datetime:
-        asked = time.monotonic()
+        asked = uptime()
         if asked - self._clock_read_at >= CLOCK_TRUST_S:
             hello = await self.try_for(WRITE_BUDGET_S, self.hello)
-            self._clock_read_at = time.monotonic()
+            self._clock_read_at = uptime()
             # It was read at some instant between the question and the answer.
             shown = hello["localTime"].timestamp()
             self._clock_ahead_s = shown - self._clock_read_at, shown + MILLISECOND_S - asked
-        instant = datetime.fromtimestamp(time.monotonic() + self._clock_ahead_s[latest], UTC)
+        instant = datetime.fromtimestamp(uptime() + self._clock_ahead_s[latest], UTC)
         return instant.replace(microsecond=instant.microsecond // 1000 * 1000)
 
     async def in_transaction(self, call: Callable[[Session], Coroutine[Any, Any, None]]) -> None:
@@ -235,6 +243,20 @@ class Connection:
             raise StoreUnavailableError(details.get("codeName", type(error).__name__)) from error
         raise AssertionError  # the loop returns or raises
 
+    async def search(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Await, once, a search that the server ends at a time limit.
+
+        Raises:
+            SearchTooSlowError: it did.
+            StoreUnavailableError: as `try_for`.
+        """
+        try:
+            return await self.try_for(0, call)
+        except StoreUnavailableError as error:
+            if isinstance(error.__cause__, ExecutionTimeout):
+                raise SearchTooSlowError from error
+            raise
+
 
 async def make_indexes(
     collection: AsyncIOMotorCollection[Document], indexes: Sequence[IndexModel]
@@ -298,6 +320,14 @@ async def _move_replica_set(client: AsyncIOMotorClient[Document], config: Docume
     await client.admin.command("replSetReconfig", moved, force=True)
 
 
+def uptime() -> float:
+    """Return seconds since the machine started, those it was suspended for included.
+
+    What is compared with the database's clock has to count those; `time.monotonic()` does not.
+    """
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def _while_labelled(label: str) -> AsyncRetrying:
     """Repeat for as long as the driver labels the error so; the caller bounds the time."""
     return AsyncRetrying(
@@ -316,6 +346,8 @@ def _log_retry(state: RetryCallState) -> None:
 
 def transient(error: BaseException) -> bool:
     """Tell whether the same call may succeed later: transport, failover or time limit."""
+    if isinstance(error, SearchTooSlowError):
+        return False
     if isinstance(error, (StoreUnavailableError, ConnectionFailure, WTimeoutError)):
         return True
     if isinstance(error, BulkWriteError):

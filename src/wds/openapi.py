@@ -32,7 +32,7 @@ ERRORS = {
     409: "Something else is there: another payload under the key, or no state for this",
     413: "The body is too large",
     415: "Not JSON by its content type, or encoded",
-    422: "The wrong shape; every problem is listed",
+    422: "The wrong shape, every problem listed; or a search that took too long",
     429: "Too many wrong tokens from this client; Retry-After says when to try again",
     503: "Not possible now; Retry-After says when to send again",
 }

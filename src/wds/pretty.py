@@ -19,6 +19,9 @@ INDENT = 2
 DEEPEST_INDENT = 32
 """Levels after which indentation stops growing."""
 
+MOST_MARKS = 4096
+"""Characters of marks and white space that become one token."""
+
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
 _KINDS = {'"': "string", "t": "word", "f": "word", "n": "word"}
 
@@ -80,16 +83,19 @@ def _laid_out(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _merged(pieces: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Join marks that follow each other: fewer elements on the page."""
+    """Join marks that follow each other: fewer elements on the page.
+
+    Not without end, or JSON of nothing but marks would be laid out whole to show its beginning.
+    """
     marks = ""
     for kind, piece in pieces:
         if kind == "mark":
             marks += piece
-            continue
-        if marks:
+        if marks and (kind != "mark" or len(marks) >= MOST_MARKS):
             yield "mark", marks
             marks = ""
-        yield kind, piece
+        if kind != "mark":
+            yield kind, piece
     if marks:
         yield "mark", marks
 

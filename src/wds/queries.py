@@ -234,14 +234,23 @@ def held(event_id: str, token: str) -> Document:
 
 
 def settlement(settlement: Settlement) -> UpdateOne:
-    """Return the one write that ends a claim: finish, retry later, or defer."""
+    """Return the one write that ends a claim: finish, retry later, or defer.
+
+    Retrying later is only for an event that nobody has cancelled meanwhile, ending it because
+    it was cancelled only for one that is.
+    """
     fence = held(settlement.claim.id, settlement.claim.token)
+    if settlement.cancelled:
+        fence["cancelling"] = True
     if settlement.attempt is None:
         return UpdateOne(fence, _defer())
     attempt = attempt_document(settlement.attempt)
     if settlement.status is Status.DELIVERING:
         delay_ms = round(settlement.delay_s * 1000)
-        return UpdateOne(fence, _retry(attempt, _status_code(settlement.attempt), delay_ms))
+        return UpdateOne(
+            {**fence, "cancelling": {"$exists": False}},
+            _retry(attempt, _status_code(settlement.attempt), delay_ms),
+        )
     return UpdateOne(
         fence,
         {
@@ -275,17 +284,14 @@ def _status_code(attempt: Attempt) -> int:
 
 
 def _retry(attempt: Document, status_code: int, delay_ms: int) -> list[Document]:
-    """Wait for the next attempt; or end, if the event was cancelled during this one."""
+    """Wait for the next attempt."""
     return [
         {
             "$set": {
                 "attempts": {"$concatArrays": ["$attempts", [{"$literal": attempt}]]},
                 "last_status_code": status_code,
-                "next_attempt_at": {
-                    "$cond": [CANCELLING, "$$REMOVE", {"$add": ["$$NOW", delay_ms]}]
-                },
+                "next_attempt_at": {"$add": ["$$NOW", delay_ms]},
                 "lease": "$$REMOVE",
-                **_end_if_cancelled({"$literal": Status.FAILED_PERMANENTLY}, "$status"),
             }
         }
     ]
@@ -306,18 +312,12 @@ def _defer() -> list[Document]:
                 "attempt_count": {"$subtract": ["$attempt_count", 1]},
                 "next_attempt_at": {"$cond": [CANCELLING, "$$REMOVE", "$lease.due_at"]},
                 "lease": "$$REMOVE",
-                **_end_if_cancelled(FINAL_BY_LAST_ATTEMPT, waiting),
+                "status": {"$cond": [CANCELLING, FINAL_BY_LAST_ATTEMPT, waiting]},
+                "finished_at": {"$cond": [CANCELLING, "$$NOW", "$$REMOVE"]},
+                "cancelling": "$$REMOVE",
             }
         }
     ]
-
-
-def _end_if_cancelled(final: object, otherwise: object) -> Document:
-    return {
-        "status": {"$cond": [CANCELLING, final, otherwise]},
-        "finished_at": {"$cond": [CANCELLING, "$$NOW", "$$REMOVE"]},
-        "cancelling": "$$REMOVE",
-    }
 
 
 def settled(settlements: Sequence[Settlement]) -> Document:

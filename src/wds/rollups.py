@@ -30,7 +30,7 @@ import structlog
 
 from wds import hours, queries
 from wds.errors import StoreUnavailableError
-from wds.mongo import WRITE_BUDGET_S
+from wds.mongo import SEARCH_LIMIT_MS, WRITE_BUDGET_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -52,13 +52,15 @@ AT_ONCE = 168
 """Most hours counted in one go: a week."""
 MAX_KINDS = 2000
 """An hour with more pairs of status and type than this is not kept; its document would be large."""
-TIMEOUT_MS = 10_000
 _FIRST_INSTANT = datetime(1, 1, 1, tzinfo=UTC)
 _LAST_INSTANT = datetime(9999, 1, 1, tzinfo=UTC)
 
 
 class Rollups:
-    """The kept counts of one database. What MongoDB does not confirm is `StoreUnavailableError`."""
+    """The kept counts of one database. What MongoDB does not confirm is `StoreUnavailableError`.
+
+    What it ends at the time limit of a search is `SearchTooSlowError`.
+    """
 
     def __init__(self, mongo: Connection) -> None:
         """Take the connection to use."""
@@ -156,9 +158,9 @@ class Rollups:
 
     async def _tally(self, pipeline: list[Document]) -> list[Document]:
         counted = self._events.aggregate(
-            pipeline, hint=queries.COVERING_INDEX, maxTimeMS=TIMEOUT_MS
+            pipeline, hint=queries.COVERING_INDEX, maxTimeMS=SEARCH_LIMIT_MS
         )
-        return await self._try_for(0, lambda: counted.to_list(None))
+        return await self._mongo.search(lambda: counted.to_list(None))
 
     async def reopen(self, instants: Iterable[datetime]) -> None:
         """Forget what is kept of the hours of these instants; do this before events change."""
@@ -235,8 +237,14 @@ class Rollups:
                 {"_id": {"$gte": batch[0], "$lte": batch[-1]}}, {"until": 1}
             ).to_list(None),
         )
-        done = {each["_id"] for each in known if each["until"] >= whole[each["_id"]]}
-        wanted = [hour for hour in batch if hour not in done | self._too_many_kinds]
+        until = {hour: hour for hour in batch} | {each["_id"]: each["until"] for each in known}
+        wanted = [
+            hour
+            for hour in batch
+            if until[hour] < whole[hour]
+            and hour not in self._too_many_kinds
+            and not await self._has_live((until[hour], whole[hour]))
+        ]
         taken = await self._take(wanted) if wanted else {}
         if not taken:
             return 0
@@ -257,6 +265,14 @@ class Rollups:
             return 0
         written = await self._try_for(0, lambda: self._hours.bulk_write(writes, ordered=False))
         return written.modified_count
+
+    async def _has_live(self, span: Span) -> bool:
+        """Tell whether counting `span` would be for nothing: as long as there is a backlog."""
+        found = await self._try_for(
+            0,
+            lambda: self._events.find_one(hours.live_in(span), {"_id": 1}, hint=hours.LIVE_INDEX),
+        )
+        return found is not None
 
     async def _take(self, wanted: list[datetime]) -> dict[datetime, Document]:
         """Announce that these hours are being counted; return the documents of those granted."""

@@ -59,10 +59,13 @@ class Cursor(fields.Field[tuple[str, Position]]):
             text = base64.b64decode(str(value), altchars=b"-_", validate=True).decode("ascii")
             sort, attempts, milliseconds, event_id = text.split(":", 3)
             received_at = datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
-            return sort, Position(received_at, event_id, int(attempts))
+            position = Position(received_at, event_id, int(attempts))
         except (binascii.Error, ValueError, OverflowError, OSError):
+            position = None
+        if position is None or abs(position.attempt_count) > MAX_INTEGER:
             msg = "Not a cursor that a search returned."
-            raise ma.ValidationError(msg) from None
+            raise ma.ValidationError(msg)
+        return sort, position
 
 
 def cursor_after(position: Position, sort: str = NEWEST_FIRST) -> str:

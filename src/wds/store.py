@@ -12,7 +12,7 @@ import asyncio
 import random
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -25,7 +25,15 @@ from wds.archive import Archive
 from wds.bulk import Bulk
 from wds.errors import StoreUnavailableError
 from wds.model import Claim, Conflict, NewEvent, Receipt, Settlement, Status
-from wds.mongo import FOREVER, WRITE_BUDGET_S, Connection, duplicates, make_indexes, transient
+from wds.mongo import (
+    FOREVER,
+    WRITE_BUDGET_S,
+    Connection,
+    duplicates,
+    make_indexes,
+    transient,
+    uptime,
+)
 from wds.rollups import Rollups
 from wds.watch import Watch
 
@@ -45,6 +53,8 @@ READ_BACK_WAIT_S = 0.05
 PEEK_FACTOR = 4
 """Due ids looked at for each one leased: replicas that sample do not race for the same head."""
 PEEK_LEAST = 16
+PEEKS_MOST = 3
+"""How often a claim of one event looks again where others took, or it buried, all it saw."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +133,7 @@ class Store:
             StoreUnavailableError: no confirmation in time. Some may have been stored; sent
                 again, those with an idempotency key are recognised.
         """
-        began = _uptime()
+        began = uptime()
         now = await self._mongo.now()
         documents = [queries.event_document(event, now) for event in events]
         tries = 0
@@ -138,7 +148,7 @@ class Store:
             return []
 
         repeated = await self._try_for(WRITE_BUDGET_S, write)
-        await self.rollups.inserted(now, _uptime() - began)
+        await self.rollups.inserted(now, uptime() - began)
         results: list[Receipt | Conflict] = [
             Receipt(event.id, Status.RECEIVED, duplicate=False) for event in events
         ]
@@ -161,7 +171,7 @@ class Store:
         Raises:
             StoreUnavailableError: no confirmation in time; either all were stored or none.
         """
-        began = _uptime()
+        began = uptime()
         now = await self._mongo.now()
         wanted = {event.id: event for event in events}
         stored: dict[str, Document] = {}
@@ -181,7 +191,7 @@ class Store:
                 stored.update(found)
 
         await self._try_for(WRITE_BUDGET_S, write)
-        await self.rollups.inserted(now, _uptime() - began)
+        await self.rollups.inserted(now, uptime() - began)
         results: list[Receipt | Conflict] = []
         met: set[str] = set()
         for event in events:
@@ -241,7 +251,7 @@ class Store:
         """
         token = secrets.token_hex(8)
         update = queries.claim(token, owner, round(lease_s * 1000), max_attempts)
-        trusted_until = time.monotonic() + lease_s
+        trusted_until = uptime() + lease_s
         if limit == 1:
             documents, buried_ids = await self._claim_one(destination, update)
             buried = len(buried_ids)
@@ -277,9 +287,15 @@ class Store:
     async def _claim_one(
         self, destination: str, update: list[Document]
     ) -> tuple[list[Document], list[str]]:
-        """Lease the first due event that no other replica takes at this moment."""
+        """Lease the first due event that no other replica takes at this moment.
+
+        Not for ever: after a failover to a slower clock, what looks due may not be for a while.
+        """
         buried: list[str] = []
-        while ids := await self._peek(destination, PEEK_LEAST):
+        for _ in range(PEEKS_MOST):
+            ids = await self._peek(destination, PEEK_LEAST)
+            if not ids:
+                break
             for event_id in ids:
                 found = await self._lease(event_id, destination, update)
                 if found is None:
@@ -351,42 +367,54 @@ class Store:
             await asyncio.sleep(READ_BACK_WAIT_S)
         return found
 
-    async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settlement | None]:
         """End claims in one round trip: record the attempt and give the lease back.
 
         Each write matches its lease token, so a dispatcher that overran its lease changes
-        nothing. Returns, in order, False where the lease was lost before the attempt was
-        recorded. Retried until the leases themselves are over.
+        nothing. Returns, in order, None where the lease was lost before the attempt was
+        recorded, else how the claim ended: as asked for or, where an operator cancelled the
+        event meanwhile, with the attempt as its last. Retried until the leases themselves are
+        over.
 
         Raises:
             StoreUnavailableError: no confirmation in time; what was not recorded becomes an
                 attempt of unknown outcome when its lease is found expired.
         """
+        if await self._end(settlements) == len(settlements):
+            return list(settlements)
+        cancelled = {
+            each.claim.id: replace(each, status=Status.FAILED_PERMANENTLY, cancelled=True)
+            for each in settlements
+            if each.attempt is not None and each.status is Status.DELIVERING
+        }
+        if cancelled:
+            await self._end(list(cancelled.values()))
+        attempted = [each for each in settlements if each.attempt is not None]
+        recorded: dict[str, Document] = {}
+        if attempted:
+            fields = {"status": 1, "attempt_count": 1}
+            found = await self._try_for(
+                READ_BUDGET_S,
+                lambda: self._majority.find(queries.settled(attempted), fields).to_list(None),
+            )
+            recorded = {document["_id"]: document for document in found}
+        return [
+            each if each.attempt is None else _ended(each, recorded, cancelled)
+            for each in settlements
+        ]
+
+    async def _end(self, settlements: Sequence[Settlement]) -> int:
+        """Write the ends of these claims; return how many had their lease still."""
         writes = [queries.settlement(each) for each in settlements]
-        budget = max(each.claim.trusted_until for each in settlements) - time.monotonic()
+        budget = max(each.claim.trusted_until for each in settlements) - uptime()
         written = await self._try_for(
             max(budget, 0), lambda: self._events.bulk_write(writes, ordered=False)
         )
-        if written.matched_count == len(writes):
-            return [True] * len(writes)
-        attempted = [each for each in settlements if each.attempt is not None]
-        recorded: set[str] = set()
-        if attempted:
-            found = await self._try_for(
-                READ_BUDGET_S,
-                lambda: self._majority.find(queries.settled(attempted), {"_id": 1}).to_list(None),
-            )
-            recorded = {document["_id"] for document in found}
-        return [each.attempt is None or each.claim.id in recorded for each in settlements]
+        return written.matched_count
 
     async def now(self) -> datetime:
         """Return the database's time, at most a few seconds of drift from it; UTC."""
         return await self._mongo.now()
-
-
-def _uptime() -> float:
-    """Return seconds since the machine started, those it was suspended for included."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _contradicts(event: NewEvent, stored: Document) -> bool:
@@ -398,6 +426,20 @@ def _verdict(event: NewEvent, stored: Document, mine: datetime | None) -> Receip
     if _contradicts(event, stored):
         return Conflict(event.id, Status(stored["status"]))
     return Receipt(event.id, Status(stored["status"]), stored["received_at"] != mine)
+
+
+def _ended(
+    settlement: Settlement, recorded: dict[str, Document], cancelled: dict[str, Settlement]
+) -> Settlement | None:
+    """Tell how a claim with an attempt ended, by what is recorded of its event by now."""
+    claim = settlement.claim
+    event = recorded.get(claim.id)
+    if event is None:
+        return None
+    is_last = event["attempt_count"] == claim.attempt_number
+    if is_last and event["status"] == Status.FAILED_PERMANENTLY:
+        return cancelled.get(claim.id, settlement)
+    return settlement
 
 
 def _claim(document: Document, token: str, held_since: float, trusted_until: float) -> Claim:

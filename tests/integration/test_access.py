@@ -161,6 +161,28 @@ async def test_an_open_service_lets_forwarded_requests_in(serving, headers):
         assert await statuses(ask, headers) == [200, 200, 200, 404]
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 202),
+        ({"Sec-Fetch-Site": "same-origin"}, 202),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "https://wds.example", "X-Forwarded-Host": "wds.example"}, 202),
+    ],
+)
+async def test_a_foreign_page_changes_nothing_on_an_open_service(serving, db, headers, status):
+    """Browsers send such a request without asking first: its body needs no special type."""
+    headers = {"Content-Type": "text/plain", **headers}
+    async with serving(WDS_OPERATOR_OPEN="true") as ask:
+        response = await ask("POST", "/webhooks/replay", headers, b'{"status": "DELIVERED"}')
+        assert response.status == status
+        assert (await ask("GET", f"/webhooks/events/{EVENT.id}", headers)).status == 200
+    assert await db.bulk_actions.count_documents({}) == (1 if status == 202 else 0)
+
+
 @pytest.mark.parametrize("changes", [{}, {"WDS_OPERATOR_TOKEN": TOKEN}], ids=["none", "token"])
 @pytest.mark.parametrize(
     ("method", "path", "body"),

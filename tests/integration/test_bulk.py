@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
+
 import pytest
 
 from tests.support import new_event
 from wds import actions
-from wds.bulk import Bulk
-from wds.bulk_worker import BulkWorker
+from wds.bulk import TRIES, Bulk
+from wds.bulk_worker import TOO_SLOW, BulkWorker
 from wds.model import Action, Instruction
 
 EVENTS, LIMIT, CHUNK = 10, 8, 3
@@ -120,7 +122,7 @@ async def test_control_unless_the_chunk_is_written_down_first_a_death_leads_past
     mortal._try_for = Mortal(mortal._try_for, 5, answered=True)
 
     async def plan_in_memory(taken):
-        taken.document["chunk"] = await mortal._next_chunk(taken.document)
+        taken.document["chunk"] = await mortal._next_chunk(taken)
         await mortal._carry_out(taken.document)
 
     taken = await mortal.take("w")
@@ -174,6 +176,41 @@ async def test_one_that_cannot_be_carried_out_ends_and_does_not_keep_others_wait
     broken, done = await store.bulk.get("broken"), await store.bulk.get("r")
     assert (broken["state"], broken["failure"]) == ("failed", "JSONDecodeError")
     assert done["state"] == "done"
+    assert sum(await histories(db, failed)) == LIMIT
+
+
+@asynccontextmanager
+async def too_slow(store, mode):
+    """Let MongoDB find that operations with a time limit have used it up."""
+    admin = store._mongo._client.admin
+    switch = {"configureFailPoint": "maxTimeAlwaysTimeOut"}
+    await admin.command({**switch, "mode": mode})
+    try:
+        yield
+    finally:
+        await admin.command({**switch, "mode": "off"})
+
+
+async def test_one_whose_events_take_too_long_to_find_ends_and_does_not_keep_others_waiting(
+    store, failed
+):
+    assert failed
+    await begin(store)
+    worker = BulkWorker(store.bulk, owner="w")
+    async with too_slow(store, "alwaysOn"):
+        assert await worker.run_once()
+        assert not await worker.run_once()
+
+    ended = await store.bulk.get("r")
+    assert (ended["state"], ended["failure"], ended["changed"]) == ("failed", TOO_SLOW, 0)
+
+
+async def test_one_whose_events_were_slow_to_find_once_goes_on(store, db, failed):
+    await begin(store)
+    async with too_slow(store, {"times": TRIES - 1}):
+        assert await BulkWorker(store.bulk, owner="w").run_once()
+
+    assert (await store.bulk.get("r"))["state"] == "done"
     assert sum(await histories(db, failed)) == LIMIT
 
 

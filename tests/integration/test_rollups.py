@@ -151,6 +151,25 @@ async def test_an_hour_with_a_live_event_is_kept_once_that_is_final(store, db, n
     assert await kept_alone(store, db) == 2
 
 
+async def test_a_backlog_is_not_counted_again_and_again(store, db, now, monkeypatch):
+    """Counting would be for nothing, and cost about a second for a million events."""
+    counted = []
+    tally = store.rollups._tally
+
+    async def noted(pipeline):
+        spans = [each["received_at"] for each in pipeline[0]["$match"]["$or"]]
+        counted.extend((span["$gte"], span["$lt"]) for span in spans)
+        return await tally(pipeline)
+
+    monkeypatch.setattr(store.rollups, "_tally", noted)
+    for number in range(20):
+        await put(db, now + timedelta(minutes=number), Status.DELIVERING)
+    await put(db, now - 5 * HOUR)
+    await store.rollups.advance()
+    assert any(begin <= now - 5 * HOUR < end for begin, end in counted)
+    assert not any(begin < now + HOUR and end > now for begin, end in counted)
+
+
 async def test_a_reopened_hour_is_counted_anew_and_not_kept_for_a_while(store, db, now):
     event_id = await put(db, now)
     await put(db, now + HOUR)

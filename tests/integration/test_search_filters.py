@@ -16,6 +16,7 @@ from tests.support import make_settings, new_event
 from wds import filters
 from wds.errors import StoreUnavailableError
 from wds.ingest import create_app
+from wds.mongo import SEARCH_LIMIT_MS, SOCKET_TIMEOUT_S
 from wds.queries import event_document
 from wds.server import listening
 
@@ -282,3 +283,56 @@ async def test_a_client_that_leaves_an_export_ends_it(client, past, store, monke
         response.close()
     async with asyncio.timeout(3):
         await ended.wait()
+
+
+@pytest.fixture
+async def no_time(store):
+    """Let MongoDB find that every operation with a time limit has used it up."""
+    admin = store._mongo._client.admin
+    switch = {"configureFailPoint": "maxTimeAlwaysTimeOut"}
+    await admin.command({**switch, "mode": "alwaysOn"})
+    try:
+        yield
+    finally:
+        await admin.command({**switch, "mode": "off"})
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("search", {}),
+        ("search", {"sort": "-attempt_count"}),
+        ("export", {}),
+        ("replay", {"dry_run": True, "status": "DELIVERED"}),
+        ("replay", {"dry_run": True, "min_attempts": 1}),
+    ],
+)
+@pytest.mark.usefixtures("past", "no_time")
+async def test_a_search_that_takes_too_long_says_what_to_do_instead(client, path, body):
+    status, answer = await client.post(f"/webhooks/{path}", json.dumps(body).encode())
+    assert (status, answer["error"]["code"]) == (422, "search_too_slow")
+    assert "range of time" in answer["error"]["message"]
+
+
+@pytest.mark.usefixtures("past", "no_time")
+async def test_a_page_of_the_console_that_takes_too_long_is_not_asked_for_again(client):
+    async with client.session.get(f"{client.url}/console") as response:
+        text = await response.text()
+    assert response.status == 422 and "range of time" in text
+    assert "data-retry" not in text
+
+
+def test_the_server_ends_a_search_before_the_driver_takes_it_for_a_broken_connection():
+    """The driver would have it all done once more, so it would take twice as long."""
+    assert SEARCH_LIMIT_MS / 1000 <= SOCKET_TIMEOUT_S - 1
+
+
+async def test_a_scan_with_payloads_holds_no_more_of_them_than_a_page_may(store, past, monkeypatch):
+    size = len(past[0]["payload"])
+    monkeypatch.setattr("wds.archive.PAGE_BYTES", 10 * size)
+    pages = [page async for page in store.archive.scan(payloads=True)]
+    assert [each["_id"] for page in pages for each in page] == sorted(each["_id"] for each in past)
+    assert max(len(page) for page in pages) <= 10
+
+    [whole] = [page async for page in store.archive.scan(payloads=False)]
+    assert len(whole) == len(past)

@@ -11,14 +11,24 @@ from itertools import chain
 
 import pytest
 
-from tests.support import eventually, new_event
+from tests.support import clock_caught_up, eventually, new_event
 from wds import embedded, queries
 from wds.errors import StandaloneRefusedError, StoreUnavailableError
-from wds.model import Attempt, Conflict, Outcome, Receipt, Settlement, Status
+from wds.model import (
+    Action,
+    Attempt,
+    Conflict,
+    Instruction,
+    Outcome,
+    Receipt,
+    Settlement,
+    Status,
+)
 from wds.store import Store
 
 
 async def claim(store: Store, limit: int = 1, *, lease_s: float = 30, owner: str = "d1", most=5):
+    await clock_caught_up(store)
     claimed = await store.claim("default", limit, owner=owner, lease_s=lease_s, max_attempts=most)
     return claimed.claims
 
@@ -239,6 +249,7 @@ async def test_an_expired_lease_is_taken_over_and_its_attempt_recorded_as_unknow
     await store.insert([new_event()])
     [lost] = await claim(store, owner="dead")
     await expire(db)
+    await clock_caught_up(store)
     claimed = await store.claim("default", 8, owner="d2", lease_s=30, max_attempts=5)
     [held] = claimed.claims
     assert (held.attempt_number, claimed.recovered) == (2, 1)
@@ -287,6 +298,7 @@ async def test_a_lease_lost_on_the_last_attempt_buries_the_event(store, db, limi
     await store.insert([new_event()])
     await claim(store, most=1)
     await expire(db)
+    await clock_caught_up(store)
     claimed = await store.claim("default", limit, owner="d2", lease_s=30, max_attempts=1)
     assert (claimed.claims, claimed.buried) == ([], 1)
     document = await only(db)
@@ -304,13 +316,57 @@ async def test_a_claim_whose_answer_was_lost_is_found_again_by_its_token(store, 
     assert len(await claim(store, 4)) == 4
 
 
+@pytest.mark.parametrize("limit", [1, 2])
+async def test_a_claim_ends_where_the_store_takes_a_slower_clock_to_be_ahead(
+    store, db, monkeypatch, limit
+):
+    """As for some seconds after a failover to a member whose clock is behind."""
+    await store.insert([new_event()])
+    later = [{"$set": {"next_attempt_at": {"$add": ["$$NOW", 30_000]}}}]
+    await db.events.update_one({}, later)
+    now = store._mongo.now
+
+    async def ahead():
+        return await now() + timedelta(seconds=60)
+
+    await clock_caught_up(store)
+    monkeypatch.setattr(store._mongo, "now", ahead)
+    async with asyncio.timeout(5):
+        claimed = await store.claim("default", limit, owner="d", lease_s=30, max_attempts=5)
+    assert claimed.claims == []
+    assert "lease" not in await only(db)
+
+
+async def test_the_databases_clock_is_looked_at_anew_after_the_machine_was_suspended(
+    store, monkeypatch
+):
+    """Events would be stored as received before, in an hour that may have been counted."""
+    await store.now()
+    asked = []
+    hello, clock = store._mongo.hello, time.clock_gettime
+
+    async def noted():
+        asked.append(True)
+        return await hello()
+
+    monkeypatch.setattr(store._mongo, "hello", noted)
+    await store.now()
+    assert not asked
+    monkeypatch.setattr(
+        time, "clock_gettime", lambda of: clock(of) + 60 * (of == time.CLOCK_BOOTTIME)
+    )
+    await store.now()
+    assert asked
+
+
 # -- settle -------------------------------------------------------------------------------------
 
 
 async def test_a_success_ends_the_event(store, db):
     await store.insert([new_event()])
     [held] = await claim(store)
-    assert await store.settle([delivered(held)]) == [True]
+    done = delivered(held)
+    assert await store.settle([done]) == [done]
     document = await only(db)
     assert document["status"] == "DELIVERED"
     assert document["finished_at"] >= held.leased_at
@@ -361,9 +417,10 @@ async def test_a_finish_without_the_lease_is_refused_and_changes_nothing(store, 
     [newer] = await claim(store, owner="quick")
     assert newer.id == lost.id
     before = await db.events.find_one({"_id": lost.id})
-    assert await store.settle([delivered(mine), delivered(lost)]) == [True, False]
+    done = delivered(mine)
+    assert await store.settle([done, delivered(lost)]) == [done, None]
     assert await db.events.find_one({"_id": lost.id}) == before
-    assert await store.settle([delivered(newer)]) == [True]
+    assert await store.settle([delivered(newer)]) != [None]
 
 
 async def test_control_without_the_token_a_stale_finish_overwrites_the_newer_holder(
@@ -386,9 +443,49 @@ async def test_settling_again_after_a_lost_answer_records_the_attempt_once(store
     held = await claim(store, 2)
     fail = {"failCommands": ["update"], "writeConcernError": {"code": 64, "errmsg": "lost"}}
     await db.client.admin.command("configureFailPoint", "failCommand", mode={"times": 2}, data=fail)
-    assert await store.settle([delivered(held[0]), failed(held[1], 9)]) == [True, True]
+    settlements = [delivered(held[0]), failed(held[1], 9)]
+    assert await store.settle(settlements) == settlements
     for document in await db.events.find().to_list(None):
         assert len(document["attempts"]) == 1
+
+
+async def test_a_retry_of_a_cancelled_event_ends_it_and_says_so(store, db):
+    """Beside one that is retried, one that is delivered and one whose lease is lost."""
+    await store.insert([new_event() for _ in range(4)])
+    stopped, retried, done, lost = await claim(store, 4)
+    cancel = Instruction(Action.CANCEL, "r", "ann", "127.0.0.1")
+    await store.bulk.one(stopped.id, cancel)
+    await db.events.update_one({"_id": lost.id}, {"$set": {"lease.token": "another"}})
+
+    settlements = [failed(stopped, 9), failed(retried, 9), delivered(done), failed(lost, 9)]
+    ended = await store.settle(settlements)
+
+    last = replace(settlements[0], status=Status.FAILED_PERMANENTLY, cancelled=True)
+    assert ended == [last, settlements[1], settlements[2], None]
+    found = {each["_id"]: each async for each in db.events.find()}
+    assert found[stopped.id]["status"] == "FAILED_PERMANENTLY"
+    assert found[stopped.id]["attempts"] == [queries.attempt_document(settlements[0].attempt)]
+    assert not {"lease", "next_attempt_at", "cancelling"} & set(found[stopped.id])
+    assert "next_attempt_at" in found[retried.id]
+    assert found[lost.id]["attempts"] == []
+
+
+async def test_a_cancel_that_a_failover_undoes_between_two_writes_ends_nothing(
+    store, db, monkeypatch
+):
+    await store.insert([new_event()])
+    [held] = await claim(store)
+    await store.bulk.one(held.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1"))
+    end = store._end
+
+    async def undone_after(settlements):
+        ended = await end(settlements)
+        await db.events.update_one({"_id": held.id}, {"$unset": {"cancelling": ""}})
+        return ended
+
+    monkeypatch.setattr(store, "_end", undone_after)
+    assert await store.settle([failed(held, 9)]) == [None]
+    assert (await only(db))["lease"]["token"] == held.token
 
 
 @pytest.mark.parametrize("text", ["$payload", "$$NOW", "{$gt: ''}", "a\0b", "x" * 1024])

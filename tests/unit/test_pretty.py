@@ -9,7 +9,7 @@ import unicodedata
 import pytest
 from hypothesis import given, strategies as st
 
-from wds.pretty import DEEPEST_INDENT, pretty, visible
+from wds.pretty import DEEPEST_INDENT, _laid_out, pretty, visible
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -73,6 +73,23 @@ def test_depth_does_not_multiply_the_size():
     depth = 400
     text = "[" * depth + "]" * depth
     assert len(laid_out(text)) < 2 * depth * (DEEPEST_INDENT * 2 + 4)
+
+
+def test_of_what_is_long_no_more_is_laid_out_than_is_shown(monkeypatch):
+    """Not even of JSON of nothing but marks, which took a second a megabyte."""
+    read = 0
+
+    def counted(text):
+        nonlocal read
+        for piece in _laid_out(text):
+            read += 1
+            yield piece
+
+    monkeypatch.setattr("wds.pretty._laid_out", counted)
+    tokens, whole = pretty("[" + "[]," * 100_000 + "[]]", 500)
+    assert not whole
+    assert "".join(token.text for token in tokens) == ("[\n" + "  [],\n" * 100)[:500]
+    assert read < 2000
 
 
 @given(st.text())

@@ -172,6 +172,13 @@ def test_a_cursor_of_another_order_is_refused():
     assert problems(cursor=cursor, sort="-attempt_count") == ["cursor"]
 
 
+@pytest.mark.parametrize("attempts", [2**63, -(2**63) - 1, 10**30])
+def test_a_cursor_with_a_number_that_mongodb_does_not_know_is_refused(attempts):
+    position = Position(datetime(2026, 3, 1, tzinfo=UTC), "e", attempts)
+    cursor = cursor_after(position, "-attempt_count")
+    assert problems(cursor=cursor, sort="-attempt_count") == ["cursor"]
+
+
 def test_a_cursor_can_stand_in_a_url():
     cursor = cursor_after(Position(datetime(2026, 3, 1, tzinfo=UTC), "~~~???>>>"))
     assert not set(cursor) & set("+/&?# ")
