@@ -15,8 +15,7 @@ from aiohttp import web
 
 from benchmarks import stack
 from benchmarks.fill import delivered, fill
-from benchmarks.ingest import drive, serving
-from benchmarks.payloads import wrk_script
+from benchmarks.ingest import Load, drive, serving, wrk_load
 from benchmarks.rows import Measure, Row, Sample, at_least, no_slower, within
 from wds.server import listening
 from wds.signature import sign
@@ -75,13 +74,13 @@ async def settled(engines: Engines, database: str, within_s: float = 30) -> None
         await asyncio.sleep(0.05)
 
 
-def of_peer(engines: Engines, peer: Peer, worker: str, script: Path) -> Measure:
+def of_peer(engines: Engines, peer: Peer, worker: str, load: Load) -> Measure:
     """Measure a peer's worker on a backlog that its ingest took."""
 
     async def measure() -> Sample:
         database = engines.database()
         async with peer.serving(engines, database) as (_, url):
-            await drive(url, script, PEER_FILL_S)
+            await drive(url, load, PEER_FILL_S)
         count = engines.client[database].events.estimated_document_count()
         async with stack.sink(engines.home) as sink:
             rating = asyncio.create_task(sink.rate(count, 60 + count / 20))
@@ -201,11 +200,11 @@ def rows(
 ) -> list[Row]:
     """Return the rows about delivery: `count` events of backlog, `events` for latency."""
     folder = engines.home / "bodies"
-    script = wrk_script(bodies, stack.SECRET, folder)
+    load = wrk_load(bodies, folder)
     sides: dict[str, Measure] = {"wds": ours(engines, bodies, count, 1)}
     for peer in peers:
         for worker in peer.workers:
-            sides[f"{peer.name} {worker}"] = of_peer(engines, peer, worker, script)
+            sides[f"{peer.name} {worker}"] = of_peer(engines, peer, worker, load)
     sides["bare POST loop"] = bare(engines, folder, count)
     sides["claim and settle only"] = claims_in_bulk(engines, bodies, count)
     return [

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pymongo.write_concern import WriteConcern
@@ -25,15 +26,26 @@ if TYPE_CHECKING:
     from benchmarks.stack import Engines, Running
 
 CONNECTIONS = 64
+LARGE_BYTES = 100_000
+CONNECTIONS_LARGE = 8
+"""For payloads beyond `LARGE_BYTES`: more of them at once are refused, to bound memory."""
 WARM_UP_S = 1
 BULK = 500
 """Documents in one bulk insert of the sync driver."""
 
 
-async def drive(url: str, script: Path, seconds: int) -> dict[str, float]:
+@dataclass(frozen=True)
+class Load:
+    """What wrk posts, and over how many connections."""
+
+    script: Path
+    connections: int
+
+
+async def drive(url: str, load: Load, seconds: int) -> dict[str, float]:
     """Let wrk post for so long; return what it counted: requests, seconds, p50_ms, p99_ms ..."""
     process = await asyncio.create_subprocess_exec(
-        *("wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}", "-s", str(script), url),
+        *("wrk", "-t1", f"-c{load.connections}", f"-d{seconds}", "-s", str(load.script), url),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -46,13 +58,17 @@ async def drive(url: str, script: Path, seconds: int) -> dict[str, float]:
     raise RuntimeError(msg)
 
 
-async def loaded(
-    engines: Engines, service: Running, url: str, script: Path, seconds: int
-) -> Sample:
+def wrk_load(bodies: Sequence[bytes], home: Path) -> Load:
+    """Return the load that posts `bodies`, signed, from files in `home`."""
+    large = max(map(len, bodies)) > LARGE_BYTES
+    return Load(wrk_script(bodies, stack.SECRET, home), CONNECTIONS_LARGE if large else CONNECTIONS)
+
+
+async def loaded(engines: Engines, service: Running, url: str, load: Load, seconds: int) -> Sample:
     """Drive one running service; every answer must be a 2xx."""
-    await drive(url, script, WARM_UP_S)
+    await drive(url, load, WARM_UP_S)
     ours, mongod = service.tree.cpu_s(), engines.mongod.cpu_s()
-    counted = await drive(url, script, seconds)
+    counted = await drive(url, load, seconds)
     ours, mongod = service.tree.cpu_s() - ours, engines.mongod.cpu_s() - mongod
     if counted["refused"] or counted["broken"]:
         msg = f"{counted['refused']:g} refused, {counted['broken']:g} broken"
@@ -77,13 +93,13 @@ async def serving(engines: Engines, database: str) -> AsyncIterator[tuple[Runnin
         yield running, f"http://127.0.0.1:{port}/webhooks/ingest"
 
 
-def ours(engines: Engines, script: Path, seconds: int) -> Measure:
+def ours(engines: Engines, load: Load, seconds: int) -> Measure:
     """Measure our ingest; what it acknowledged must be in the database."""
 
     async def measure() -> Sample:
         database = engines.database()
         async with serving(engines, database) as (running, url):
-            sample = await loaded(engines, running, url, script, seconds)
+            sample = await loaded(engines, running, url, load, seconds)
         stored = engines.client[database].events.estimated_document_count()
         if stored < sample.value * seconds * 0.99:
             msg = f"{stored} stored of {sample.value * seconds:.0f} acknowledged"
@@ -94,7 +110,7 @@ def ours(engines: Engines, script: Path, seconds: int) -> Measure:
     return measure
 
 
-def bare(engines: Engines, script: Path, seconds: int) -> Measure:
+def bare(engines: Engines, load: Load, seconds: int) -> Measure:
     """Measure the handler that stores nothing."""
 
     async def measure() -> Sample:
@@ -105,18 +121,18 @@ def bare(engines: Engines, script: Path, seconds: int) -> Measure:
             arguments, env, stack.ROOT, port=port, log=engines.home
         ) as running:
             url = f"http://127.0.0.1:{port}/webhooks/ingest"
-            return await loaded(engines, running, url, script, seconds)
+            return await loaded(engines, running, url, load, seconds)
 
     return measure
 
 
-def of_peer(engines: Engines, peer: Peer, script: Path, seconds: int) -> Measure:
+def of_peer(engines: Engines, peer: Peer, load: Load, seconds: int) -> Measure:
     """Measure a peer's ingest."""
 
     async def measure() -> Sample:
         database = engines.database()
         async with peer.serving(engines, database) as (running, url):
-            sample = await loaded(engines, running, url, script, seconds)
+            sample = await loaded(engines, running, url, load, seconds)
         engines.drop()
         peer.forget(engines)
         return sample
@@ -175,11 +191,11 @@ def rows(
     """Return one row for each set of payloads; the first is the one with all targets."""
     made = []
     for name, each in bodies.items():
-        script = wrk_script(each, stack.SECRET, engines.home / f"wrk-{len(made)}")
-        sides: dict[str, Measure] = {"wds": ours(engines, script, seconds)}
+        load = wrk_load(each, engines.home / f"wrk-{len(made)}")
+        sides: dict[str, Measure] = {"wds": ours(engines, load, seconds)}
         for peer in peers:
-            sides[peer.name] = of_peer(engines, peer, script, seconds)
-        sides["bare handler"] = bare(engines, script, seconds)
+            sides[peer.name] = of_peer(engines, peer, load, seconds)
+        sides["bare handler"] = bare(engines, load, seconds)
         sides["mongod in bulk"] = in_bulk(engines, each, seconds)
         targets: list[Target] = []
         if name == "600 bytes":

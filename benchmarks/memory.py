@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks import stack
 from benchmarks.fill import fill
-from benchmarks.ingest import drive, serving
-from benchmarks.payloads import wrk_script
+from benchmarks.ingest import drive, serving, wrk_load
 from benchmarks.rows import Measure, Row, Sample, within
 
 if TYPE_CHECKING:
@@ -50,13 +49,13 @@ def dispatcher(engines: Engines, bodies: Sequence[bytes], count: int) -> Measure
 
 def ingest(engines: Engines, bodies: Sequence[bytes], seconds: int) -> Measure:
     """Measure an ingest of ours under constant load."""
-    script = wrk_script(bodies, stack.SECRET, engines.home / f"wrk-memory-{time.monotonic_ns()}")
+    load = wrk_load(bodies, engines.home / f"wrk-memory-{time.monotonic_ns()}")
 
     async def measure() -> Sample:
         database = engines.database()
         async with serving(engines, database) as (running, url):
-            load = asyncio.create_task(drive(url, script, seconds))
-            halves = await most_memory(running.tree, load)
+            driving = asyncio.create_task(drive(url, load, seconds))
+            halves = await most_memory(running.tree, driving)
         engines.drop()
         return Sample(max(halves.values()), halves)
 
