@@ -89,15 +89,6 @@ class ChangedSchema(ma.Schema):
     )
 
 
-class DryRunSchema(ma.Schema):
-    """How many events are meant."""
-
-    action = fields.String(validate=validate.OneOf([str(action) for action in Action]))
-    dry_run = fields.Boolean()
-    matched = fields.Integer()
-    by_status = fields.Dict(keys=fields.String(), values=fields.Integer())
-
-
 class BulkSchema(ma.Schema):
     """A bulk action and how far it is."""
 
@@ -123,6 +114,13 @@ class BulkSchema(ma.Schema):
     )
     started_at = fields.DateTime()
     finished_at = fields.DateTime(allow_none=True)
+
+
+class BulkAnswerSchema(BulkSchema):
+    """A bulk action that was begun before; or how many events are meant, of a dry run."""
+
+    dry_run = fields.Boolean(metadata={"description": "Only with `action` and the counts."})
+    by_status = fields.Dict(keys=fields.String(), values=fields.Integer())
 
 
 class BulkListSchema(ma.Schema):

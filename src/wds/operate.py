@@ -293,7 +293,7 @@ def operations(operate: Operate) -> list[Operation]:
             "operate",
             {
                 202: ("Begun", action_schemas.BulkSchema),
-                200: ("Begun before; or, with `dry_run`, a DryRun", action_schemas.BulkSchema),
+                200: ("Begun before; or what a dry run counted", action_schemas.BulkAnswerSchema),
             },
             (400, 409, 413, 422, *_GUARDED),
             body=body,

@@ -160,7 +160,9 @@ def test_every_answer_is_one_that_the_document_has(services, name, mode):
             if "source" in (case.path_parameters or {}) and mode is GenerationMode.POSITIVE:
                 case.path_parameters["source"] = signer
             response = service.send(case, sign_as=signer if tried % 3 else None)
-            case.validate_response(response, checks=CHECKS)
+            # The mock may have been told to fail by a request before.
+            on_purpose = name == "mock" and response.text == '{"status": "failed on purpose"}'
+            case.validate_response(response, checks=CHECKS[1:] if on_purpose else CHECKS)
 
         return check
 
