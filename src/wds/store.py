@@ -17,19 +17,18 @@ from typing import TYPE_CHECKING
 
 import structlog
 from pymongo import ReturnDocument
-from pymongo.errors import BulkWriteError, PyMongoError
+from pymongo.errors import PyMongoError
 from pymongo.read_concern import ReadConcern
 
 from wds import queries, retention
 from wds.archive import Archive
 from wds.bulk import Bulk
 from wds.errors import StoreUnavailableError
-from wds.model import Claim, Conflict, NewEvent, Receipt, Settlement, Status
+from wds.inserts import READ_BUDGET_S, Inserts
+from wds.model import Claim, Settlement, Status
 from wds.mongo import (
     FOREVER,
-    WRITE_BUDGET_S,
     Connection,
-    duplicates,
     make_indexes,
     transient,
     uptime,
@@ -41,13 +40,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from wds.mongo import Session
+    from wds.model import Conflict, NewEvent, Receipt
     from wds.queries import Document
 
 log = structlog.get_logger(__name__)
 
-READ_BUDGET_S = 5.0
-"""Seconds that a read is retried where giving up would leave a write's outcome unknown."""
 READ_BACK_TRIES = 10
 READ_BACK_WAIT_S = 0.05
 PEEK_FACTOR = 4
@@ -87,6 +84,7 @@ class Store:
         self.archive = Archive(self._mongo)
         self.watch = Watch(self._mongo)
         self.rollups = Rollups(self._mongo)
+        self._inserts = Inserts(self._mongo, self.rollups)
         self.bulk = Bulk(self._mongo, self.rollups)
         self._try_for = self._mongo.try_for
         self._events = self._mongo.db[queries.EVENTS]
@@ -122,118 +120,13 @@ class Store:
         """
         await self._try_for(0, self._mongo.hello)
 
-    # -- ingest ----------------------------------------------------------------------------
-
     async def insert(self, events: Sequence[NewEvent]) -> list[Receipt | Conflict]:
-        """Store `events`, one result for each in order, majority-committed and journaled.
-
-        Ids are fixed by the caller, so a write of unknown outcome is simply written again.
-
-        Raises:
-            StoreUnavailableError: no confirmation in time. Some may have been stored; sent
-                again, those with an idempotency key are recognised.
-        """
-        began = uptime()
-        now = await self._mongo.now()
-        documents = [queries.event_document(event, now) for event in events]
-        tries = 0
-
-        async def write() -> list[int]:
-            nonlocal tries
-            tries += 1
-            try:
-                await self._events.insert_many(documents, ordered=False)
-            except BulkWriteError as error:
-                return duplicates(error)
-            return []
-
-        repeated = await self._try_for(WRITE_BUDGET_S, write)
-        await self.rollups.inserted(now, uptime() - began)
-        results: list[Receipt | Conflict] = [
-            Receipt(event.id, Status.RECEIVED, duplicate=False) for event in events
-        ]
-        if repeated:
-            stored = await self._committed({events[index].id for index in repeated})
-            first = {event.id: index for index, event in reversed(list(enumerate(events)))}
-            for index in repeated:
-                event = events[index]
-                # Only a second try can meet a document that the first one wrote.
-                mine = now if tries > 1 and first[event.id] == index else None
-                results[index] = _verdict(event, stored[event.id], mine)
-        return results
+        """Store `events`, one result for each in order; see `Inserts.insert`."""
+        return await self._inserts.insert(events)
 
     async def insert_all(self, events: Sequence[NewEvent]) -> list[Receipt | Conflict]:
-        """Store all of `events` or, if one of them is a `Conflict`, none.
-
-        In one transaction, the only place that needs one. Events that are stored already are
-        left out of it; two of `events` under one id must be equal.
-
-        Raises:
-            StoreUnavailableError: no confirmation in time; either all were stored or none.
-        """
-        began = uptime()
-        now = await self._mongo.now()
-        wanted = {event.id: event for event in events}
-        stored: dict[str, Document] = {}
-        tries = 0
-
-        async def write() -> None:
-            nonlocal tries
-            tries += 1
-            while not any(_contradicts(wanted[event_id], stored[event_id]) for event_id in stored):
-                new = [event for event in wanted.values() if event.id not in stored]
-                documents = [queries.event_document(event, now) for event in new]
-                if not documents or await self._insert_in_transaction(documents):
-                    return
-                found = await self._read_committed([event.id for event in new])
-                if not found:
-                    raise StoreUnavailableError  # not yet on a majority
-                stored.update(found)
-
-        await self._try_for(WRITE_BUDGET_S, write)
-        await self.rollups.inserted(now, uptime() - began)
-        results: list[Receipt | Conflict] = []
-        met: set[str] = set()
-        for event in events:
-            if event.id in stored:
-                mine = now if tries > 1 and event.id not in met else None
-                results.append(_verdict(event, stored[event.id], mine))
-            else:
-                results.append(Receipt(event.id, Status.RECEIVED, event.id in met))
-            met.add(event.id)
-        return results
-
-    async def _insert_in_transaction(self, documents: list[Document]) -> bool:
-        """Insert all or none; False if one of them is there already."""
-
-        async def insert(session: Session) -> None:
-            await self._events.insert_many(documents, session=session)
-
-        try:
-            await self._mongo.in_transaction(insert)
-        except BulkWriteError as error:
-            return not duplicates(error)
-        return True
-
-    async def _committed(self, ids: set[str]) -> dict[str, Document]:
-        """Read documents that exist on the primary, once a majority has them.
-
-        A repeat is acknowledged too, so the first write must be durable by then.
-        """
-
-        async def read() -> dict[str, Document]:
-            found = await self._read_committed(list(ids))
-            if len(found) < len(ids):
-                raise StoreUnavailableError
-            return found
-
-        return await self._try_for(READ_BUDGET_S, read)
-
-    async def _read_committed(self, ids: list[str]) -> dict[str, Document]:
-        """Read what a majority has of these documents, without their payloads."""
-        fields = {"payload_sha256": 1, "status": 1, "received_at": 1}
-        found = await self._majority.find({"_id": {"$in": ids}}, fields).to_list(None)
-        return {document["_id"]: document for document in found}
+        """Store all of `events`, or none if one is a `Conflict`; see `Inserts.insert_all`."""
+        return await self._inserts.insert_all(events)
 
     # -- the lease queue -------------------------------------------------------------------
 
@@ -415,17 +308,6 @@ class Store:
     async def now(self) -> datetime:
         """Return the database's time, at most a few seconds of drift from it; UTC."""
         return await self._mongo.now()
-
-
-def _contradicts(event: NewEvent, stored: Document) -> bool:
-    return bool(stored["payload_sha256"] != event.payload_sha256)
-
-
-def _verdict(event: NewEvent, stored: Document, mine: datetime | None) -> Receipt | Conflict:
-    """Judge an event whose id is taken; `mine` is when this process may have written it itself."""
-    if _contradicts(event, stored):
-        return Conflict(event.id, Status(stored["status"]))
-    return Receipt(event.id, Status(stored["status"]), stored["received_at"] != mine)
 
 
 def _ended(

@@ -114,7 +114,7 @@ async def test_a_write_whose_answer_was_lost_is_written_once_and_is_no_duplicate
 
 
 async def test_an_insert_that_is_never_confirmed_is_an_error(store, db, monkeypatch):
-    monkeypatch.setattr("wds.store.WRITE_BUDGET_S", 0.3)
+    monkeypatch.setattr("wds.inserts.WRITE_BUDGET_S", 0.3)
     fail = {"failCommands": ["insert"], "errorCode": 11600}
     await db.client.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=fail)
     try:
@@ -146,7 +146,7 @@ async def test_a_batch_whose_commit_was_not_answered_is_stored_once(store, db):
 
 
 async def test_a_batch_that_is_never_confirmed_leaves_nothing(store, db, monkeypatch):
-    monkeypatch.setattr("wds.store.WRITE_BUDGET_S", 0.3)
+    monkeypatch.setattr("wds.inserts.WRITE_BUDGET_S", 0.3)
     monkeypatch.setattr("wds.mongo.WRITE_BUDGET_S", 0.3)
     fail = {"failCommands": ["insert"], "errorCode": 11600}
     await db.client.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=fail)
