@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -151,8 +151,9 @@ def descendants(pid: int) -> set[int]:
     """Return the pids of a process's children and theirs, as Linux's /proc shows them."""
     found: set[int] = set()
     for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in tasks.read_text().split():
-            found |= {int(child)} | descendants(int(child))
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            for child in tasks.read_text().split():
+                found |= {int(child)} | descendants(int(child))
     return found
 
 
