@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import structlog
 
 from wds import metrics
+from wds.background import beside
 from wds.errors import SearchTooSlowError, StoreUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
 
     from wds.bulk import Bulk, Taken
 
@@ -98,13 +99,6 @@ def _progress(taken: Taken) -> dict[str, object]:
     return {name: taken.document[name] for name in ("state", "examined", "changed")}
 
 
-@asynccontextmanager
-async def working(worker: BulkWorker) -> AsyncIterator[None]:
+def working(worker: BulkWorker) -> AbstractAsyncContextManager[None]:
     """Run `worker` inside the block."""
-    task = asyncio.create_task(worker.run())
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+    return beside(worker.run())

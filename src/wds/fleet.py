@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from wds import metrics
+from wds.background import beside
 from wds.errors import LimiterUnavailableError, StoreUnavailableError
 
 if TYPE_CHECKING:
@@ -74,13 +75,10 @@ async def reporting(
                 log.exception("heartbeat_crashed")
             await asyncio.sleep(INTERVAL_S)
 
-    task = asyncio.create_task(forever())
     try:
-        yield
+        async with beside(forever()):
+            yield
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_REPORT_S):
                 await report_once(store, limiter, owner=owner, role=role)

@@ -19,18 +19,11 @@ from urllib.parse import quote
 
 import aiohttp
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
-from tenacity import (
-    AsyncRetrying,
-    RetryError,
-    retry_if_exception_type,
-    stop_after_attempt,
-    wait_exponential,
-    wait_random,
-)
+from tenacity import RetryError
 
+from wds.client import ComeBackError, patiently, progress
 from wds.errors import WdsError
 
 if TYPE_CHECKING:
@@ -38,7 +31,6 @@ if TYPE_CHECKING:
 
     from wds.model import Action
 
-TRIES = 6
 LOOK_EVERY_S = 0.5
 PIPE_COLUMNS = 240
 """Width of a table that goes into a pipe, where nobody's window is narrow."""
@@ -48,10 +40,6 @@ _STYLES = {"DELIVERED": "green", "FAILED_PERMANENTLY": "red", "DELIVERING": "yel
 
 class RemoteError(WdsError):
     """The service refused, or does not answer; the message says why."""
-
-
-class _ComeBackError(Exception):
-    """The service cannot answer now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +68,13 @@ class Service:
         async def once() -> Any:  # noqa: ANN401
             async with self._session.request(method, self._url + path, json=body) as response:
                 if response.status in _COME_BACK:
-                    raise _ComeBackError(await _reason(response))
+                    raise ComeBackError(await _reason(response))
                 if response.status >= HTTPStatus.BAD_REQUEST:
                     raise RemoteError(await _reason(response))
                 return await response.json(content_type=None)
 
-        patiently = AsyncRetrying(
-            retry=retry_if_exception_type((_ComeBackError, aiohttp.ClientError, TimeoutError)),
-            stop=stop_after_attempt(TRIES),
-            wait=wait_exponential(multiplier=0.2, max=5) + wait_random(max=1),
-        )
         try:
-            return await patiently(once)
+            return await patiently()(once)
         except RetryError as error:
             cause = error.last_attempt.exception()
             msg = f"{self._url} does not answer: {cause or type(cause).__name__}"
@@ -290,14 +273,7 @@ async def _confirmed(question: str) -> bool:
 
 async def _follow(service: Service, begun: Mapping[str, Any], console: Console) -> int:
     """Show how a bulk action goes until it ends."""
-    bar = Progress(
-        TextColumn(begun["action"]),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
+    bar = progress(begun["action"], console)
     known = [count for count in (begun["matched"], begun["limit"]) if count is not None]
     total = min(known, default=None)
     path = f"/webhooks/bulk/{quote(begun['request_id'], safe='')}"

@@ -22,18 +22,19 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import structlog
 
 from wds import hours, queries
+from wds.background import beside
 from wds.errors import StoreUnavailableError
 from wds.mongo import SEARCH_LIMIT_MS, WRITE_BUDGET_S
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from wds.hours import Span
     from wds.mongo import Connection
@@ -205,16 +206,9 @@ class Rollups:
                 log.exception("counting_crashed")
             await asyncio.sleep(random.uniform(0.75, 1.25) * INTERVAL_S)  # noqa: S311 - replicas apart
 
-    @asynccontextmanager
-    async def advancing(self) -> AsyncIterator[None]:
+    def advancing(self) -> AbstractAsyncContextManager[None]:
         """Advance about every `INTERVAL_S` inside the block."""
-        task = asyncio.create_task(self._keep_advancing())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        return beside(self._keep_advancing())
 
     async def _first_received(self, at: datetime) -> datetime | None:
         """Return when the first event was received that was received at `at` or later."""

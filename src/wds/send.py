@@ -14,16 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from tenacity import (
-    AsyncRetrying,
-    RetryError,
-    retry_if_exception_type,
-    stop_after_attempt,
-    wait_exponential,
-    wait_random,
-)
+from tenacity import RetryError
 
+from wds.client import ComeBackError, patiently, progress
 from wds.schemes import Stamp
 
 if TYPE_CHECKING:
@@ -31,7 +24,6 @@ if TYPE_CHECKING:
 
     from wds.sources import Source
 
-TRIES = 6
 CONNECTIONS = 16
 _UNAVAILABLE = 503
 _OURS = {"id", "events", "challenge", "error"}
@@ -53,10 +45,6 @@ class Posting:
     body: bytes
     key: str
     event_type: str | None = None
-
-
-class _ComeBackError(Exception):
-    """The service answered 503."""
 
 
 class Sender:
@@ -88,16 +76,11 @@ class Sender:
             answer = await self.post(posting)
             if answer.status == _UNAVAILABLE:
                 msg = "the service answers 503"
-                raise _ComeBackError(msg)
+                raise ComeBackError(msg)
             return answer
 
-        patiently = AsyncRetrying(
-            retry=retry_if_exception_type((_ComeBackError, aiohttp.ClientError, TimeoutError)),
-            stop=stop_after_attempt(TRIES),
-            wait=wait_exponential(multiplier=0.2, max=5) + wait_random(max=1),
-        )
         try:
-            return await patiently(once)
+            return await patiently()(once)
         except RetryError as error:
             cause = error.last_attempt.exception()
             text = str(cause) or type(cause).__name__
@@ -121,14 +104,7 @@ async def send(url: str, source: Source, postings: Iterable[Posting], total: int
     0 if every event was accepted or already there, else 1.
     """
     console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("sending"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
+    bar = progress("sending", console)
     waiting = iter(postings)
     answers: list[Answer] = []
     timeout = aiohttp.ClientTimeout(total=30)
