@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -32,7 +32,7 @@ OVERHEAD_BYTES = 4096
 class _Reading:
     """One body: what it holds of the budget, and how to give it up while it is arriving."""
 
-    deadline: asyncio.Timeout = field(default_factory=lambda: asyncio.timeout(None))
+    deadline: asyncio.Timeout | None = None
     held: int = 0
     given_up: bool = False
 
@@ -100,7 +100,8 @@ class Intake:
         chunks: list[bytes] = []
         size = 0
         try:
-            async with reading.deadline as deadline:
+            async with asyncio.timeout(None) as deadline:
+                reading.deadline = deadline
                 while not reading.given_up:
                     allowed_s = self._timeout_s + size / SLOWEST_BYTES_PER_S
                     deadline.reschedule(began + allowed_s)
@@ -130,7 +131,7 @@ class Intake:
         reading.given_up = True
         del self._arriving[reading]
         self._give_back(reading)
-        if not reading.deadline.expired():
+        if reading.deadline is not None and not reading.deadline.expired():
             reading.deadline.reschedule(asyncio.get_running_loop().time())
 
     def _give_back(self, reading: _Reading) -> None:
