@@ -100,16 +100,22 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Take turns until `stop`, waiting with backoff while MongoDB or Redis is away."""
+        # For turns after one that failed: its bookkeeping costs a seventh of an idle turn.
         patiently = AsyncRetrying(
-            retry=retry_if_exception_type(Exception),  # a defect must not end deliveries
+            retry=retry_if_exception_type(Exception),
             wait=wait_random_exponential(multiplier=0.05, max=PAUSE_MOST_S),
             stop=lambda _: self._stopping.is_set(),
             sleep=self._pause,
-            before_sleep=_log_outage,
+            before_sleep=_log_again,
             retry_error_callback=lambda _: 0.0,
         )
         while not self._stopping.is_set():
-            await self._pause(await patiently(self.run_once))
+            try:
+                wait_s = await self.run_once()
+            except Exception as error:  # noqa: BLE001 - a defect must not end deliveries
+                _log_failure(error)
+                wait_s = await patiently(self.run_once)
+            await self._pause(wait_s)
             await self._room_to_claim()
         while self._deliveries:
             await asyncio.wait(self._deliveries)
@@ -323,8 +329,11 @@ class Dispatcher:
         return not self._stopping.is_set()
 
 
-def _log_outage(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
+def _log_again(state: RetryCallState) -> None:
+    _log_failure(state.outcome.exception() if state.outcome else None)
+
+
+def _log_failure(error: BaseException | None) -> None:
     if isinstance(error, (StoreUnavailableError, LimiterUnavailableError)):
         log.warning("waiting_for", cause=type(error).__name__, detail=str(error))
     else:
