@@ -197,15 +197,15 @@ async def test_pages_lead_forth_and_back(open_page, url, past):
     page = await open_page(f"{url}/console?range=all&limit=100")
     seen = [await ids(page)]
     while await page.get_by_role("link", name="Older").count():
-        await page.get_by_role("link", name="Older").click()
+        async with page.expect_navigation():
+            await page.get_by_role("link", name="Older").click()
         await expect(page).to_have_url(re.compile("cursor="))
-        await page.wait_for_load_state()
         if (now := await ids(page)) != seen[-1]:
             seen.append(now)
     flat = [each for some in seen for each in some]
     assert sorted(flat) == sorted(each["_id"] for each in past)
-    await page.get_by_role("link", name="Newer").click()
-    await page.wait_for_load_state()
+    async with page.expect_navigation():
+        await page.get_by_role("link", name="Newer").click()
     assert await ids(page) == seen[-2]
 
 
@@ -417,27 +417,33 @@ async def tab_to(page, wanted, most=80):
     pytest.fail(f"{wanted} cannot be reached by keyboard")
 
 
+async def follow(page):
+    """Press Enter on what leads to another page, and return when that has come whole."""
+    async with page.expect_navigation():
+        await page.keyboard.press("Enter")
+
+
 async def test_the_keyboard_alone_is_enough(open_page, url, past, db):
     page = await open_page(f"{url}/console?range=all")
     await page.keyboard.press("Tab")
     assert await focused(page) == "Skip to content"
     await page.keyboard.press("Enter")
     await tab_to(page, "^Failed")
-    await page.keyboard.press("Enter")
+    await follow(page)
     await expect(page).to_have_url(re.compile("status=FAILED"))
     await tab_to(page, "Skip the histogram")
     await page.keyboard.press("Enter")
     await tab_to(page, "^[0-9a-f]{32}$")
-    await page.keyboard.press("Enter")
+    await follow(page)
     await expect(page).to_have_url(re.compile("/console/events/"))
     await tab_to(page, "^Replay…$")
     outline = await page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
-    await page.keyboard.press("Enter")
+    await follow(page)
     await tab_to(page, "^by$")
     await page.keyboard.type("ada")
     await tab_to(page, "^Replay the event$")
-    await page.keyboard.press("Enter")
+    await follow(page)
     await expect(page.get_by_role("status")).to_contain_text("due again")
     assert await db.events.count_documents({"history.by": "ada"}) == 1
     assert past
@@ -447,7 +453,7 @@ async def test_a_bar_can_be_chosen_by_keyboard(open_page, url, past):
     page = await open_page(f"{url}/console?range=all")
     assert past
     await tab_to(page, r"^\d{4}-\d\d-\d\d ")
-    await page.keyboard.press("Enter")
+    await follow(page)
     await expect(page).to_have_url(re.compile("from="))
 
 

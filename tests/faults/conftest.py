@@ -22,11 +22,13 @@ class Scale:
     outages: int
     redis_stall_s: float
     limit_s: int
+    replayed: int
+    replay_kills: int
 
 
 SCALES = {
-    "short": Scale(1500, 8, 4, 2, 1, 12, 2, 3, 10),
-    "long": Scale(20_000, 100, 50, 20, 5, 300, 10, 30, 300),
+    "short": Scale(1000, 6, 3, 1, 1, 6, 1, 3, 8, 3000, 1),
+    "long": Scale(20_000, 100, 50, 20, 5, 300, 10, 30, 300, 100_000, 2),
 }
 
 

@@ -8,8 +8,9 @@ share.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,12 @@ async def receiving_apart() -> AsyncIterator[Apart]:
 
 
 async def serve() -> None:
-    """Record until standard input ends."""
+    """Record until standard input ends, before anybody else if that may be asked for.
+
+    It is the instrument: what its own wait for a core adds would be laid at the sender's door.
+    """
+    with suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, -20)
     receiver = Receiver()
 
     async def requests(_: web.Request) -> web.Response:

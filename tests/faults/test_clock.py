@@ -40,7 +40,8 @@ async def test_a_wrong_clock_retries_nothing_early_and_leases_nothing_twice(
 
     script = tmp_path / "wrong_clock.py"
     script.write_text(WRONG_CLOCK)
-    settings = {"WDS_BACKOFF": "1,1,1"}
+    # So few at a time that neither takes all before the other looks.
+    settings = {"WDS_BACKOFF": "1,1,1", "WDS_CONCURRENCY": "8"}
     async with system(tmp_path, seed=seed, dispatchers=1, settings=settings) as running:
         running.receiver.answer = fail_once
         async with AsyncExitStack() as stack:
