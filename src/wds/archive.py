@@ -62,7 +62,10 @@ class Archive:
         fields = None if include_payload else {"payload": 0}
         batch = PAYLOADS_AT_ONCE if include_payload else limit + 1
         if order[0][0] == "received_at":
-            found = self._events.find(wanted, fields, batch_size=batch, max_time_ms=SEARCH_LIMIT_MS)
+            said, index = filters.in_time_order(wanted)
+            found = self._events.find(
+                said, fields, batch_size=batch, max_time_ms=SEARCH_LIMIT_MS, hint=index
+            )
             documents = _each(found.sort(order).skip(skip).limit(limit + 1))
         else:
             places = filters.page_ids(wanted, order, skip, limit + 1)

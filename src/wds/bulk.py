@@ -244,9 +244,12 @@ class Bulk:
 
     async def _find(self, taken: Taken, wanted: Document, limit: int) -> list[Document]:
         """Return the id and the instant of the first `limit` events that match, oldest first."""
+        said, index = filters.in_time_order(wanted)
 
         async def read() -> list[Document]:
-            found = self._events.find(wanted, {"received_at": 1}, max_time_ms=SEARCH_LIMIT_MS)
+            found = self._events.find(
+                said, {"received_at": 1}, max_time_ms=SEARCH_LIMIT_MS, hint=index
+            )
             return await found.sort(filters.SORTS[filters.OLDEST_FIRST]).limit(limit).to_list(None)
 
         tries = 1
@@ -340,13 +343,11 @@ def matching(action: Action, wanted: str, before: datetime) -> Document:
 
     Statuses in which there is nothing to do are left out.
     """
-    loaded = schemas.load(schemas.FilterSchema(), json.loads(wanted))
-    statuses = [str(status) for status in actions.AFFECTED[action]]
-    return filters.narrowed(
-        filters.match(**schemas.filters_of(loaded)),
-        {"status": {"$in": statuses}},
-        {"received_at": {"$lt": before}},
-    )
+    given = schemas.filters_of(schemas.load(schemas.FilterSchema(), json.loads(wanted)))
+    asked = given.get("status") or list(Status)
+    affected = [str(status) for status in actions.AFFECTED[action] if status in asked]
+    matched = {**filters.match(**given), "status": {"$in": affected}}
+    return filters.narrowed(matched, {"received_at": {"$lt": before}})
 
 
 def _verdict(event: Document, instruction: Instruction) -> Verdict | None:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pymongo import ASCENDING, DESCENDING
 
 from wds.hours import MAX_EVENT_TYPES
-from wds.model import ID_LENGTH
-from wds.queries import COVERING_INDEX, KEY_INDEX
+from wds.model import ID_LENGTH, Status
+from wds.queries import COVERING_INDEX, KEY_INDEX, STATUS_INDEX, TYPE_INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,6 +40,12 @@ SORTS: Mapping[str, Order] = {
 NEWEST_FIRST = "-received_at"
 OLDEST_FIRST = "received_at"
 
+MAX_MERGED = 200
+"""Most stretches of an index that MongoDB merges in order before it sorts instead.
+
+`internalQueryMaxScansToExplode`,
+https://github.com/mongodb/mongo/blob/master/src/mongo/db/query/query_knobs.idl
+"""
 TELLING_PREFIX = 5
 """From this many characters on, an id prefix leaves at most a millionth of the derived ids."""
 
@@ -150,6 +156,22 @@ def hint(wanted: Document) -> str:
         return KEY_INDEX
     prefix = wanted.get("_id", {}).get("$gte", "")
     return "_id_" if len(prefix) >= TELLING_PREFIX else COVERING_INDEX
+
+
+def in_time_order(wanted: Document) -> tuple[Document, str | None]:
+    """Return `wanted`, said so that an index has it in order of time, and that index.
+
+    Left to itself the planner tries several, which for a page that few events are on takes longer
+    than to read it. None where what must be read depends on how many events have which values.
+    """
+    if not wanted.keys() <= {"status", "event_type", "received_at", "$and"}:
+        return wanted, None
+    if "event_type" not in wanted:
+        return wanted, STATUS_INDEX if "status" in wanted else COVERING_INDEX
+    # Between equal types and statuses the index is in order; MongoDB merges so many stretches.
+    said = {"status": {"$in": list(Status)}} | wanted
+    stretches = len(said["event_type"]["$in"]) * len(said["status"]["$in"])
+    return (said, TYPE_INDEX) if stretches <= MAX_MERGED else (wanted, COVERING_INDEX)
 
 
 def page_ids(wanted: Document, order: Order, skip: int, limit: int) -> list[Document]:

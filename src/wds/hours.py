@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pymongo import UpdateOne
 
 from wds.model import Status
+from wds.queries import STATUS_INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 HOURS = "hours"
 HOUR = timedelta(hours=1)
 LIVE = frozenset({Status.RECEIVED, Status.DELIVERING})
-LIVE_INDEX = "search_status"
+LIVE_INDEX = STATUS_INDEX
 MAX_EVENT_TYPES = 1000
 """Most event types that an aggregation lists, the commonest first."""
 

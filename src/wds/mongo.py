@@ -93,7 +93,8 @@ _TRANSIENT_CODES = frozenset(
     }
 )
 _ALREADY_INITIALIZED = 23
-_AWARE: CodecOptions[Document] = CodecOptions(tz_aware=True)
+AWARE: CodecOptions[Document] = CodecOptions(tz_aware=True)
+"""For `command`, which ignores the client's own."""
 
 
 class Connection:
@@ -154,8 +155,7 @@ class Connection:
 
     async def hello(self) -> Document:
         """Ask the server about itself; `localTime` in it is its clock, tz-aware."""
-        # `command` ignores the client's own codec options.
-        return await self._client.admin.command("hello", codec_options=_AWARE)
+        return await self._client.admin.command("hello", codec_options=AWARE)
 
     async def now(self) -> datetime:
         """Return the database's time, never later than it is; UTC, in milliseconds."""

@@ -42,8 +42,11 @@ COVERING_INDEX = "search"
 
 Its last four fields cost about 8 of the 55 microseconds that mongod spends on an insert.
 """
+STATUS_INDEX = "search_status"
+TYPE_INDEX = "search_type"
+"""Has each status of a type apart, so that a type with a status it never had costs nothing."""
 KEY_INDEX = "key"
-"""Finds an idempotency key without its source; costs about 3 microseconds an insert with a key."""
+"""Finds an idempotency key without its source; holds only events that have one."""
 
 EVENT_INDEXES = [
     CLAIM_INDEX,
@@ -62,16 +65,16 @@ EVENT_INDEXES = [
     ),
     IndexModel(
         [("status", ASCENDING), ("received_at", DESCENDING), ("_id", DESCENDING)],
-        name="search_status",
+        name=STATUS_INDEX,
     ),
     IndexModel(
         [
             ("event_type", ASCENDING),
+            ("status", ASCENDING),
             ("received_at", DESCENDING),
             ("_id", DESCENDING),
-            ("status", ASCENDING),
         ],
-        name="search_type",
+        name=TYPE_INDEX,
     ),
     IndexModel(
         [("idempotency_key", ASCENDING)],
@@ -156,6 +159,24 @@ def due(destination: str) -> Document:
         "destination": destination,
         "next_attempt_at": {"$exists": True},
         "$expr": {"$lte": ["$next_attempt_at", "$$NOW"]},
+    }
+
+
+def peek(destination: str, now: datetime, limit: int, since: datetime | None) -> Document:
+    """Return the command that reads which events are due by `now`: `_id` and `next_attempt_at`.
+
+    Up to `limit` of them in due order, from `since` on.
+    """
+    wanted = due_by(destination, now)
+    if since is not None:
+        wanted["next_attempt_at"]["$gte"] = since
+    return {
+        "find": EVENTS,
+        "filter": wanted,
+        "projection": {"next_attempt_at": 1},
+        "sort": dict(DUE_ORDER),
+        "limit": limit,
+        "singleBatch": True,
     }
 
 
