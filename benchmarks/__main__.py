@@ -11,7 +11,18 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks import claims, delivery, ingest, memory, peers, report, search, sizes, stack
+from benchmarks import (
+    claims,
+    delivery,
+    indexes,
+    ingest,
+    memory,
+    peers,
+    report,
+    search,
+    sizes,
+    stack,
+)
 from benchmarks.payloads import SMALL, generated, of_size, real
 from benchmarks.rows import Figures, Row, measure
 
@@ -34,10 +45,11 @@ class Size:
     memory_backlog: int
     memory_s: int
     sizes: int
+    indexed: int
 
 
-FULL = Size(3, 5, 20_000, 100, 1_000_000, 1_000_000, 200, 100_000, 600, 5_000)
-SMOKE = Size(1, 1, 300, 8, 500, 500, 10, 300, 2, 128)
+FULL = Size(3, 5, 20_000, 100, 1_000_000, 1_000_000, 200, 100_000, 600, 5_000, 10_000)
+SMOKE = Size(1, 1, 300, 8, 500, 500, 10, 300, 2, 128, 128)
 
 
 def rows(
@@ -60,6 +72,7 @@ def rows(
         "delivery": delivery.rows(engines, found, bodies, size.backlog, size.latency_events),
         "claims": claims.rows(engines, rng, size.queue),
         "sizes": sizes.rows(engines, rng, size.sizes),
+        "indexes": indexes.rows(engines, rng, size.indexed),
         "search": search.rows(engines, size.history, size.searches),
         "memory": memory.rows(engines, twelve, size.memory_backlog, size.memory_s),
     }
@@ -93,7 +106,7 @@ def say(line: str) -> None:
 def main() -> int:
     """Run and report; the exit status says only that it ran, never how fast."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    groups = ["ingest", "delivery", "claims", "sizes", "search", "memory"]
+    groups = ["ingest", "delivery", "claims", "sizes", "indexes", "search", "memory"]
     parser.add_argument("--only", action="append", choices=groups, help="a group; repeatable")
     parser.add_argument("--payloads", type=Path, help="folder of real JSON payloads")
     parser.add_argument("--peers", type=Path, help="TOML file of peers, see benchmarks/peers.py")

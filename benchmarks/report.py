@@ -97,9 +97,11 @@ def _number(value: float) -> str:
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
-    """Draw the medians of each row that compares sides, with their spread, as bars."""
+    """Draw the medians of each row that compares sides, with their spread, as bars; if one does."""
     mpl.rcParams["svg.hashsalt"] = "wds"
     rows = [row for row in found["rows"] if len(row["sides"]) > 1]
+    if not rows:
+        return
     figure = Figure(figsize=(9, 0.6 + sum(0.55 + 0.27 * len(row["sides"]) for row in rows)))
     heights = [0.55 + 0.27 * len(row["sides"]) for row in rows]
     all_axes = figure.subplots(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
