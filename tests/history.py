@@ -51,15 +51,20 @@ def made(event, received_at, attempts, status, **more):
 
 
 def past(now, count, *, hours=24, seed=7):
-    """Return documents of `count` events received in the `hours` before `now`, busier by day."""
+    """Return documents of `count` events received in the `hours` before `now`.
+
+    As if it were four in the afternoon: busier by day, with an outage seven to five hours ago. What
+    is made depends on `seed` alone, so that at every time of day there are as many of each kind.
+    """
     chance = random.Random(seed)
     documents = []
     for sample in generate(count, seed):
         while True:
-            received = now - timedelta(hours=hours) * chance.random()
-            busy = 0.35 + 0.65 * max(0.0, 1 - abs((received.hour + received.minute / 60) - 14) / 9)
-            if chance.random() < busy:
+            age = hours * chance.random()
+            hour = (16 - age) % 24
+            if chance.random() < 0.35 + 0.65 * max(0.0, 1 - abs(hour - 14) / 9):
                 break
+        received = now - timedelta(hours=age)
         received = received.replace(microsecond=received.microsecond // 1000 * 1000)
         event = NewEvent(
             id=random_id(received, chance.randbytes(10)),
@@ -69,7 +74,7 @@ def past(now, count, *, hours=24, seed=7):
             event_type=sample.event_type or json.loads(sample.body).get("type"),
             headers={"user-agent": "GitHub-Hookshot/044aadd", "x-request-id": "7f1c2a"},
         )
-        outage = 9 <= received.hour < 11
+        outage = 9 <= hour < 11
         outcome = chance.random()
         failures = 0 if outcome > (0.55 if outage else 0.12) else chance.randint(1, 4)
         fails = outcome < (0.22 if outage else 0.015)
