@@ -228,6 +228,8 @@ class Bulk:
         if left <= 0 or document.get("stop_requested"):
             return None
         wanted = matching(Action(document["action"]), document["filters"], document["started_at"])
+        if wanted is None:
+            return None
         if "position" in document:
             place = filters.Position(
                 document["position"]["received_at"], document["position"]["id"]
@@ -338,14 +340,16 @@ class Taken:
     token: str
 
 
-def matching(action: Action, wanted: str, before: datetime) -> Document:
+def matching(action: Action, wanted: str, before: datetime) -> Document | None:
     """Match the events that a bulk action is about: its filters' JSON, received before its start.
 
-    Statuses in which there is nothing to do are left out.
+    Statuses in which there is nothing to do are left out; None if none is left.
     """
     given = schemas.filters_of(schemas.load(schemas.FilterSchema(), json.loads(wanted)))
     asked = given.get("status") or list(Status)
     affected = [str(status) for status in actions.AFFECTED[action] if status in asked]
+    if not affected:
+        return None
     matched = {**filters.match(**given), "status": {"$in": affected}}
     return filters.narrowed(matched, {"received_at": {"$lt": before}})
 

@@ -159,10 +159,11 @@ def hint(wanted: Document) -> str:
 
 
 def in_time_order(wanted: Document) -> tuple[Document, str | None]:
-    """Return `wanted`, said so that an index has it in order of time, and that index.
+    """Return `wanted`, from `match`, said so that an index has it in order of time, and that index.
 
     Left to itself the planner tries several, which for a page that few events are on takes longer
-    than to read it. None where what must be read depends on how many events have which values.
+    than to read it. None where it depends on how many events have which values, or where the
+    stretches are too many to merge: there the planner's trial is the best that can be had.
     """
     if not wanted.keys() <= {"status", "event_type", "received_at", "$and"}:
         return wanted, None
@@ -170,8 +171,8 @@ def in_time_order(wanted: Document) -> tuple[Document, str | None]:
         return wanted, STATUS_INDEX if "status" in wanted else COVERING_INDEX
     # Between equal types and statuses the index is in order; MongoDB merges so many stretches.
     said = {"status": {"$in": list(Status)}} | wanted
-    stretches = len(said["event_type"]["$in"]) * len(said["status"]["$in"])
-    return (said, TYPE_INDEX) if stretches <= MAX_MERGED else (wanted, COVERING_INDEX)
+    stretches = len(set(said["event_type"]["$in"])) * len(set(said["status"]["$in"]))
+    return (said, TYPE_INDEX) if stretches <= MAX_MERGED else (wanted, None)
 
 
 def page_ids(wanted: Document, order: Order, skip: int, limit: int) -> list[Document]:

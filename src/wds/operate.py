@@ -139,16 +139,17 @@ class Operate:
         `wanted` is from `filters_json`.
         """
         now = await self._store.now()
+        events = matching(action, wanted, now)
+        if events is None:
+            return {}
         chosen = schemas.filters_of(schemas.load(schemas.FilterSchema(), json.loads(wanted)))
         if chosen.keys() <= filters.KEPT.keys():
             statuses = set(chosen.get("status", actions.AFFECTED[action]))
             chosen["status"] = sorted(statuses & set(actions.AFFECTED[action]))
-            if not chosen["status"]:
-                return {}
             chosen["to"] = min(chosen.get("to", now), now)
             counts = await self._store.rollups.counts(**filters.kept(chosen))
         else:
-            counts = await self._store.archive.counts(matching(action, wanted, now))
+            counts = await self._store.archive.counts(events)
         return {each["_id"]: each["count"] for each in counts["by_status"]}
 
     async def _matched(self, action: Action, wanted: str) -> int | None:

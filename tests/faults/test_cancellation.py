@@ -1,4 +1,7 @@
-"""Cancelled at every await of claim, send and settle: nothing is lost and nothing leaks."""
+"""Cancelled wherever claim, send and the wait for settlement wait: nothing is lost or leaks.
+
+The write of a settlement is a task of its own, which no cancellation of a delivery reaches.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +94,8 @@ async def test_at_whichever_await_it_is_cancelled_the_event_arrives_and_no_conne
             limited, owner="d", store=store, limiter=limiter, deliverer=deliverer
         )
         untouched = 0
-        # Whether it waits at all depends on what has come already: one whole run is no proof.
+        # What a client library swallowed counts, too. Whether it waits at all depends on what has
+        # come already: one whole run is no proof.
         while untouched < 3:
             runs += 1
             await store.insert([new_event()])

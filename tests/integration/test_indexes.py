@@ -62,13 +62,8 @@ def index_of(plan: list[dict[str, Any]]) -> str:
 
 
 async def test_a_look_at_what_is_due_reads_as_many_keys_as_it_wants_and_no_document(db):
-    command = {
-        "find": "events",
-        "filter": queries.due_by("default", datetime.now(UTC)),
-        "projection": {"_id": 1},
-        "sort": dict(queries.DUE_ORDER),
-        "limit": 16,
-    }
+    command = queries.peek("default", datetime.now(UTC), 16, None)
+    del command["singleBatch"]  # explain knows no batches
     plan, stats = await explain(db, command)
     assert index_of(plan) == "claim"
     assert "SORT" not in {stage.get("stage") for stage in plan}
@@ -180,7 +175,6 @@ def find(wanted, order=NEWEST, limit=51):
         ("statuses", "search_status"),
         ("a type", "search_type"),
         ("types", "search_type"),
-        ("all types", "search"),
         ("a type and a status", "search_type"),
         ("a source", "search"),
         ("a destination", "search"),
@@ -204,11 +198,49 @@ async def test_a_type_in_a_status_it_never_had_costs_no_key_however_many_events_
     assert stats["totalKeysExamined"] <= 1
 
 
-def test_what_a_page_is_read_by_changes_nothing_of_what_it_finds():
-    wanted = filters.match(event_type=["a"])
-    said, _ = filters.in_time_order(wanted)
-    assert {**said, "status": None} == {**wanted, "status": None}
-    assert set(said["status"]["$in"]) == set(Status)
+@pytest.mark.parametrize("sort", ["-received_at", "received_at"])
+@pytest.mark.parametrize("name", EVERY_FILTER)
+async def test_what_a_page_is_read_by_changes_nothing_of_what_it_finds(store, db, name, sort):
+    wanted = filters.match(**EVERY_FILTER[name])
+    page, more = await store.archive.page(
+        wanted, sort=sort, skip=2, limit=20, after=None, include_payload=False
+    )
+    scanned = await db.events.find(wanted, {"received_at": 1}, hint={"$natural": 1}).to_list(None)
+    scanned.sort(key=lambda each: each["received_at"], reverse=sort == "-received_at")
+    assert [each["_id"] for each in page] == [each["_id"] for each in scanned[2:22]]
+    assert more == (len(scanned) > 22)
+
+
+async def test_a_page_and_a_bulk_action_name_their_index(store, db):
+    await db.command("profile", 2)
+    await store.archive.page(
+        filters.match(event_type=["type.7"]), skip=0, limit=5, after=None, include_payload=False
+    )
+    await store.bulk.start(
+        Instruction(Action.REPLAY, "r", "ann", "127.0.0.1"),
+        wanted='{"event_type": "type.7"}',
+        limit=5,
+        per_second=None,
+        matched=None,
+    )
+    await store.bulk.step(await store.bulk.take("w"))
+    await db.command("profile", 0)
+    read = {"command.find": "events", "command.sort": {"$exists": True}}
+    found = await db["system.profile"].find(read).to_list(None)
+    assert [each["command"]["hint"] for each in found] == ["search_type"] * 2
+
+
+def test_of_more_stretches_than_are_merged_the_planner_decides():
+    types = [f"type.{number}" for number in range(filters.MAX_MERGED // len(Status))]
+    assert filters.in_time_order(filters.match(event_type=types * 2))[1] == "search_type"
+    assert filters.in_time_order(filters.match(event_type=[*types, "one more"]))[1] is None
+
+
+@pytest.mark.parametrize(
+    ("action", "status"), [(Action.REPLAY, "RECEIVED"), (Action.CANCEL, "DELIVERED")]
+)
+def test_where_nothing_is_to_be_done_nothing_is_looked_for(action, status):
+    assert matching(action, f'{{"status": "{status}"}}', datetime.now(UTC)) is None
 
 
 @pytest.mark.parametrize(("name", "index"), [("a key", "key"), ("an id", "_id_")])

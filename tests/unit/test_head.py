@@ -31,6 +31,7 @@ def test_the_first_look_and_one_without_a_backlog_begin_at_the_beginning():
 
 def test_looks_follow_the_head_but_begin_at_the_beginning_once_a_second(clock):
     queue = Head()
+    assert queue.since() is None
     queue.saw(FIRST, None)
     for _ in range(9):
         clock[0] += 0.1
@@ -40,4 +41,13 @@ def test_looks_follow_the_head_but_begin_at_the_beginning_once_a_second(clock):
     assert queue.since() == FIRST - head.MARGIN + timedelta(seconds=9)
     # What was found in between has not put it off.
     clock[0] += 0.11
+    assert queue.since() is None
+
+
+def test_the_second_counts_from_before_the_look_which_may_take_long(clock):
+    queue = Head()
+    assert queue.since() is None
+    clock[0] += 0.7
+    queue.saw(FIRST, None)
+    clock[0] += 0.4
     assert queue.since() is None
