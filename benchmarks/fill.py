@@ -23,19 +23,18 @@ TYPES = 20
 HISTORY_DAYS = 30
 
 
-def events(
-    count: int, bodies: Sequence[bytes], now: datetime, first: int = 0
-) -> Iterator[dict[str, Any]]:
-    """Yield new events as they are stored, due at `now`, with ids in order of time."""
-    for number in range(first, first + count):
+def events(count: int, bodies: Sequence[bytes], now: datetime) -> Iterator[dict[str, Any]]:
+    """Yield new events as they are stored, a millisecond apart until `now`, in order of time."""
+    for number in range(count):
+        at = now - timedelta(milliseconds=count - number)
         event = NewEvent(
-            id=random_id(now, number.to_bytes(10)),
+            id=random_id(at, number.to_bytes(10)),
             source="default",
             payload=bodies[number % len(bodies)],
             content_type="application/json",
             event_type=f"kind-{number % TYPES}",
         )
-        yield queries.event_document(event, now)
+        yield queries.event_document(event, at)
 
 
 async def fill(
