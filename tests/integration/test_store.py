@@ -576,7 +576,7 @@ async def test_the_backlog_is_what_is_due_and_the_age_of_the_oldest(store, db):
 
 
 async def test_a_standalone_server_is_refused_with_the_cure(tmp_path):
-    binary = embedded._binary(*embedded._MONGOD)
+    binary = embedded._binary("mongod", embedded._MONGOD)
     port = embedded.free_port()
     arguments = ["--dbpath", str(tmp_path), "--port", str(port), "--bind_ip", "127.0.0.1"]
     process = await asyncio.create_subprocess_exec(
