@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from motor.motor_asyncio import AsyncIOMotorClient
 
 from tests.support import eventually, new_event
-from wds import retention
+from wds import embedded, retention
+from wds.errors import StoreUnavailableError
 from wds.model import Action, Instruction
+from wds.mongo import initiate_replica_set
 from wds.queries import event_document
 from wds.store import Store
 
@@ -100,3 +107,54 @@ async def test_the_index_costs_nothing_for_events_that_are_not_finished(store, d
     await insert(db, store, age=DAY, finished=False)
     stats = await db.command("validate", "events")
     assert stats["keysPerIndex"]["retention"] == 0
+
+
+ROLES = re.findall(
+    r'role: "(\w+)", db: "wds"', (Path(__file__).parents[2] / "docs/scaling.md").read_text()
+)
+
+
+@pytest.fixture
+async def guarded(tmp_path):
+    """Run a replica set that asks who one is; give a function that makes a user with roles."""
+    key = tmp_path / "key"
+    key.write_text("x" * 32)
+    key.chmod(0o600)
+    server = await embedded.start_mongod(tmp_path / "mongo", extra=("--keyFile", str(key)))
+    try:
+        await initiate_replica_set("127.0.0.1", server.port, embedded.REPLICA_SET)
+        here = f"127.0.0.1:{server.port}/?replicaSet={embedded.REPLICA_SET}"
+        first = AsyncIOMotorClient(f"mongodb://{here}")
+        await first.admin.command("createUser", "root", pwd="root", roles=["root"])
+        first.close()
+        root = AsyncIOMotorClient(f"mongodb://root:root@{here}")
+
+        async def user(name, roles):
+            granted = [{"role": each, "db": "wds"} for each in roles]
+            await root.admin.command("createUser", name, pwd=name, roles=granted)
+            return f"mongodb://{name}:{name}@{here}&authSource=admin"
+
+        yield user
+        root.close()
+    finally:
+        await server.stop()
+
+
+async def test_the_roles_of_the_documents_are_enough_and_all_are_needed(guarded):
+    store = Store(await guarded("wds", ROLES), "wds")
+    await store.open()
+    event = new_event()
+    await store.insert([event])
+    await store.insert_all([new_event(), new_event()])
+    await store.claim("default", 2, owner="w", lease_s=30, max_attempts=5)
+    await store.bulk.one(event.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1"))
+    await store.rollups.counts()
+    for days in (7, 30, None):
+        await store.keep_for(days)
+    await store.close()
+    less = Store(await guarded("less", ["readWrite"]), "wds")
+    await less.open()
+    await less.keep_for(7)
+    with pytest.raises(StoreUnavailableError, match="Unauthorized"):
+        await less.keep_for(30)
+    await less.close()
