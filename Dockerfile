@@ -1,6 +1,6 @@
 # One image for every command: `docker run wds ingest`, `docker run wds dispatcher`, and so on.
-# In production pin the base by digest as well: --build-arg PYTHON=3.13.11-slim-trixie@sha256:...
-ARG PYTHON=3.13.11-slim-trixie
+# In production pin the base by digest as well: --build-arg PYTHON=3.13.15-slim-trixie@sha256:...
+ARG PYTHON=3.13.15-slim-trixie
 
 FROM python:${PYTHON} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
@@ -25,7 +25,9 @@ LABEL org.opencontainers.image.title="wds" \
 RUN groupadd --system --gid 10001 wds \
  && useradd --system --uid 10001 --gid wds --no-create-home --shell /usr/sbin/nologin wds
 COPY --from=build /opt/wds /opt/wds
-# Bytecode was written at install; at run time nothing is written, so the root may be read-only.
+# At run time nothing is written, so the root may be read-only. pip has compiled /opt/wds; the base
+# image has no bytecode of the standard library, which each health check would compile anew.
+RUN python -m compileall -q "$(python -c 'import os; print(os.path.dirname(os.__file__))')"
 ENV PATH=/opt/wds/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

@@ -38,8 +38,8 @@ NGINX = (ROOT / "deploy" / "compose" / "nginx.conf").read_text()
 OUR_SERVICES = ("ingest", "dispatcher", "mock")
 
 
-def output(*command: str, cwd: Path = ROOT) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+def output(*command: str, cwd: Path = ROOT, env: dict[str, str] | None = None) -> str:
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -128,27 +128,51 @@ def shared_path() -> Iterator[Path]:
         yield Path(folder)
 
 
+def python_of_the_image(folder: Path) -> Path:
+    """Make a folder of commands, `python` and `pip`, of the version that the image has.
+
+    A copy, since one under a home directory is no other user's to run. Where that version is not
+    installed (pyenv, or the PATH), the system's takes its place.
+    """
+    [minor] = re.findall(r"^ARG PYTHON=(3\.\d+)", DOCKERFILE, re.MULTILINE)
+    installed = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    if found := sorted(installed.glob(f"{minor}.*")):
+        unused = shutil.ignore_patterns("test", "tests", "__pycache__")
+        shutil.copytree(found[-1], folder, symlinks=True, ignore=unused)
+        return folder / "bin"
+    path = "/usr/local/bin:/usr/bin"
+    python = shutil.which(f"python{minor}", path=path) or shutil.which("python3", path=path)
+    assert python is not None
+    folder.mkdir()
+    (folder / "python").symlink_to(python)
+    (folder / "pip").write_text(f'#!/bin/sh\nexec {sys.executable} -m pip "$@"\n')
+    (folder / "pip").chmod(0o755)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def installed() -> Iterator[Path]:
-    """Install what the image installs, from a wheel, into an empty environment; its bin.
-
-    With the system's Python: one under a home directory is no other user's to run.
-    """
-    python = shutil.which("python3", path="/usr/local/bin:/usr/bin")
-    assert python is not None
-    with tempfile.TemporaryDirectory(prefix="wds-image-") as folder:
-        home = Path(folder)
+    """Run the image's own build steps, each path in a folder of this test's; return its bin."""
+    build, _ = re.split(r"\nFROM python:\S+\n", DOCKERFILE)
+    steps = [step.replace("\\\n", " ") for step in re.findall(
+        r"^RUN ((?:.*\\\n)*.*)$", build, re.MULTILINE)]  # fmt: skip
+    assert len(steps) == 2
+    with tempfile.TemporaryDirectory(prefix="wds-image-") as name:
+        home = Path(name)
         home.chmod(0o755)
-        output(
-            sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(home), "."
-        )
-        output(python, "-m", "venv", "--without-pip", str(home / "venv"))
-        pip = (sys.executable, "-m", "pip", "--python", str(home / "venv" / "bin" / "python"),
-               "install", "--quiet", "--disable-pip-version-check")  # fmt: skip
-        output(*pip, "--require-hashes", "-r", "requirements/image.txt")
-        [wheel] = home.glob("*.whl")
-        output(*pip, "--no-deps", "--no-index", str(wheel))
-        yield home / "venv" / "bin"
+        commands = python_of_the_image(home / "python")
+        work = home / "build"
+        for each in re.findall(r"^COPY (.+) \S+$", build, re.MULTILINE):
+            for path in each.split():
+                to = work / path
+                to.parent.mkdir(parents=True, exist_ok=True)
+                copy = shutil.copytree if (ROOT / path).is_dir() else shutil.copy
+                copy(ROOT / path, to)
+        env = {**os.environ, "PATH": f"{commands}:/usr/bin:/bin", "PIP_ROOT_USER_ACTION": "ignore"}
+        for step in steps:
+            here = step.replace("/opt/wds", f"{home}/wds").replace("/tools", f"{home}/tools")
+            output("sh", "-c", here, cwd=work, env=env)
+        yield home / "wds" / "bin"
 
 
 def as_in_the_image(bin_dir: Path, user: str) -> tuple[str, ...]:
@@ -159,7 +183,13 @@ def as_in_the_image(bin_dir: Path, user: str) -> tuple[str, ...]:
     return (
         *("unshare", "--fork", "--pid", "--mount", "--mount-proc", "--kill-child"),
         *("sh", "-c", confine, "confine", "env", f"PATH={bin_dir}:{os.environ['PATH']}"),
+        f"LD_LIBRARY_PATH={libraries(bin_dir)}",
     )
+
+
+def libraries(bin_dir: Path) -> Path:
+    """Return where the copied Python's own shared library is."""
+    return bin_dir.parents[1] / "python" / "lib"
 
 
 @asynccontextmanager
@@ -197,7 +227,8 @@ async def test_the_images_command_runs_confined_says_it_is_healthy_and_obeys_sig
         "WDS_MOCK_PORT": port if name == "mock" else "3",
         "PYTHONPATH": "",
     }
-    health_env = {**env, "PATH": f"{installed}:{os.environ['PATH']}"}
+    health_env = {**env, "PATH": f"{installed}:{os.environ['PATH']}",
+                  "LD_LIBRARY_PATH": str(libraries(installed))}  # fmt: skip
     health = json.loads(re.findall(r"^  CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)[0])
 
     async def healthy() -> bool:
