@@ -27,7 +27,7 @@ RUN groupadd --system --gid 10001 wds \
 COPY --from=build /opt/wds /opt/wds
 # At run time nothing is written, so the root may be read-only. pip has compiled /opt/wds; the base
 # image has no bytecode of the standard library, which each health check would compile anew.
-RUN python -m compileall -q "$(python -c 'import os; print(os.path.dirname(os.__file__))')"
+RUN python -m compileall -q -x '/(test|tests|idlelib|site-packages)/' "$(python -c 'import os; print(os.path.dirname(os.__file__))')"
 ENV PATH=/opt/wds/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
