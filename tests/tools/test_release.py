@@ -77,6 +77,11 @@ def test_the_source_distribution_holds_what_it_is_built_from_and_no_secret(dist)
     assert not any(Path(name).name == ".env" for name in names)
 
 
+def test_the_newest_release_in_the_changelog_is_this_version():
+    releases = re.findall(r"^## \[(\d\S*)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.M)  # fmt: skip
+    assert releases[0] == wds.__version__
+
+
 def test_the_script_and_the_module_say_the_same_in_an_empty_environment(python, tmp_path):
     said = f"wds {wds.__version__}\n"
     assert output(python.parent / "wds", "--version", cwd=tmp_path) == said
