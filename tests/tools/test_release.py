@@ -78,7 +78,8 @@ def test_the_source_distribution_holds_what_it_is_built_from_and_no_secret(dist)
 
 
 def test_the_newest_release_in_the_changelog_is_this_version():
-    releases = re.findall(r"^## \[(\d\S*)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.M)  # fmt: skip
+    text = (ROOT / "CHANGELOG.md").read_text()
+    releases = re.findall(r"^## \[(\d\S*)\] - \d{4}-\d\d-\d\d$", text, re.MULTILINE)
     assert releases[0] == wds.__version__
 
 
