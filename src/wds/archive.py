@@ -9,7 +9,7 @@ from wds import filters, queries
 from wds.mongo import SEARCH_LIMIT_MS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
     from datetime import datetime
 
     from wds.filters import Position
@@ -68,8 +68,7 @@ class Archive:
             )
             documents = _each(found.sort(order).skip(skip).limit(limit + 1))
         else:
-            places = filters.page_ids(wanted, order, skip, limit + 1)
-            documents = self._at(places, filters.hint(match), fields, batch)
+            documents = self._at(self._places(wanted, order, skip, limit + 1), fields, batch)
 
         async def read() -> tuple[list[Document], bool]:
             page: list[Document] = []
@@ -84,12 +83,26 @@ class Archive:
 
         return await self._search(read)
 
+    async def _places(
+        self, wanted: Document, order: filters.Order, skip: int, limit: int
+    ) -> list[str]:
+        """Return the ids of a page that no index has in order, sorted from what the index holds."""
+        ids: list[str] = []
+        for among in filters.in_turn(wanted, order):
+            places = filters.page_ids(among, order, skip, limit)
+            found = self._events.aggregate(
+                places, hint=filters.hint(among), maxTimeMS=SEARCH_LIMIT_MS
+            )
+            ids = [each["_id"] for each in await found.to_list(None)]
+            if len(ids) == limit:
+                break
+        return ids
+
     async def _at(
-        self, places: list[Document], hint: str, fields: Document | None, batch: int
+        self, places: Awaitable[list[str]], fields: Document | None, batch: int
     ) -> AsyncGenerator[Document, None]:
-        """Yield a page that no index has in order: sort what the index holds, then read those."""
-        found = self._events.aggregate(places, hint=hint, maxTimeMS=SEARCH_LIMIT_MS)
-        ids = [each["_id"] for each in await found.to_list(None)]
+        """Yield the events of these ids, in their order."""
+        ids = await places
         for start in range(0, len(ids), batch):
             some = ids[start : start + batch]
             read = await self._events.find({"_id": {"$in": some}}, fields).to_list(None)

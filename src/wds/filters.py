@@ -2,7 +2,7 @@
 
 What must stay true: a page, its counts, an export and a bulk action under the same filters mean
 the same events, because all of them begin with `match`. Every filter but the idempotency key is
-on a field that `queries.COVERING_INDEX` holds, so that counting reads no document.
+on a field of the index that `hint` names, so that counting reads no document.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ from pymongo import ASCENDING, DESCENDING
 
 from wds.hours import MAX_EVENT_TYPES
 from wds.model import ID_LENGTH, Status
-from wds.queries import COVERING_INDEX, KEY_INDEX, STATUS_INDEX, TYPE_INDEX
+from wds.queries import (
+    CODE_INDEX,
+    COVERING_INDEX,
+    KEY_INDEX,
+    RETRIED_INDEX,
+    STATUS_INDEX,
+    TYPE_INDEX,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -155,7 +162,16 @@ def hint(wanted: Document) -> str:
     if "idempotency_key" in wanted:
         return KEY_INDEX
     prefix = wanted.get("_id", {}).get("$gte", "")
-    return "_id_" if len(prefix) >= TELLING_PREFIX else COVERING_INDEX
+    if len(prefix) >= TELLING_PREFIX:
+        return "_id_"
+    return _index_of_few(wanted) or COVERING_INDEX
+
+
+def _index_of_few(wanted: Document) -> str | None:
+    """Return the index that holds mostly what `wanted` matches, if there is one."""
+    if "last_status_code" in wanted:
+        return CODE_INDEX
+    return RETRIED_INDEX if wanted.get("attempt_count", {}).get("$gte", 0) > 1 else None
 
 
 def in_time_order(wanted: Document) -> tuple[Document, str | None]:
@@ -165,6 +181,8 @@ def in_time_order(wanted: Document) -> tuple[Document, str | None]:
     than to read it. None where it depends on how many events have which values, or where the
     stretches are too many to merge: there the planner's trial is the best that can be had.
     """
+    if not {"_id", "idempotency_key"} & wanted.keys() and (few := _index_of_few(wanted)):
+        return wanted, few
     if not wanted.keys() <= {"status", "event_type", "received_at", "$and"}:
         return wanted, None
     if "event_type" not in wanted:
@@ -173,6 +191,17 @@ def in_time_order(wanted: Document) -> tuple[Document, str | None]:
     said = {"status": {"$in": list(Status)}} | wanted
     stretches = len(set(said["event_type"]["$in"])) * len(set(said["status"]["$in"]))
     return (said, TYPE_INDEX) if stretches <= MAX_MERGED else (wanted, None)
+
+
+def in_turn(wanted: Document, order: Order) -> list[Document]:
+    """Return what to look among until a page is full, in an order that no index has.
+
+    Whoever wants the most attempts first finds them among the few events that had several.
+    """
+    retried = {**wanted, "attempt_count": {"$gte": 2}}
+    if order[0] != ("attempt_count", DESCENDING) or hint(wanted) == hint(retried):
+        return [wanted]
+    return [retried, wanted]
 
 
 def page_ids(wanted: Document, order: Order, skip: int, limit: int) -> list[Document]:
