@@ -21,6 +21,9 @@ BATCH = 2000
 BATCH_BYTES = 24_000_000
 TYPES = 20
 HISTORY_DAYS = 30
+CODES = [500] * 900 + [503] * 99 + [418]
+"""The last status codes of failed events: many, some, hardly any."""
+MOST_ATTEMPTS = 5
 
 
 def events(count: int, bodies: Sequence[bytes], now: datetime) -> Iterator[dict[str, Any]]:
@@ -81,13 +84,17 @@ def finished(document: dict[str, Any], number: int) -> None:
     document["_id"] = random_id(at, number.to_bytes(10))
     document["received_at"] = document["finished_at"] = at
     document["status"] = Status.DELIVERED if number % 10 else Status.FAILED_PERMANENTLY
-    document["attempt_count"] = 1
+    code = 200 if number % 10 else CODES[number // 10 % len(CODES)]
+    attempts = 1 if number % 10 else 1 + number // 10 % MOST_ATTEMPTS
+    document["attempt_count"] = attempts
+    document["last_status_code"] = code
     document["attempts"] = [
         queries.attempt_document(
-            Attempt(1, at, Outcome.SUCCESS, 200, 12, None, "ok")
+            Attempt(each, at, Outcome.SUCCESS, 200, 12, None, "ok")
             if number % 10
-            else Attempt(1, at, Outcome.FAILURE, 500, 12, "HTTP 500", "no")
+            else Attempt(each, at, Outcome.FAILURE, code, 12, f"HTTP {code}", "no")
         )
+        for each in range(1, attempts + 1)
     ]
 
 

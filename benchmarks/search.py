@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 
 from benchmarks.claims import Place
-from benchmarks.fill import HISTORY_DAYS, TYPES, fill, finished
+from benchmarks.fill import CODES, HISTORY_DAYS, MOST_ATTEMPTS, TYPES, fill, finished
 from benchmarks.ingest import serving
-from benchmarks.rows import Row, Sample, within
+from benchmarks.rows import Measure, Row, Sample, within
 from wds.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from benchmarks.stack import Engines
 
@@ -34,6 +34,16 @@ def filters(rng: random.Random) -> dict[str, Any]:
         wanted["event_type"] = f"kind-{rng.randrange(TYPES)}"
     if rng.random() < 0.7:
         wanted |= any_range(rng)
+    return wanted
+
+
+def outcome_filters(rng: random.Random) -> dict[str, Any]:
+    """Return filters by how deliveries went, at any time: what many, few or no events fit."""
+    wanted: dict[str, Any] = {}
+    if rng.random() < 0.7:
+        wanted["last_status_code"] = rng.choice([*sorted(set(CODES)), 404])
+    if not wanted or rng.random() < 0.3:
+        wanted["min_attempts"] = rng.randint(2, MOST_ATTEMPTS + 1)
     return wanted
 
 
@@ -80,9 +90,14 @@ def rows(engines: Engines, scale: int, searches: int = SEARCHES) -> list[Row]:
         took = sorted(took[untimed:])
         return Sample(took[int(len(took) * 0.99)], {"p50_ms": took[len(took) // 2]})
 
-    async def pages() -> Sample:
-        rng = random.Random(1)
-        return await timed({**filters(rng), "aggregations": False} for _ in range(searches))
+    def drawn(
+        draw: Callable[[random.Random], dict[str, Any]], seed: int, **more: object
+    ) -> Measure:
+        async def measure() -> Sample:
+            rng = random.Random(seed)
+            return await timed({**draw(rng), **more} for _ in range(searches))
+
+        return measure
 
     async def deep() -> Sample:
         def follow() -> Iterator[dict[str, Any]]:
@@ -106,11 +121,24 @@ def rows(engines: Engines, scale: int, searches: int = SEARCHES) -> list[Row]:
         Row(
             "search page with filters, p99",
             "ms",
-            {"wds": pages, "deep by cursor": deep},
+            {
+                "wds": drawn(filters, 1, aggregations=False),
+                "by code or attempts": drawn(outcome_filters, 3, aggregations=False),
+                "deep by cursor": deep,
+            },
             (
                 within(50, "value", "ms"),
+                within(50, "value", "ms", side="by code or attempts"),
                 within(50, "value", "ms", side="deep by cursor"),
             ),
         ),
-        Row("counts and histogram, p99", "ms", {"wds": counts}, (within(500, "value", "ms"),)),
+        Row(
+            "counts and histogram, p99",
+            "ms",
+            {"wds": counts, "by code or attempts": drawn(outcome_filters, 4, limit=1)},
+            (
+                within(500, "value", "ms"),
+                within(500, "value", "ms", side="by code or attempts"),
+            ),
+        ),
     ]
