@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from wds import queries
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 BACKLOG_CAP = 100_000
 """The due gauge counts no further, so that a huge backlog does not make its own metric slow."""
+MANY = 10_000
+COUNT_MANY_EVERY_S = 10.0
+"""`MANY` and more are counted this seldom: every replica counts, and reads a key for each."""
 FORGET_REPLICA_S = 3600.0
 
 
@@ -36,9 +40,10 @@ class Watch:
         self._events = mongo.db[queries.EVENTS]
         self._fleet = mongo.db[queries.FLEET]
         self._reported: dict[str, dict[str, int]] = {}
+        self._many: dict[str, tuple[int, float]] = {}
 
     async def backlog(self, destination: str) -> Backlog:
-        """Measure what is due now, by the database's clock."""
+        """Measure what is due now, by the database's clock; many may be `COUNT_MANY_EVERY_S` old."""
         hello = await self._try_for(0, self._mongo.hello)
         due = queries.due_by(destination, hello["localTime"])
         oldest = await self._try_for(
@@ -49,9 +54,12 @@ class Watch:
         )
         if oldest is None:
             return Backlog(0, 0.0)
-        count = await self._try_for(
-            0, lambda: self._events.count_documents(due, limit=BACKLOG_CAP, hint="claim")
-        )
+        count, counted_at = self._many.get(destination, (0, 0.0))
+        if count < MANY or monotonic() - counted_at >= COUNT_MANY_EVERY_S:
+            count = await self._try_for(
+                0, lambda: self._events.count_documents(due, limit=BACKLOG_CAP, hint="claim")
+            )
+            self._many[destination] = count, monotonic()
         age: timedelta = hello["localTime"] - oldest["next_attempt_at"]
         return Backlog(count, max(age.total_seconds(), 0.0))
 

@@ -12,7 +12,7 @@ from itertools import chain
 import pytest
 
 from tests.support import clock_caught_up, eventually, new_event
-from wds import embedded, head, queries
+from wds import embedded, head, queries, watch
 from wds.errors import StandaloneRefusedError, StoreUnavailableError
 from wds.model import (
     Action,
@@ -573,6 +573,21 @@ async def test_the_backlog_is_what_is_due_and_the_age_of_the_oldest(store, db):
     backlog = await store.watch.backlog("default")
     assert backlog.due == 2
     assert 60 <= backlog.oldest_due_s < 70
+
+
+async def test_many_due_events_are_counted_anew_only_now_and_then_and_few_each_time(
+    store, monkeypatch
+):
+    now = time.monotonic()
+    monkeypatch.setattr("wds.watch.monotonic", lambda: now)
+    monkeypatch.setattr(watch, "MANY", 5)
+    counts = []
+    for step in (0, 0, 9, 1):
+        now += step
+        await store.insert([new_event() for _ in range(4)])
+        await clock_caught_up(store)
+        counts.append((await store.watch.backlog("default")).due)
+    assert counts == [4, 8, 8, 16]
 
 
 async def test_a_standalone_server_is_refused_with_the_cure(tmp_path):
