@@ -43,7 +43,10 @@ class Watch:
         self._many: dict[str, tuple[int, float]] = {}
 
     async def backlog(self, destination: str) -> Backlog:
-        """Measure what is due now, by the database's clock. Many: `COUNT_MANY_EVERY_S` ago."""
+        """Measure what is due now, by the database's clock.
+
+        From `MANY` on `due` may be `COUNT_MANY_EVERY_S` old.
+        """
         hello = await self._try_for(0, self._mongo.hello)
         due = queries.due_by(destination, hello["localTime"])
         oldest = await self._try_for(
