@@ -39,6 +39,10 @@ REFUSED: Mapping[Verdict, tuple[str, str]] = {
     Verdict.WAITING: ("already_waiting", "it waits for an attempt, with the whole schedule ahead"),
     Verdict.FINAL: ("already_final", "the event is final; there is nothing to cancel"),
     Verdict.CANCELLING: ("already_cancelled", "it ends with the attempt that is under way"),
+    Verdict.CONFLICT: (
+        "idempotency_conflict",
+        "this request id belongs to another action on the event; use another one",
+    ),
     Verdict.FULL: ("no_room", "its payload and past attempts leave no room for further ones"),
 }
 """Verdict -> code and message of the 409."""
@@ -171,6 +175,8 @@ class Operate:
             Refusal: 409 if that one is about something else.
         """
         action = instruction.action
+        if action is not Action.REPLAY:
+            per_second = None
         known = await self._store.bulk.get(instruction.request_id)
         new = False
         if known is None:
@@ -178,10 +184,11 @@ class Operate:
                 instruction,
                 wanted=wanted,
                 limit=limit,
-                per_second=per_second if action is Action.REPLAY else None,
+                per_second=per_second,
                 matched=await self._matched(action, wanted),
             )
-        if (known["action"], known["filters"], known["limit"]) != (action, wanted, limit):
+        asked = {"action": action, "filters": wanted, "limit": limit, "per_second": per_second}
+        if {name: known[name] for name in asked} != asked:
             raise Refusal(
                 409,
                 "idempotency_conflict",

@@ -166,6 +166,23 @@ async def test_a_replay_repeated_under_its_request_id_does_nothing_twice(client,
     assert await queue.event(event_id) == before
 
 
+@pytest.mark.parametrize(("first", "second"), [("cancel", "replay"), ("replay", "cancel")])
+async def test_a_request_id_that_did_the_other_action_to_an_event_is_a_conflict(
+    client, queue, first, second
+):
+    [event_id] = await queue.insert()
+    await queue.attempt(succeed=False)
+    path = f"/webhooks/events/{event_id}"
+    assert (await post(client, f"{path}/{first}", {"request_id": "r"}))[0] == 202
+    before = await queue.event(event_id)
+
+    conflict = (409, "idempotency_conflict")
+    assert await refused(client, f"{path}/{second}", {"request_id": "r"}) == conflict
+    assert await queue.event(event_id) == before
+    assert (await post(client, f"{path}/{first}", {"request_id": "r"}))[0] == 200
+    assert (await post(client, f"{path}/{second}", {"request_id": "s"}))[0] == 202
+
+
 async def test_many_replays_at_once_under_one_request_id_are_one(client, queue):
     [event_id] = await queue.failed()
     path = f"/webhooks/events/{event_id}/replay"
@@ -501,11 +518,29 @@ async def test_a_request_id_belongs_to_one_bulk_action(client, queue):
         ("/webhooks/cancel", {"from": "2020-01-01"}),
         ("/webhooks/replay", {"from": "2021-01-01"}),
         ("/webhooks/replay", {"from": "2020-01-01", "limit": 1}),
+        ("/webhooks/replay", {"from": "2020-01-01", "per_second": 1}),
     ]:
         assert await refused(client, path, {**body, "request_id": "r"}) == (
             409,
             "idempotency_conflict",
         )
+
+
+async def test_a_bulk_action_does_and_counts_its_own_action_under_an_id_that_did_the_other(
+    client, queue
+):
+    [waiting] = await queue.insert()
+    await queue.attempt(succeed=False)
+    [leased] = await queue.insert()
+    await queue.claim()
+    for event_id in (waiting, leased):
+        await post(client, f"/webhooks/events/{event_id}/cancel", {"request_id": "r"})
+    await post(client, "/webhooks/replay", {"from": "2020-01-01", "request_id": "r"})
+    done = await bulk_done(client, "r")
+
+    assert (done["examined"], done["changed"], done["skipped"]) == (2, 1, 1)
+    history = (await queue.event(waiting))["history"]
+    assert [each["action"] for each in history] == ["cancel", "replay"]
 
 
 @pytest.mark.parametrize("path", ["/webhooks/replay", "/webhooks/cancel"])
