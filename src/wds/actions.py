@@ -115,6 +115,7 @@ def _replay(due: object) -> Document:
         "attempts_before": "$attempt_count",
         "next_attempt_at": due,
         "finished_at": "$$REMOVE",
+        "buried": "$$REMOVE",
     }
 
 

@@ -63,7 +63,10 @@ def bind(claim: Claim, facts: Mapping[str, str]) -> None:
 
 
 def claimed(claimed: Claimed) -> None:
-    """Leases were taken, some perhaps from the dead; events without attempts left were buried."""
+    """Leases were taken, some perhaps from the dead; events without attempts left were buried.
+
+    A cancelled event is none that failed, however its last attempt went.
+    """
     metrics.CLAIMS.inc(len(claimed.claims))
     metrics.LEASES_RECOVERED.inc(claimed.recovered)
     metrics.ATTEMPTS.labels(Outcome.UNKNOWN).inc(claimed.recovered)
@@ -73,6 +76,8 @@ def claimed(claimed: Claimed) -> None:
             log.warning("lease_recovered", event_id=claim.id, attempt=claim.attempt_number - 1)
     for event_id in claimed.buried_ids:
         log.warning("buried", event_id=event_id, cause="its last attempt was lost")
+    for event_id in claimed.cancelled_ids:
+        log.warning("cancelled_attempt_lost", event_id=event_id)
 
 
 def not_deferred(claims: Sequence[Claim]) -> None:

@@ -198,7 +198,10 @@ class LeaseQueue(RuleBasedStateMachine):
         event = self.events[claim.id]
         event.end("unknown")
         if event.final:
-            assert claimed.buried == 1
+            exhausted = len(event.outcomes) - event.before >= MAX_ATTEMPTS
+            assert claimed.buried == exhausted
+            assert claimed.buried_ids == [claim.id] * exhausted
+            assert claimed.cancelled_ids == [claim.id] * (not exhausted)
             for other in claimed.claims:  # the claim went on to the next that was due
                 self.events[other.id].holder = other
                 self.events[other.id].status = "DELIVERING"
