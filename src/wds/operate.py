@@ -16,7 +16,7 @@ from wds import action_schemas, actions, filters, metrics, schemas
 from wds.bulk import Verdict, matching
 from wds.envelope import json_answer
 from wds.errors import Detail, Refusal, StoreUnavailableError
-from wds.model import Action, Instruction, is_label
+from wds.model import Action, Instruction, is_request_id
 from wds.openapi import Operation, header
 from wds.payload import parse_request
 from wds.search import instant
@@ -231,8 +231,9 @@ def _instruction(request: web.Request, action: Action, given: Mapping[str, Any])
     request_id = given.get("request_id", request.headers.get("Idempotency-Key"))
     if request_id is None:
         request_id = secrets.token_hex(16)
-    if not is_label(request_id):
-        problem = Detail("Idempotency-Key", "must be 1 to 255 printable characters")
+    if not is_request_id(request_id):
+        said = "must be 1 to 255 printable characters, and neither . nor .."
+        problem = Detail("Idempotency-Key", said)
         raise Refusal(422, "invalid_request", "the request has the wrong shape", (problem,))
     remote = request.remote or "unknown"
     return Instruction(action, request_id, given.get("by", remote), remote, given.get("reason"))
@@ -309,6 +310,7 @@ def operations(operate: Operate) -> list[Operation]:
         )
 
     bulk = "/webhooks/bulk"
+    one_bulk = f"{bulk}/{{request_id:[^/]+}}"  # any label, braces too
     shown = {200: ("The bulk action", action_schemas.BulkSchema)}
     return [
         one("replay", operate.replay),
@@ -326,7 +328,7 @@ def operations(operate: Operate) -> list[Operation]:
         ),
         Operation(
             "GET",
-            f"{bulk}/{{request_id}}",
+            one_bulk,
             operate.bulk,
             "Show a bulk action",
             "operate",
@@ -335,7 +337,7 @@ def operations(operate: Operate) -> list[Operation]:
         ),
         Operation(
             "POST",
-            f"{bulk}/{{request_id}}/stop",
+            f"{one_bulk}/stop",
             operate.stop,
             "Stop a bulk action",
             "operate",

@@ -133,6 +133,16 @@ async def test_replay_does_all_of_it_once_and_says_who(service, store, db):
     assert {(each["history"][0]["by"], len(each["history"])) for each in replayed} == {("ann", 1)}
 
 
+@pytest.mark.parametrize("request_id", ["a{b}", "../x y%2F?č"])
+async def test_a_bulk_action_is_followed_under_whatever_id_was_taken(
+    service, store, db, request_id
+):
+    await failed(store, db, 1)
+    command = ["replay", "--status", "FAILED_PERMANENTLY", "--yes", "--request-id", request_id]
+    status, lines = await service(*command)
+    assert (status, lines) == (0, [f"request id {request_id}", "done: 1 changed, 0 skipped"])
+
+
 async def test_events_are_replayed_and_cancelled_by_id(service, store, db):
     ids = await failed(store, db, 2)
     status, lines = await service("replay", *ids, "nothing")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import UTC, datetime, timedelta
+from urllib.parse import quote
 
 import pytest
 
@@ -245,6 +246,8 @@ async def test_an_unknown_event_is_not_found(client, action):
         ({"by": ""}, "by"),
         ({"by": 1}, "by"),
         ({"request_id": "a\nb"}, "request_id"),
+        ({"request_id": "."}, "request_id"),
+        ({"request_id": ".."}, "request_id"),
         ({"reason": "x" * 1001}, "reason"),
         ({"foo": 1}, "foo"),
     ],
@@ -593,6 +596,37 @@ async def test_an_unknown_bulk_action_is_not_found(client, method, path):
     url = f"{client.url}/webhooks/bulk/nothing{path}"
     async with client.session.request(method, url) as response:
         assert response.status == 404
+
+
+ODD_IDS = ["a{b}c", "{", "}", "{request_id}", "a/b", "../x", "a%2Fb", "%", "a b", "...", "č;?#+&"]
+
+
+@pytest.mark.parametrize("request_id", ODD_IDS)
+async def test_a_bulk_action_is_found_and_stopped_under_whatever_id_was_taken(
+    client, queue, request_id
+):
+    await queue.failed(1)
+    body = {"from": "2020-01-01", "request_id": request_id}
+    assert (await post(client, "/webhooks/replay", body))[0] == 202
+    done = await bulk_done(client, quote(request_id, safe=""))
+    path = f"/webhooks/bulk/{quote(request_id, safe='')}/stop"
+    status, stopped = await post(client, path)
+
+    assert (done["request_id"], done["state"]) == (request_id, "done")
+    assert (status, stopped) == (200, done)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/webhooks/events/x/replay", {}), ("/webhooks/cancel", {"status": "RECEIVED"})],
+)
+@pytest.mark.parametrize("request_id", [".", "..", "x" * 256])
+async def test_an_id_that_no_address_can_have_is_refused_in_the_header_too(
+    client, path, body, request_id
+):
+    status, answer = await post(client, path, body, Idempotency_Key=request_id)
+    assert status == 422
+    assert [each["field"] for each in answer["error"]["details"]] == ["Idempotency-Key"]
 
 
 @pytest.mark.parametrize("pace", [1e-13, 0.0009, -1])
