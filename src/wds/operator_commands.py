@@ -159,13 +159,13 @@ def _target(arguments: argparse.Namespace, environ: Mapping[str, str]) -> remote
 
 
 def _instant(text: str) -> str:
-    """Return ISO 8601; the service judges whether it is an instant."""
+    """Return ISO 8601, of how long ago as `remote.Ago`; the service judges what is no instant."""
     ago = _AGO.fullmatch(text)
     if ago is None:
         return text
     try:
         since = timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-        return (datetime.now(UTC) - since).isoformat(timespec="milliseconds")
+        return remote.Ago((datetime.now(UTC) - since).isoformat(timespec="milliseconds"))
     except OverflowError:
         msg = "too long ago"
         raise argparse.ArgumentTypeError(msg) from None

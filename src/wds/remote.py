@@ -39,7 +39,22 @@ _STYLES = {"DELIVERED": "green", "FAILED_PERMANENTLY": "red", "DELIVERING": "yel
 
 
 class RemoteError(WdsError):
-    """The service refused, or does not answer; the message says why."""
+    """The service refused, or does not answer; the message says why.
+
+    Attributes:
+        status: of the answer; None if there was none.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        """Take the sentence to print."""
+        super().__init__(message)
+        self.status = status
+
+
+class Ago(str):
+    """An instant as ISO 8601 that was given as how long ago: another one at each run."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +85,7 @@ class Service:
                 if response.status in _COME_BACK:
                     raise ComeBackError(await _reason(response))
                 if response.status >= HTTPStatus.BAD_REQUEST:
-                    raise RemoteError(await _reason(response))
+                    raise RemoteError(await _reason(response), response.status)
                 return await response.json(content_type=None)
 
         try:
@@ -89,7 +104,7 @@ class Service:
         try:
             async with self._session.post(self._url + path, json=body) as response:
                 if response.status >= HTTPStatus.BAD_REQUEST:
-                    raise RemoteError(await _reason(response))
+                    raise RemoteError(await _reason(response), response.status)
                 buffer = b""
                 async for chunk in response.content.iter_any():
                     *whole, buffer = (buffer + chunk).split(b"\n")
@@ -242,6 +257,10 @@ async def _change_all(service: Service, wanted: Change) -> int:
     console = Console(stderr=True)
     path = f"/webhooks/{wanted.action}"
     asked = {**wanted.filters, **wanted.instruction, **wanted.extras}
+    if "request_id" in asked and not wanted.dry_run:
+        begun = await _begun(service, asked["request_id"])
+        if begun is not None and _is_same(begun, wanted):
+            return await _follow(service, begun, console)
     if wanted.dry_run or not wanted.confirmed:
         counted = await service.ask("POST", path, {**asked, "dry_run": True})
         console.print(_counted(counted, wanted))
@@ -251,9 +270,36 @@ async def _change_all(service: Service, wanted: Change) -> int:
             console.print("nothing was done")
             return 1
     asked.setdefault("request_id", secrets.token_hex(16))
-    begun = await service.ask("POST", path, asked)
-    console.print(f"request id {begun['request_id']}", highlight=False)
-    return await _follow(service, begun, console)
+    return await _follow(service, await service.ask("POST", path, asked), console)
+
+
+async def _begun(service: Service, request_id: str) -> Mapping[str, Any] | None:
+    """Return the bulk action that has this id, None if there is none."""
+    try:
+        found: Mapping[str, Any] = await service.ask("GET", _bulk_path(request_id))
+    except RemoteError as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+        return None
+    return found
+
+
+def _is_same(begun: Mapping[str, Any], wanted: Change) -> bool:
+    """Tell whether this is what the same command began, at another time maybe.
+
+    The service cannot: to it, how long ago is an instant like any other.
+    """
+    then = begun["filters"]
+    same_filters = then.keys() == wanted.filters.keys() and all(
+        isinstance(value, Ago) or value == then[name] for name, value in wanted.filters.items()
+    )
+    extras = {"limit": None, **wanted.extras}
+    same_extras = all(begun[name] == value for name, value in extras.items())
+    return begun["action"] == wanted.action and same_filters and same_extras
+
+
+def _bulk_path(request_id: str) -> str:
+    return f"/webhooks/bulk/{quote(request_id, safe='')}"
 
 
 def _counted(answer: Mapping[str, Any], wanted: Change) -> str:
@@ -273,10 +319,13 @@ async def _confirmed(question: str) -> bool:
 
 async def _follow(service: Service, begun: Mapping[str, Any], console: Console) -> int:
     """Show how a bulk action goes until it ends."""
+    console.print(
+        f"request id {begun['request_id']}", highlight=False, markup=False, soft_wrap=True
+    )
     bar = progress(begun["action"], console)
     known = [count for count in (begun["matched"], begun["limit"]) if count is not None]
     total = min(known, default=None)
-    path = f"/webhooks/bulk/{quote(begun['request_id'], safe='')}"
+    path = _bulk_path(begun["request_id"])
     seen = begun
     try:
         with bar:

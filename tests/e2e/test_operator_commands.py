@@ -133,7 +133,30 @@ async def test_replay_does_all_of_it_once_and_says_who(service, store, db):
     assert {(each["history"][0]["by"], len(each["history"])) for each in replayed} == {("ann", 1)}
 
 
-@pytest.mark.parametrize("request_id", ["a{b}", "../x y%2F?č"])
+async def test_the_same_command_follows_what_it_began_and_another_one_is_refused(
+    service, store, db
+):
+    await failed(store, db, 2, event_type="a")
+    same = ["replay", "--event-type", "a", "--request-id", "r1"]
+    followed = (0, ["request id r1", "done: 2 changed, 0 skipped"])
+    assert await service(*same, "--from", "2h", "--yes") == followed
+    assert await service(*same, "--from", "2h") == followed
+    assert await service(*same, "--from", "3h") == followed
+    for other in [
+        [*same, "--from", "2020-01-01", "--yes"],
+        [*same, "--yes"],
+        [*same, "--from", "2h", "--status", "DELIVERED", "--yes"],
+        [*same, "--from", "2h", "--limit", "1", "--yes"],
+        [*same, "--from", "2h", "--per-second", "7", "--yes"],
+        ["cancel", *same[1:], "--from", "2h", "--yes"],
+    ]:
+        status, lines = await service(*other)
+        assert (status, len(lines)) == (1, 1)
+        assert "409 idempotency_conflict" in lines[0]
+    assert await db.events.count_documents({"history": {"$size": 1}}) == 2
+
+
+@pytest.mark.parametrize("request_id", ["[b]{a}" + "x" * 200, "../x y%2F?č"])
 async def test_a_bulk_action_is_followed_under_whatever_id_was_taken(
     service, store, db, request_id
 ):
