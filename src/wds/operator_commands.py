@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from wds import remote
 from wds.config import Settings
 from wds.errors import SettingsError
-from wds.filters import NEWEST_FIRST, OLDEST_FIRST, SORTS
+from wds.filters import NEWEST_FIRST, SORTS
 from wds.model import Action, Status
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _given(arguments: argparse.Namespace, names: tuple[str, ...]) -> dict[str, A
 
 
 def _search(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    if arguments.json and arguments.limit is None and arguments.sort not in _STREAMED:
+    if arguments.json and arguments.limit is None and arguments.sort not in remote.STREAMED:
         raise SettingsError([f"--sort {arguments.sort} needs --limit with --json"])
     if arguments.payload and not arguments.json:
         raise SettingsError(["--payload needs --json"])
@@ -125,9 +125,6 @@ def _search(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
             as_table=not arguments.json,
         )
     )
-
-
-_STREAMED = (NEWEST_FIRST, OLDEST_FIRST)
 
 
 def _change(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:

@@ -75,10 +75,18 @@ async def test_search_prints_a_table_with_totals(service, store, db):
     assert lines[-1] == "3 of 3 shown: 3 FAILED_PERMANENTLY"
 
 
-@pytest.mark.parametrize(("limit", "expected"), [((), 1200), (("--limit", "700"), 700)])
-async def test_search_prints_json_lines_for_pipes(service, store, limit, expected):
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), 1200),
+        (("--limit", "700"), 700),
+        (("--limit", "1001", "--sort=-attempt_count"), 1001),
+        (("--limit", "5000", "--sort=-attempt_count"), 1200),
+    ],
+)
+async def test_search_prints_json_lines_for_pipes(service, store, options, expected):
     await store.insert([new_event(b'{"n": %d}' % number) for number in range(1200)])
-    status, lines = await service("search", "--json", "--from", "1h", *limit)
+    status, lines = await service("search", "--json", "--from", "1h", *options)
     events = [json.loads(line) for line in lines]
 
     assert (status, len(events)) == (0, expected)
@@ -91,6 +99,24 @@ async def test_search_can_print_payloads(service, store):
     for limit in ((), ("--limit", "1")):
         _, [line] = await service("search", "--json", "--payload", *limit)
         assert json.loads(line)["payload"] == {"text": "č\u2028"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--limit", "2"], ["--limit", "2", "--sort", "attempt_count"]],
+    ids=["all", "some", "paged"],
+)
+async def test_payloads_are_printed_as_they_came_and_each_in_its_line(service, store, options):
+    """Read and written again they would be another text, or none."""
+    digits, deep = "9" * 5000, "[" * 1000 + "]" * 1000
+    text = f'{{"k": "\\ud800",\r\n"n": [{digits}, 1e400, 1.50],\n"k": "č", "deep": {deep}}}'
+    await store.insert([new_event(text.encode()) for _ in range(2)])
+    status, lines = await service("search", "--json", "--payload", *options)
+
+    assert (status, len(lines)) == (0, 2)
+    for line in lines:
+        assert line.startswith('{"id":')
+        assert line.endswith(f',"payload":{text}}}'.replace("\r", " ").replace("\n", " "))
 
 
 async def test_a_pipe_that_has_seen_enough_is_no_error(service, store):
