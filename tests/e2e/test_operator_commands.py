@@ -75,6 +75,14 @@ async def test_search_prints_a_table_with_totals(service, store, db):
     assert lines[-1] == "3 of 3 shown: 3 FAILED_PERMANENTLY"
 
 
+async def test_a_table_has_as_many_events_as_asked_for(service, store):
+    await store.insert([new_event(b'{"n": %d}' % number) for number in range(1200)])
+    for limit, shown in [("501", 501), ("1200", 1200), ("5000", 1200)]:
+        status, lines = await service("search", "--limit", limit)
+        assert (status, lines[-1]) == (0, f"{shown:,} of 1,200 shown: 1,200 RECEIVED")
+        assert len({line.split()[2] for line in lines[1:-1]}) == shown
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
