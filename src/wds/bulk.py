@@ -174,14 +174,17 @@ class Bulk:
             ),
         )
 
-    async def stop(self, request_id: str) -> Document | None:
-        """Ask a bulk action to change no further events; return it, or None."""
-        running = {"_id": request_id, "state": "running"}
-        await self._try_for(
+    async def stop(self, request_id: str) -> tuple[Document | None, bool]:
+        """Ask a bulk action to change no further events.
+
+        Returns it, or None, and whether this made a difference: it was running, and not asked.
+        """
+        running = {"_id": request_id, "state": "running", "stop_requested": {"$exists": False}}
+        written = await self._try_for(
             WRITE_BUDGET_S,
             lambda: self._bulk.update_one(running, {"$set": {"stop_requested": True}}),
         )
-        return await self.get(request_id)
+        return await self.get(request_id), written.modified_count > 0
 
     # -- bulk actions, as a worker sees them -----------------------------------------------
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from wds import action_schemas, actions, filters, metrics, schemas
+from wds import action_schemas, actions, filters, journal, schemas
 from wds.bulk import Verdict, matching
 from wds.envelope import json_answer
 from wds.errors import Detail, Refusal, StoreUnavailableError
@@ -102,7 +102,7 @@ class Operate:
         if changed.verdict in REFUSED:
             raise Refusal(409, *REFUSED[changed.verdict])
         if changed.verdict is not Verdict.REPEATED:
-            metrics.EVENTS_CHANGED.labels(instruction.action).inc()
+            journal.changed(event_id, instruction)
         return changed
 
     async def replay_all(self, request: web.Request) -> web.Response:
@@ -195,6 +195,8 @@ class Operate:
                 "this request id belongs to another bulk action",
                 (Detail("request_id", "use another one, or send the same request"),),
             )
+        if new:
+            journal.bulk_action_begun(known)
         self._wake()
         return known, new
 
@@ -209,7 +211,19 @@ class Operate:
 
     async def stop(self, request: web.Request) -> web.Response:
         """Stop a bulk action after the chunk under way; what it has changed stays so."""
-        return json_answer(bulk_json(_found(await self._store.bulk.stop(_request_id(request)))))
+        return json_answer(bulk_json(await self.end(request)))
+
+    async def end(self, request: web.Request) -> Document:
+        """Stop the bulk action that a request's path names, and return it.
+
+        Raises:
+            Refusal: 404 if there is none.
+        """
+        stopped, asked = await self._store.bulk.stop(_request_id(request))
+        found = _found(stopped)
+        if asked:
+            journal.bulk_action_stopped(found, _remote(request))
+        return found
 
 
 _FILTERS = [
@@ -235,8 +249,12 @@ def _instruction(request: web.Request, action: Action, given: Mapping[str, Any])
         said = "must be 1 to 255 printable characters, and neither . nor .."
         problem = Detail("Idempotency-Key", said)
         raise Refusal(422, "invalid_request", "the request has the wrong shape", (problem,))
-    remote = request.remote or "unknown"
+    remote = _remote(request)
     return Instruction(action, request_id, given.get("by", remote), remote, given.get("reason"))
+
+
+def _remote(request: web.Request) -> str:
+    return request.remote or "unknown"
 
 
 def _request_id(request: web.Request) -> str:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.support import clock_caught_up, eventually, new_event
 from wds.audit import Expectations, violations
@@ -596,6 +597,54 @@ async def test_an_unknown_bulk_action_is_not_found(client, method, path):
     url = f"{client.url}/webhooks/bulk/nothing{path}"
     async with client.session.request(method, url) as response:
         assert response.status == 404
+
+
+# -- the log ------------------------------------------------------------------------------------
+
+
+async def test_what_an_operator_does_to_an_event_is_a_line_with_who_and_from_where(client, queue):
+    [event_id] = await queue.failed()
+    path = f"/webhooks/events/{event_id}"
+    with capture_logs() as lines:
+        for action in ("replay", "replay", "cancel"):
+            body = {"request_id": action, "by": "ann", "reason": "hush"}
+            await post(client, f"{path}/{action}", body)
+        assert await refused(client, f"{path}/cancel") == (409, "already_final")
+    said = [line for line in lines if line["event"] in {"replayed", "cancelled"}]
+
+    who = {"event_id": event_id, "by": "ann", "remote": "127.0.0.1", "log_level": "info"}
+    assert said == [
+        {"event": "replayed", "request_id": "replay", **who},
+        {"event": "cancelled", "request_id": "cancel", **who},
+    ]
+    assert "hush" not in str(lines)
+
+
+async def test_what_an_operator_does_to_many_is_a_line_when_it_begins_and_when_it_is_stopped(
+    client, queue, store, monkeypatch
+):
+    monkeypatch.setattr(store.bulk, "take", never)
+    await queue.failed(2)
+    body = {"from": "2020-01-01", "request_id": "r", "by": "ann", "reason": "hush"}
+    with capture_logs() as lines:
+        for path in ("/webhooks/replay", "/webhooks/bulk/r/stop"):
+            for _ in range(2):
+                assert (await post(client, path, body))[0] in {200, 202}
+    said = [line for line in lines if line["event"].startswith("bulk_action_")]
+
+    facts = {"request_id": "r", "action": "replay", "remote": "127.0.0.1", "log_level": "info"}
+    assert said == [
+        {"event": "bulk_action_begun", "by": "ann", "matched": 2, **facts},
+        {"event": "bulk_action_stopped", **facts},
+    ]
+    assert "hush" not in str(lines)
+
+
+async def never(_):
+    """Find no bulk action to work on."""
+
+
+# -- odd requests -------------------------------------------------------------------------------
 
 
 ODD_IDS = ["a{b}c", "{", "}", "{request_id}", "a/b", "../x", "a%2Fb", "%", "a b", "...", "č;?#+&"]
