@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import marshmallow as ma
 from marshmallow import fields, validate
 
-from wds.model import MAX_LABEL, Action, is_label
+from wds.model import MAX_LABEL, Action, is_label, is_request_id
 from wds.schemas import MAX_INTEGER, FilterSchema, StrictBoolean
 
 if TYPE_CHECKING:
@@ -29,6 +29,12 @@ def _label(description: str) -> fields.String:
     return fields.String(validate=check, metadata={"description": description})
 
 
+def _request_id(value: str) -> None:
+    if not is_request_id(value):
+        msg = f"Must be 1 to {MAX_LABEL} printable characters, and neither . nor .. alone."
+        raise ma.ValidationError(msg)
+
+
 def _pace(value: float) -> None:
     if 0 < value < SLOWEST:
         msg = f"Must be 0 or at least {SLOWEST:g}."
@@ -38,7 +44,13 @@ def _pace(value: float) -> None:
 class InstructionSchema(ma.Schema):
     """Who asks and why; no field is required."""
 
-    request_id = _label("Makes the request repeatable; the header Idempotency-Key does the same.")
+    request_id = fields.String(
+        validate=_request_id,
+        metadata={
+            "description": "Makes the request repeatable; the header Idempotency-Key does the same."
+            f" 1 to {MAX_LABEL} printable characters, and neither . nor .. alone."
+        },
+    )
     by = _label("Who asks, for the event's history. The address it came from is kept as well.")
     reason = fields.String(
         validate=validate.Length(1, MAX_REASON), metadata={"description": "Why."}

@@ -5,8 +5,8 @@ What must stay true:
 * Each action changes an event and its `history` in one write to one document.
 * A lease is never disturbed. A leased event is not replayed; cancelling one only marks it, and
   whatever ends the lease then ends the event (`queries`).
-* The request's id is part of the filter and goes into `history`, so a repeat, whether of one
-  write or of a bulk action that was interrupted anywhere, changes nothing twice.
+* The request's id is part of the filter and goes into `history` with the action, so a repeat,
+  whether of one write or of a bulk action that was interrupted anywhere, changes nothing twice.
 * Attempts stay and go on counting. `attempts_before` holds how many there were at the last
   replay: the retry schedule is counted from there.
 """
@@ -61,7 +61,7 @@ def wanted(ids: Sequence[str], instruction: Instruction) -> Document:
     """
     common = {
         "_id": {"$in": list(ids)},
-        "history.request_id": {"$ne": instruction.request_id},
+        "history": {"$not": _entry_of(instruction.action, instruction.request_id)},
     }
     if instruction.action is Action.CANCEL:
         return {**common, "next_attempt_at": {"$exists": True}, "cancelling": {"$exists": False}}
@@ -72,9 +72,23 @@ def wanted(ids: Sequence[str], instruction: Instruction) -> Document:
     }
 
 
-def done(ids: Sequence[str], request_id: str) -> Document:
-    """Match those of `ids` that the request has changed, now or earlier."""
-    return {"_id": {"$in": list(ids)}, "history.request_id": request_id}
+def wanted_alone(event_id: str, instruction: Instruction) -> Document:
+    """Match the event if `wanted` does and the request's id is on its record with neither action.
+
+    An id that did the other action to it is a caller's mistake, which only one who asks about
+    one event can be told of.
+    """
+    unused = {"history.request_id": {"$ne": instruction.request_id}}
+    return {**wanted([event_id], instruction), **unused}
+
+
+def done(ids: Sequence[str], action: Action, request_id: str) -> Document:
+    """Match those of `ids` to which the request has done this, now or earlier."""
+    return {"_id": {"$in": list(ids)}, "history": _entry_of(action, request_id)}
+
+
+def _entry_of(action: Action, request_id: str) -> Document:
+    return {"$elemMatch": {"action": action, "request_id": request_id}}
 
 
 def update(instruction: Instruction, spread: tuple[datetime, int] | None = None) -> list[Document]:
@@ -101,6 +115,7 @@ def _replay(due: object) -> Document:
         "attempts_before": "$attempt_count",
         "next_attempt_at": due,
         "finished_at": "$$REMOVE",
+        "buried": "$$REMOVE",
     }
 
 

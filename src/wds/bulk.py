@@ -52,6 +52,8 @@ class Verdict(StrEnum):
     DONE = "done"
     REPEATED = "repeated"
     """An earlier request under the same id did it."""
+    CONFLICT = "conflict"
+    """An earlier request under the same id did the other action."""
     LEASED = "leased"
     WAITING = "waiting"
     """It waits for an attempt with the whole schedule before it, so there is nothing to replay."""
@@ -98,7 +100,7 @@ class Bulk:
             changed = await self._try_for(
                 WRITE_BUDGET_S,
                 lambda: self._events.find_one_and_update(
-                    actions.wanted([event_id], instruction),
+                    actions.wanted_alone(event_id, instruction),
                     actions.update(instruction),
                     projection={"payload": 0},
                     return_document=ReturnDocument.AFTER,
@@ -172,14 +174,17 @@ class Bulk:
             ),
         )
 
-    async def stop(self, request_id: str) -> Document | None:
-        """Ask a bulk action to change no further events; return it, or None."""
-        running = {"_id": request_id, "state": "running"}
-        await self._try_for(
+    async def stop(self, request_id: str) -> tuple[Document | None, bool]:
+        """Ask a bulk action to change no further events.
+
+        Returns it, or None, and whether this made a difference: it was running, and not asked.
+        """
+        running = {"_id": request_id, "state": "running", "stop_requested": {"$exists": False}}
+        written = await self._try_for(
             WRITE_BUDGET_S,
             lambda: self._bulk.update_one(running, {"$set": {"stop_requested": True}}),
         )
-        return await self.get(request_id)
+        return await self.get(request_id), written.modified_count > 0
 
     # -- bulk actions, as a worker sees them -----------------------------------------------
 
@@ -292,7 +297,9 @@ class Bulk:
         )
         changed = await self._try_for(
             CHUNK_BUDGET_S,
-            lambda: self._events.count_documents(actions.done(ids, document["_id"])),
+            lambda: self._events.count_documents(
+                actions.done(ids, instruction.action, instruction.request_id)
+            ),
         )
         progress: Document = {
             "examined": document["examined"] + len(ids),
@@ -356,8 +363,10 @@ def matching(action: Action, wanted: str, before: datetime) -> Document | None:
 
 def _verdict(event: Document, instruction: Instruction) -> Verdict | None:
     """Tell why an instruction did not apply to an event; None if nothing of it says so."""
-    if any(each["request_id"] == instruction.request_id for each in event.get("history", [])):
-        return Verdict.REPEATED
+    history = event.get("history", [])
+    did = {each["action"] for each in history if each["request_id"] == instruction.request_id}
+    if did:
+        return Verdict.REPEATED if instruction.action in did else Verdict.CONFLICT
     if "cancelling" in event:
         return Verdict.CANCELLING
     if instruction.action is Action.CANCEL:

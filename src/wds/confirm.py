@@ -176,10 +176,7 @@ class Confirm:
 
     async def stop(self, request: web.Request) -> web.StreamResponse:
         """Stop a bulk action after the chunk under way, and lead back to it."""
-        found = await self._store.bulk.stop(request.match_info["request_id"])
-        if found is None:
-            raise Refusal(404, "not_found", "no bulk action has this request id")
-        raise web.HTTPSeeOther(_address(found))
+        raise web.HTTPSeeOther(_address(await self._operate.end(request)))
 
 
 _MORE = {Action.REPLAY: ("limit", "per_second"), Action.CANCEL: ("limit",)}

@@ -1,5 +1,7 @@
 """What is counted and logged of an event on its way: a line for each step, with the event's id.
 
+And of what operators do to events, with the request's id; why they do it is not logged.
+
 Every line that concerns one event has `event_id`; every line that concerns an attempt has
 `attempt` as well, so that both can be followed through the logs of all processes.
 """
@@ -13,12 +15,13 @@ import structlog
 
 from wds import metrics
 from wds.errors import QueueFullError, StoreUnavailableError
-from wds.model import Outcome, Status
+from wds.model import Action, Outcome, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from wds.model import Claim, NewEvent, Receipt, Settlement
+    from wds.model import Claim, Instruction, NewEvent, Receipt, Settlement
+    from wds.queries import Document
     from wds.store import Claimed
 
 log = structlog.get_logger(__name__)
@@ -54,6 +57,29 @@ def unless_acknowledged(events: Sequence[NewEvent]) -> Iterator[None]:
         raise
 
 
+# -- operators -------------------------------------------------------------------------------
+
+
+def changed(event_id: str, instruction: Instruction) -> None:
+    """An operator replayed or cancelled one event."""
+    metrics.EVENTS_CHANGED.labels(instruction.action).inc()
+    facts = {"by": instruction.by, "remote": instruction.remote}
+    say = {Action.REPLAY: "replayed", Action.CANCEL: "cancelled"}[instruction.action]
+    log.info(say, event_id=event_id, request_id=instruction.request_id, **facts)
+
+
+def bulk_action_begun(begun: Document) -> None:
+    """An operator began to replay or cancel all that match; in the shape `bulk` stores."""
+    facts = {name: begun[name] for name in ("action", "by", "remote", "matched")}
+    log.info("bulk_action_begun", request_id=begun["_id"], **facts)
+
+
+def bulk_action_stopped(stopped: Document, remote: str) -> None:
+    """An operator asked for no further changes."""
+    facts = {"action": stopped["action"], "remote": remote}
+    log.info("bulk_action_stopped", request_id=stopped["_id"], **facts)
+
+
 # -- delivery --------------------------------------------------------------------------------
 
 
@@ -63,7 +89,10 @@ def bind(claim: Claim, facts: Mapping[str, str]) -> None:
 
 
 def claimed(claimed: Claimed) -> None:
-    """Leases were taken, some perhaps from the dead; events without attempts left were buried."""
+    """Leases were taken, some perhaps from the dead; events without attempts left were buried.
+
+    A cancelled event is none that failed, however its last attempt went.
+    """
     metrics.CLAIMS.inc(len(claimed.claims))
     metrics.LEASES_RECOVERED.inc(claimed.recovered)
     metrics.ATTEMPTS.labels(Outcome.UNKNOWN).inc(claimed.recovered)
@@ -73,6 +102,8 @@ def claimed(claimed: Claimed) -> None:
             log.warning("lease_recovered", event_id=claim.id, attempt=claim.attempt_number - 1)
     for event_id in claimed.buried_ids:
         log.warning("buried", event_id=event_id, cause="its last attempt was lost")
+    for event_id in claimed.cancelled_ids:
+        log.warning("cancelled_attempt_lost", event_id=event_id)
 
 
 def not_deferred(claims: Sequence[Claim]) -> None:

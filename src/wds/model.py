@@ -208,6 +208,14 @@ def is_label(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= MAX_LABEL and value.isprintable()
 
 
+def is_request_id(value: object) -> bool:
+    """Tell whether `value` can be the id of an operator's request.
+
+    A label, but for the two that clients take out of the path of an address (RFC 3986, 5.2.4).
+    """
+    return is_label(value) and value not in {".", ".."}
+
+
 def derived_id(source: str, idempotency_key: str) -> str:
     """Return the id that every event with this key from this source has.
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from wds import action_schemas, actions, filters, metrics, schemas
+from wds import action_schemas, actions, filters, journal, schemas
 from wds.bulk import Verdict, matching
 from wds.envelope import json_answer
 from wds.errors import Detail, Refusal, StoreUnavailableError
-from wds.model import Action, Instruction, is_label
+from wds.model import Action, Instruction, is_request_id
 from wds.openapi import Operation, header
 from wds.payload import parse_request
 from wds.search import instant
@@ -39,6 +39,10 @@ REFUSED: Mapping[Verdict, tuple[str, str]] = {
     Verdict.WAITING: ("already_waiting", "it waits for an attempt, with the whole schedule ahead"),
     Verdict.FINAL: ("already_final", "the event is final; there is nothing to cancel"),
     Verdict.CANCELLING: ("already_cancelled", "it ends with the attempt that is under way"),
+    Verdict.CONFLICT: (
+        "idempotency_conflict",
+        "this request id belongs to another action on the event; use another one",
+    ),
     Verdict.FULL: ("no_room", "its payload and past attempts leave no room for further ones"),
 }
 """Verdict -> code and message of the 409."""
@@ -98,7 +102,7 @@ class Operate:
         if changed.verdict in REFUSED:
             raise Refusal(409, *REFUSED[changed.verdict])
         if changed.verdict is not Verdict.REPEATED:
-            metrics.EVENTS_CHANGED.labels(instruction.action).inc()
+            journal.changed(event_id, instruction)
         return changed
 
     async def replay_all(self, request: web.Request) -> web.Response:
@@ -171,6 +175,8 @@ class Operate:
             Refusal: 409 if that one is about something else.
         """
         action = instruction.action
+        if action is not Action.REPLAY:
+            per_second = None
         known = await self._store.bulk.get(instruction.request_id)
         new = False
         if known is None:
@@ -178,16 +184,19 @@ class Operate:
                 instruction,
                 wanted=wanted,
                 limit=limit,
-                per_second=per_second if action is Action.REPLAY else None,
+                per_second=per_second,
                 matched=await self._matched(action, wanted),
             )
-        if (known["action"], known["filters"], known["limit"]) != (action, wanted, limit):
+        asked = {"action": action, "filters": wanted, "limit": limit, "per_second": per_second}
+        if {name: known[name] for name in asked} != asked:
             raise Refusal(
                 409,
                 "idempotency_conflict",
                 "this request id belongs to another bulk action",
                 (Detail("request_id", "use another one, or send the same request"),),
             )
+        if new:
+            journal.bulk_action_begun(known)
         self._wake()
         return known, new
 
@@ -202,7 +211,19 @@ class Operate:
 
     async def stop(self, request: web.Request) -> web.Response:
         """Stop a bulk action after the chunk under way; what it has changed stays so."""
-        return json_answer(bulk_json(_found(await self._store.bulk.stop(_request_id(request)))))
+        return json_answer(bulk_json(await self.end(request)))
+
+    async def end(self, request: web.Request) -> Document:
+        """Stop the bulk action that a request's path names, and return it.
+
+        Raises:
+            Refusal: 404 if there is none.
+        """
+        stopped, asked = await self._store.bulk.stop(_request_id(request))
+        found = _found(stopped)
+        if asked:
+            journal.bulk_action_stopped(found, _remote(request))
+        return found
 
 
 _FILTERS = [
@@ -224,11 +245,16 @@ def _instruction(request: web.Request, action: Action, given: Mapping[str, Any])
     request_id = given.get("request_id", request.headers.get("Idempotency-Key"))
     if request_id is None:
         request_id = secrets.token_hex(16)
-    if not is_label(request_id):
-        problem = Detail("Idempotency-Key", "must be 1 to 255 printable characters")
+    if not is_request_id(request_id):
+        said = "must be 1 to 255 printable characters, and neither . nor .."
+        problem = Detail("Idempotency-Key", said)
         raise Refusal(422, "invalid_request", "the request has the wrong shape", (problem,))
-    remote = request.remote or "unknown"
+    remote = _remote(request)
     return Instruction(action, request_id, given.get("by", remote), remote, given.get("reason"))
+
+
+def _remote(request: web.Request) -> str:
+    return request.remote or "unknown"
 
 
 def _request_id(request: web.Request) -> str:
@@ -302,6 +328,7 @@ def operations(operate: Operate) -> list[Operation]:
         )
 
     bulk = "/webhooks/bulk"
+    one_bulk = f"{bulk}/{{request_id:[^/]+}}"  # any label, braces too
     shown = {200: ("The bulk action", action_schemas.BulkSchema)}
     return [
         one("replay", operate.replay),
@@ -319,7 +346,7 @@ def operations(operate: Operate) -> list[Operation]:
         ),
         Operation(
             "GET",
-            f"{bulk}/{{request_id}}",
+            one_bulk,
             operate.bulk,
             "Show a bulk action",
             "operate",
@@ -328,7 +355,7 @@ def operations(operate: Operate) -> list[Operation]:
         ),
         Operation(
             "POST",
-            f"{bulk}/{{request_id}}/stop",
+            f"{one_bulk}/stop",
             operate.stop,
             "Stop a bulk action",
             "operate",

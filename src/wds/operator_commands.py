@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from wds import remote
 from wds.config import Settings
 from wds.errors import SettingsError
-from wds.filters import NEWEST_FIRST, OLDEST_FIRST, SORTS
+from wds.filters import NEWEST_FIRST, SORTS
 from wds.model import Action, Status
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _given(arguments: argparse.Namespace, names: tuple[str, ...]) -> dict[str, A
 
 
 def _search(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    if arguments.json and arguments.limit is None and arguments.sort not in _STREAMED:
+    if arguments.json and arguments.limit is None and arguments.sort not in remote.STREAMED:
         raise SettingsError([f"--sort {arguments.sort} needs --limit with --json"])
     if arguments.payload and not arguments.json:
         raise SettingsError(["--payload needs --json"])
@@ -125,9 +125,6 @@ def _search(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
             as_table=not arguments.json,
         )
     )
-
-
-_STREAMED = (NEWEST_FIRST, OLDEST_FIRST)
 
 
 def _change(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -159,13 +156,13 @@ def _target(arguments: argparse.Namespace, environ: Mapping[str, str]) -> remote
 
 
 def _instant(text: str) -> str:
-    """Return ISO 8601; the service judges whether it is an instant."""
+    """Return ISO 8601, of how long ago as `remote.Ago`; the service judges what is no instant."""
     ago = _AGO.fullmatch(text)
     if ago is None:
         return text
     try:
         since = timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-        return (datetime.now(UTC) - since).isoformat(timespec="milliseconds")
+        return remote.Ago((datetime.now(UTC) - since).isoformat(timespec="milliseconds"))
     except OverflowError:
         msg = "too long ago"
         raise argparse.ArgumentTypeError(msg) from None

@@ -136,6 +136,7 @@ CLAIM_PROJECTION = {
     "attempt_count": 1,
     "attempts_before": 1,
     "lease": 1,
+    "buried": 1,
     "trace": 1,
 }
 """What a dispatcher needs of an event it claims."""
@@ -224,11 +225,12 @@ def claim(token: str, owner: str, lease_ms: int, max_attempts: int) -> list[Docu
     An event already at `max_attempts` since it was received or replayed, or cancelled while it
     was leased, gets no lease and becomes FAILED_PERMANENTLY, so a claim never starts one attempt
     too many. `lease.recovered` is present (and true) only where this claim took over from an
-    expired lease.
+    expired lease. `buried` says which claim ended the event, and whether for a cancel alone.
     """
     expired = {"$ne": [{"$type": "$lease"}, "missing"]}
     made = {"$subtract": ["$attempt_count", {"$ifNull": ["$attempts_before", 0]}]}
-    exhausted = {"$or": [{"$gte": [made, max_attempts]}, CANCELLING]}
+    used_up = {"$gte": [made, max_attempts]}
+    exhausted = {"$or": [used_up, CANCELLING]}
     lost = {
         "attempt_number": "$attempt_count",
         "timestamp": "$lease.since",
@@ -246,6 +248,7 @@ def claim(token: str, owner: str, lease_ms: int, max_attempts: int) -> list[Docu
         "due_at": "$next_attempt_at",
         "recovered": {"$cond": [expired, {"$literal": True}, "$$REMOVE"]},
     }
+    burial = {"by": {"$literal": token}, "cancelled": {"$not": [used_up]}}
     return [
         {
             "$set": {
@@ -264,6 +267,7 @@ def claim(token: str, owner: str, lease_ms: int, max_attempts: int) -> list[Docu
                     "$cond": [exhausted, "$$REMOVE", {"$add": ["$$NOW", lease_ms]}]
                 },
                 "lease": {"$cond": [exhausted, "$$REMOVE", lease]},
+                "buried": {"$cond": [exhausted, burial, "$$REMOVE"]},
                 "finished_at": {"$cond": [exhausted, "$$NOW", "$$REMOVE"]},
                 "last_status_code": {"$cond": [expired, NO_ANSWER, "$last_status_code"]},
                 "cancelling": "$$REMOVE",
@@ -272,9 +276,9 @@ def claim(token: str, owner: str, lease_ms: int, max_attempts: int) -> list[Docu
     ]
 
 
-def buried(ids: list[str]) -> Document:
-    """Match those of `ids`, all due a moment ago, that a claim found without an attempt left."""
-    return {"_id": {"$in": ids}, "status": Status.FAILED_PERMANENTLY}
+def buried(ids: list[str], token: str) -> Document:
+    """Match those of `ids` that the claim with this token ended instead of leasing them."""
+    return {"_id": {"$in": ids}, "buried.by": token}
 
 
 def held(event_id: str, token: str) -> Document:

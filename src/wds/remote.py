@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import sys
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -25,13 +25,18 @@ from tenacity import RetryError
 
 from wds.client import ComeBackError, patiently, progress
 from wds.errors import WdsError
+from wds.filters import NEWEST_FIRST, OLDEST_FIRST
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
     from wds.model import Action
 
 LOOK_EVERY_S = 0.5
+STREAMED = (NEWEST_FIRST, OLDEST_FIRST)
+"""Orders in which all that matches can be had; others are paged, for a table or up to a limit."""
+PAGE_MOST = 500
+"""Most events in a page of a search."""
 PIPE_COLUMNS = 240
 """Width of a table that goes into a pipe, where nobody's window is narrow."""
 _COME_BACK = {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}
@@ -39,7 +44,22 @@ _STYLES = {"DELIVERED": "green", "FAILED_PERMANENTLY": "red", "DELIVERING": "yel
 
 
 class RemoteError(WdsError):
-    """The service refused, or does not answer; the message says why."""
+    """The service refused, or does not answer; the message says why.
+
+    Attributes:
+        status: of the answer; None if there was none.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        """Take the sentence to print."""
+        super().__init__(message)
+        self.status = status
+
+
+class Ago(str):
+    """An instant as ISO 8601 that was given as how long ago: another one at each run."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +84,22 @@ class Service:
         Raises:
             RemoteError: with the service's own reason.
         """
+        return json.loads(await self.text(method, path, body))
 
-        async def once() -> Any:  # noqa: ANN401
+    async def text(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:
+        """Return what is answered, as it is.
+
+        Raises:
+            RemoteError: with the service's own reason.
+        """
+
+        async def once() -> bytes:
             async with self._session.request(method, self._url + path, json=body) as response:
                 if response.status in _COME_BACK:
                     raise ComeBackError(await _reason(response))
                 if response.status >= HTTPStatus.BAD_REQUEST:
-                    raise RemoteError(await _reason(response))
-                return await response.json(content_type=None)
+                    raise RemoteError(await _reason(response), response.status)
+                return await response.read()
 
         try:
             return await patiently()(once)
@@ -80,7 +108,7 @@ class Service:
             msg = f"{self._url} does not answer: {cause or type(cause).__name__}"
             raise RemoteError(msg) from cause
 
-    async def lines(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[bytes]:
+    async def lines(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
         """Yield the lines that are answered.
 
         Raises:
@@ -89,7 +117,7 @@ class Service:
         try:
             async with self._session.post(self._url + path, json=body) as response:
                 if response.status >= HTTPStatus.BAD_REQUEST:
-                    raise RemoteError(await _reason(response))
+                    raise RemoteError(await _reason(response), response.status)
                 buffer = b""
                 async for chunk in response.content.iter_any():
                     *whole, buffer = (buffer + chunk).split(b"\n")
@@ -132,22 +160,30 @@ async def search(
 ) -> int:
     """Print what matches: a table with totals, or an event a line as JSON; `limit` None is all.
 
+    Payloads are printed as they were received, but for line breaks, which are white space in JSON:
+    read and written again, they could be another text, or none (lone surrogates, 1e400).
+
     Raises:
         RemoteError: nothing, or not all, was printed.
     """
     async with connected(target) as service:
         if as_table:
-            asked = {**filters, "sort": sort, "limit": limit or 50}
-            answer = await service.ask("POST", "/webhooks/search", asked)
-            _print_table(answer)
+            pages = _pages(service, {**filters, "sort": sort}, limit or 50)
+            _print_table([page async for page in pages])
             return 0
-        asked = {**filters, "sort": sort, "include_payload": payload}
+        asked = {**filters, "sort": sort}
+        if sort in STREAMED:
+            lines = service.lines("/webhooks/export", {**asked, "include_payload": payload})
+        else:
+            lines = _paged_lines(service, asked, limit or 50, payload=payload)
         try:
-            if limit is None:
-                async for line in service.lines("/webhooks/export", asked):
+            async with aclosing(lines):
+                async for line in lines:
                     sys.stdout.buffer.write(line + b"\n")
-            else:
-                await _print_lines(service, asked, limit)
+                    if limit is not None:
+                        limit -= 1
+                        if not limit:
+                            break
             sys.stdout.flush()
         except BrokenPipeError:
             # `| head` has seen enough. What is left in the buffer must go nowhere at the end.
@@ -155,27 +191,43 @@ async def search(
     return 0
 
 
-async def _print_lines(service: Service, asked: Mapping[str, Any], limit: int) -> None:
+async def _paged_lines(
+    service: Service, asked: Mapping[str, Any], limit: int, *, payload: bool
+) -> AsyncGenerator[bytes, None]:
+    """Yield an event a line, in an order that is not streamed."""
+    async for page in _pages(service, {**asked, "aggregations": False}, limit):
+        for event in page["events"]:
+            if payload:
+                whole = await service.text("GET", f"/webhooks/events/{event['id']}")
+                yield whole.replace(b"\n", b" ").replace(b"\r", b" ")
+            else:
+                yield json.dumps(event, separators=(",", ":")).encode()
+
+
+async def _pages(
+    service: Service, asked: Mapping[str, Any], limit: int
+) -> AsyncIterator[Mapping[str, Any]]:
+    """Yield the pages of a search with `limit` events in all, if so many match."""
     more: dict[str, Any] = {}
-    while limit:
-        page = {**asked, **more, "limit": min(limit, 500), "aggregations": False}
+    while True:
+        page = {**asked, **more, "limit": min(limit, PAGE_MOST)}
         answer = await service.ask("POST", "/webhooks/search", page)
-        for event in answer["events"]:
-            sys.stdout.write(json.dumps(event, separators=(",", ":"), ensure_ascii=False) + "\n")
+        yield answer
         limit -= len(answer["events"])
-        if answer["next_cursor"] is None:
+        if not limit or answer["next_cursor"] is None:
             break
-        more = {"cursor": answer["next_cursor"]}
+        more = {"cursor": answer["next_cursor"], "aggregations": False}
 
 
-def _print_table(answer: Mapping[str, Any]) -> None:
+def _print_table(pages: Sequence[Mapping[str, Any]]) -> None:
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(width=PIPE_COLUMNS)
     table = Table(box=None, pad_edge=False)
     for name in ("received (UTC)", "id", "type", "status", "attempts", "last answer"):
         table.add_column(name, no_wrap=name in {"received (UTC)", "id", "status"}, overflow="fold")
-    for event in answer["events"]:
+    events = [event for page in pages for event in page["events"]]
+    for event in events:
         last = event["attempts"][-1] if event["attempts"] else None
         said = "" if last is None else str(last["status_code"] or last["error"])
         # As Text: what senders and downstreams wrote is shown, never taken for markup.
@@ -188,10 +240,10 @@ def _print_table(answer: Mapping[str, Any]) -> None:
             Text(said),
         )
     console.print(table)
-    by_status = answer["aggregations"]["by_status"]
+    by_status = pages[0]["aggregations"]["by_status"]
     counts = ", ".join(f"{count:,} {name}" for name, count in by_status.items() if count)
-    shown = len(answer["events"])
-    console.print(f"{shown:,} of {answer['total']:,} shown" + (f": {counts}" if counts else ""))
+    shown, total = len(events), pages[0]["total"]
+    console.print(f"{shown:,} of {total:,} shown" + (f": {counts}" if counts else ""))
 
 
 # -- replay and cancel -----------------------------------------------------------------------
@@ -242,6 +294,10 @@ async def _change_all(service: Service, wanted: Change) -> int:
     console = Console(stderr=True)
     path = f"/webhooks/{wanted.action}"
     asked = {**wanted.filters, **wanted.instruction, **wanted.extras}
+    if "request_id" in asked and not wanted.dry_run:
+        begun = await _begun(service, asked["request_id"])
+        if begun is not None and _is_same(begun, wanted):
+            return await _follow(service, begun, console)
     if wanted.dry_run or not wanted.confirmed:
         counted = await service.ask("POST", path, {**asked, "dry_run": True})
         console.print(_counted(counted, wanted))
@@ -251,9 +307,36 @@ async def _change_all(service: Service, wanted: Change) -> int:
             console.print("nothing was done")
             return 1
     asked.setdefault("request_id", secrets.token_hex(16))
-    begun = await service.ask("POST", path, asked)
-    console.print(f"request id {begun['request_id']}", highlight=False)
-    return await _follow(service, begun, console)
+    return await _follow(service, await service.ask("POST", path, asked), console)
+
+
+async def _begun(service: Service, request_id: str) -> Mapping[str, Any] | None:
+    """Return the bulk action that has this id, None if there is none."""
+    try:
+        found: Mapping[str, Any] = await service.ask("GET", _bulk_path(request_id))
+    except RemoteError as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+        return None
+    return found
+
+
+def _is_same(begun: Mapping[str, Any], wanted: Change) -> bool:
+    """Tell whether this is what the same command began, at another time maybe.
+
+    The service cannot: to it, how long ago is an instant like any other.
+    """
+    then = begun["filters"]
+    same_filters = then.keys() == wanted.filters.keys() and all(
+        isinstance(value, Ago) or value == then[name] for name, value in wanted.filters.items()
+    )
+    extras = {"limit": None, **wanted.extras}
+    same_extras = all(begun[name] == value for name, value in extras.items())
+    return begun["action"] == wanted.action and same_filters and same_extras
+
+
+def _bulk_path(request_id: str) -> str:
+    return f"/webhooks/bulk/{quote(request_id, safe='')}"
 
 
 def _counted(answer: Mapping[str, Any], wanted: Change) -> str:
@@ -273,10 +356,13 @@ async def _confirmed(question: str) -> bool:
 
 async def _follow(service: Service, begun: Mapping[str, Any], console: Console) -> int:
     """Show how a bulk action goes until it ends."""
+    console.print(
+        f"request id {begun['request_id']}", highlight=False, markup=False, soft_wrap=True
+    )
     bar = progress(begun["action"], console)
     known = [count for count in (begun["matched"], begun["limit"]) if count is not None]
     total = min(known, default=None)
-    path = f"/webhooks/bulk/{quote(begun['request_id'], safe='')}"
+    path = _bulk_path(begun["request_id"])
     seen = begun
     try:
         with bar:

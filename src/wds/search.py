@@ -94,7 +94,7 @@ class Search:
             await response.prepare(request)
             try:
                 while page:
-                    lines = "".join(f"{event_json(each)}\n" for each in page)
+                    lines = "".join(f"{_in_one_line(event_json(each))}\n" for each in page)
                     await response.write(lines.encode())
                     page = await anext(pages, [])
             except StoreUnavailableError as error:
@@ -223,6 +223,11 @@ def event_json(document: Document) -> str:
     if not is_json(document["content_type"]):
         payload = json.dumps(payload)
     return f'{text[:-1]},"payload":{payload}}}'
+
+
+def _in_one_line(text: str) -> str:
+    """Replace line breaks in a JSON text: strings have none, so they are white space."""
+    return text.replace("\n", " ").replace("\r", " ")
 
 
 def instant(value: datetime | None) -> str | None:

@@ -65,12 +65,15 @@ class Claimed:
         recovered: how many of these had an expired lease, now recorded as an unknown attempt.
         buried: how many had no attempt left and are now FAILED_PERMANENTLY.
         buried_ids: which, to be looked up; not known if the claim's answer was lost.
+        cancelled_ids: those that had attempts left, but were cancelled while they were leased:
+            FAILED_PERMANENTLY, too, and not among the buried.
     """
 
     claims: list[Claim]
     recovered: int = 0
     buried: int = 0
     buried_ids: Sequence[str] = ()
+    cancelled_ids: Sequence[str] = ()
 
 
 class Store:
@@ -149,18 +152,18 @@ class Store:
         update = queries.claim(token, owner, round(lease_s * 1000), max_attempts)
         trusted_until = uptime() + lease_s
         if limit == 1:
-            documents, buried_ids = await self._claim_one(destination, update)
-            buried = len(buried_ids)
+            documents, gone = await self._claim_one(destination, update)
+            ended = len(gone)
         else:
-            documents, buried, buried_ids = await self._claim_many(
-                destination, limit, token, update
-            )
+            documents, ended, gone = await self._claim_many(destination, limit, token, update)
         held_since = time.monotonic()
+        cancelled = [each["_id"] for each in gone if each["buried"]["cancelled"]]
         return Claimed(
             [_claim(document, token, held_since, trusted_until) for document in documents],
             sum("recovered" in document["lease"] for document in documents),
-            buried,
-            buried_ids,
+            ended - len(cancelled),
+            [each["_id"] for each in gone if not each["buried"]["cancelled"]],
+            cancelled,
         )
 
     async def _peek(self, destination: str, limit: int) -> list[str]:
@@ -187,12 +190,12 @@ class Store:
 
     async def _claim_one(
         self, destination: str, update: list[Document]
-    ) -> tuple[list[Document], list[str]]:
+    ) -> tuple[list[Document], list[Document]]:
         """Lease the first due event that no other replica takes at this moment.
 
         Not for ever: after a failover to a slower clock, what looks due may not be for a while.
         """
-        buried: list[str] = []
+        buried: list[Document] = []
         for _ in range(PEEKS_MOST):
             ids = await self._peek(destination, PEEK_LEAST)
             if not ids:
@@ -205,16 +208,16 @@ class Store:
 
     async def _lease_first(
         self, ids: list[str], destination: str, update: list[Document]
-    ) -> tuple[list[Document], list[str]]:
+    ) -> tuple[list[Document], list[Document]]:
         """Lease the first of `ids` that is still due, if one is; also tell which were buried."""
-        buried: list[str] = []
+        buried: list[Document] = []
         for event_id in ids:
             found = await self._lease(event_id, destination, update)
             if found is None:
                 continue
             if "lease" in found:
                 return [found], buried
-            buried.append(found["_id"])
+            buried.append(found)
         return [], buried
 
     async def _lease(
@@ -234,13 +237,13 @@ class Store:
 
     async def _claim_many(
         self, destination: str, limit: int, token: str, update: list[Document]
-    ) -> tuple[list[Document], int, list[str]]:
+    ) -> tuple[list[Document], int, list[Document]]:
         peeked = await self._peek(destination, max(limit * PEEK_FACTOR, PEEK_LEAST))
         if not peeked:
             return [], 0, []
         if len(peeked) == 1:  # one round trip instead of two
-            claimed, buried_ids = await self._lease_first(peeked, destination, update)
-            return claimed, len(buried_ids), buried_ids
+            claimed, gone = await self._lease_first(peeked, destination, update)
+            return claimed, len(gone), gone
         ids = random.sample(peeked, min(limit, len(peeked)))
         chosen = {"_id": {"$in": ids}, **queries.due(destination)}
         try:
@@ -252,18 +255,17 @@ class Store:
             return await self._claimed_after_all(ids, token), 0, []
         found = await self._try_for(READ_BUDGET_S, lambda: self._held_by(ids, token))
         buried = max(written.modified_count - len(found), 0)
-        return found, buried, await self._buried(ids) if buried else []
+        return found, buried, await self._buried(ids, token) if buried else []
 
-    async def _buried(self, ids: list[str]) -> list[str]:
-        """Tell which of `ids` were buried, for the log; not worth losing a claim for."""
-        wanted = queries.buried(ids)
+    async def _buried(self, ids: list[str], token: str) -> list[Document]:
+        """Tell which of `ids` this claim buried; not worth losing it for."""
+        wanted = queries.buried(ids, token)
         try:
-            found = await self._try_for(
-                0, lambda: self._events.find(wanted, {"_id": 1}).to_list(None)
+            return await self._try_for(
+                0, lambda: self._events.find(wanted, {"buried": 1}).to_list(None)
             )
         except StoreUnavailableError:
             return []
-        return [document["_id"] for document in found]
 
     async def _held_by(self, ids: list[str], token: str) -> list[Document]:
         wanted = {"_id": {"$in": ids}, "lease.token": token}

@@ -75,10 +75,26 @@ async def test_search_prints_a_table_with_totals(service, store, db):
     assert lines[-1] == "3 of 3 shown: 3 FAILED_PERMANENTLY"
 
 
-@pytest.mark.parametrize(("limit", "expected"), [((), 1200), (("--limit", "700"), 700)])
-async def test_search_prints_json_lines_for_pipes(service, store, limit, expected):
+async def test_a_table_has_as_many_events_as_asked_for(service, store):
     await store.insert([new_event(b'{"n": %d}' % number) for number in range(1200)])
-    status, lines = await service("search", "--json", "--from", "1h", *limit)
+    for limit, shown in [("501", 501), ("1200", 1200), ("5000", 1200)]:
+        status, lines = await service("search", "--limit", limit)
+        assert (status, lines[-1]) == (0, f"{shown:,} of 1,200 shown: 1,200 RECEIVED")
+        assert len({line.split()[2] for line in lines[1:-1]}) == shown
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), 1200),
+        (("--limit", "700"), 700),
+        (("--limit", "1001", "--sort=-attempt_count"), 1001),
+        (("--limit", "5000", "--sort=-attempt_count"), 1200),
+    ],
+)
+async def test_search_prints_json_lines_for_pipes(service, store, options, expected):
+    await store.insert([new_event(b'{"n": %d}' % number) for number in range(1200)])
+    status, lines = await service("search", "--json", "--from", "1h", *options)
     events = [json.loads(line) for line in lines]
 
     assert (status, len(events)) == (0, expected)
@@ -91,6 +107,24 @@ async def test_search_can_print_payloads(service, store):
     for limit in ((), ("--limit", "1")):
         _, [line] = await service("search", "--json", "--payload", *limit)
         assert json.loads(line)["payload"] == {"text": "č\u2028"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--limit", "2"], ["--limit", "2", "--sort", "attempt_count"]],
+    ids=["all", "some", "paged"],
+)
+async def test_payloads_are_printed_as_they_came_and_each_in_its_line(service, store, options):
+    """Read and written again they would be another text, or none."""
+    digits, deep = "9" * 5000, "[" * 1000 + "]" * 1000
+    text = f'{{"k": "\\ud800",\r\n"n": [{digits}, 1e400, 1.50],\n"k": "č", "deep": {deep}}}'
+    await store.insert([new_event(text.encode()) for _ in range(2)])
+    status, lines = await service("search", "--json", "--payload", *options)
+
+    assert (status, len(lines)) == (0, 2)
+    for line in lines:
+        assert line.startswith('{"id":')
+        assert line.endswith(f',"payload":{text}}}'.replace("\r", " ").replace("\n", " "))
 
 
 async def test_a_pipe_that_has_seen_enough_is_no_error(service, store):
@@ -131,6 +165,39 @@ async def test_replay_does_all_of_it_once_and_says_who(service, store, db):
     replayed = await db.events.find({"history": {"$exists": True}}).to_list(None)
     assert len(replayed) == 1200
     assert {(each["history"][0]["by"], len(each["history"])) for each in replayed} == {("ann", 1)}
+
+
+async def test_the_same_command_follows_what_it_began_and_another_one_is_refused(
+    service, store, db
+):
+    await failed(store, db, 2, event_type="a")
+    same = ["replay", "--event-type", "a", "--request-id", "r1"]
+    followed = (0, ["request id r1", "done: 2 changed, 0 skipped"])
+    assert await service(*same, "--from", "2h", "--yes") == followed
+    assert await service(*same, "--from", "2h") == followed
+    assert await service(*same, "--from", "3h") == followed
+    for other in [
+        [*same, "--from", "2020-01-01", "--yes"],
+        [*same, "--yes"],
+        [*same, "--from", "2h", "--status", "DELIVERED", "--yes"],
+        [*same, "--from", "2h", "--limit", "1", "--yes"],
+        [*same, "--from", "2h", "--per-second", "7", "--yes"],
+        ["cancel", *same[1:], "--from", "2h", "--yes"],
+    ]:
+        status, lines = await service(*other)
+        assert (status, len(lines)) == (1, 1)
+        assert "409 idempotency_conflict" in lines[0]
+    assert await db.events.count_documents({"history": {"$size": 1}}) == 2
+
+
+@pytest.mark.parametrize("request_id", ["[b]{a}" + "x" * 200, "../x y%2F?č"])
+async def test_a_bulk_action_is_followed_under_whatever_id_was_taken(
+    service, store, db, request_id
+):
+    await failed(store, db, 1)
+    command = ["replay", "--status", "FAILED_PERMANENTLY", "--yes", "--request-id", request_id]
+    status, lines = await service(*command)
+    assert (status, lines) == (0, [f"request id {request_id}", "done: 1 changed, 0 skipped"])
 
 
 async def test_events_are_replayed_and_cancelled_by_id(service, store, db):

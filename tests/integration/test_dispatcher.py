@@ -13,7 +13,7 @@ import pytest
 from aiohttp import TCPConnector, web
 from structlog.testing import capture_logs
 
-from tests.support import eventually, most_in_any_second, new_event, receiving
+from tests.support import clock_caught_up, eventually, most_in_any_second, new_event, receiving
 from wds import embedded, metrics
 from wds.audit import Expectations, violations
 from wds.delivery import Deliverer, Result
@@ -215,6 +215,35 @@ async def test_the_log_of_an_attempt_that_was_cancelled_promises_no_retry(
     assert (line["status"], line["retry_in_s"]) == (Status.FAILED_PERMANENTLY, None)
     assert line["cancelled"] is True
     assert metrics.DELIVERIES_FAILED._value.get() == failures
+
+
+@pytest.mark.parametrize("others", [0, 2], ids=["alone", "among others"])
+async def test_a_cancelled_event_whose_dispatcher_died_is_none_that_failed(
+    settings, store, db, receiver, others
+):
+    """The others' lost attempt was their last; the fleet's alert is for these."""
+    cancelled, *rest = [new_event() for _ in range(1 + others)]
+    await store.insert([cancelled, *rest])
+    await clock_caught_up(store)
+    await store.claim("default", 1 + others, owner="doomed", lease_s=60, max_attempts=5)
+    await store.bulk.one(cancelled.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1"))
+    last = {"$set": {"attempt_count": 5}}
+    await db.events.update_many({"_id": {"$ne": cancelled.id}}, last)
+    past = [{"$set": {"next_attempt_at": {"$subtract": ["$$NOW", 1000]}}}]
+    await db.events.update_many({}, past)
+    failures = metrics.DELIVERIES_FAILED._value.get()
+    with capture_logs() as lines:
+        async with running(replace(settings, **QUICK), store, receiver.url):
+            await eventually(lambda: statuses(db), all_are(Status.FAILED_PERMANENTLY))
+    told = {(each["event"], each["event_id"]) for each in lines if "event_id" in each}
+
+    assert told == {
+        ("cancelled_attempt_lost", cancelled.id),
+        *(("buried", each.id) for each in rest),
+    }
+    assert metrics.DELIVERIES_FAILED._value.get() == failures + others
+    assert not receiver.requests
+    assert await db.events.count_documents({"attempts.outcome": "unknown"}) == 1 + others
 
 
 async def test_no_more_are_in_flight_than_allowed(settings, store, db, receiver):

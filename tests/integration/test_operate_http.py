@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import UTC, datetime, timedelta
+from urllib.parse import quote
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.support import clock_caught_up, eventually, new_event
 from wds.audit import Expectations, violations
@@ -166,6 +168,23 @@ async def test_a_replay_repeated_under_its_request_id_does_nothing_twice(client,
     assert await queue.event(event_id) == before
 
 
+@pytest.mark.parametrize(("first", "second"), [("cancel", "replay"), ("replay", "cancel")])
+async def test_a_request_id_that_did_the_other_action_to_an_event_is_a_conflict(
+    client, queue, first, second
+):
+    [event_id] = await queue.insert()
+    await queue.attempt(succeed=False)
+    path = f"/webhooks/events/{event_id}"
+    assert (await post(client, f"{path}/{first}", {"request_id": "r"}))[0] == 202
+    before = await queue.event(event_id)
+
+    conflict = (409, "idempotency_conflict")
+    assert await refused(client, f"{path}/{second}", {"request_id": "r"}) == conflict
+    assert await queue.event(event_id) == before
+    assert (await post(client, f"{path}/{first}", {"request_id": "r"}))[0] == 200
+    assert (await post(client, f"{path}/{second}", {"request_id": "s"}))[0] == 202
+
+
 async def test_many_replays_at_once_under_one_request_id_are_one(client, queue):
     [event_id] = await queue.failed()
     path = f"/webhooks/events/{event_id}/replay"
@@ -228,6 +247,8 @@ async def test_an_unknown_event_is_not_found(client, action):
         ({"by": ""}, "by"),
         ({"by": 1}, "by"),
         ({"request_id": "a\nb"}, "request_id"),
+        ({"request_id": "."}, "request_id"),
+        ({"request_id": ".."}, "request_id"),
         ({"reason": "x" * 1001}, "reason"),
         ({"foo": 1}, "foo"),
     ],
@@ -501,11 +522,29 @@ async def test_a_request_id_belongs_to_one_bulk_action(client, queue):
         ("/webhooks/cancel", {"from": "2020-01-01"}),
         ("/webhooks/replay", {"from": "2021-01-01"}),
         ("/webhooks/replay", {"from": "2020-01-01", "limit": 1}),
+        ("/webhooks/replay", {"from": "2020-01-01", "per_second": 1}),
     ]:
         assert await refused(client, path, {**body, "request_id": "r"}) == (
             409,
             "idempotency_conflict",
         )
+
+
+async def test_a_bulk_action_does_and_counts_its_own_action_under_an_id_that_did_the_other(
+    client, queue
+):
+    [waiting] = await queue.insert()
+    await queue.attempt(succeed=False)
+    [leased] = await queue.insert()
+    await queue.claim()
+    for event_id in (waiting, leased):
+        await post(client, f"/webhooks/events/{event_id}/cancel", {"request_id": "r"})
+    await post(client, "/webhooks/replay", {"from": "2020-01-01", "request_id": "r"})
+    done = await bulk_done(client, "r")
+
+    assert (done["examined"], done["changed"], done["skipped"]) == (2, 1, 1)
+    history = (await queue.event(waiting))["history"]
+    assert [each["action"] for each in history] == ["cancel", "replay"]
 
 
 @pytest.mark.parametrize("path", ["/webhooks/replay", "/webhooks/cancel"])
@@ -558,6 +597,85 @@ async def test_an_unknown_bulk_action_is_not_found(client, method, path):
     url = f"{client.url}/webhooks/bulk/nothing{path}"
     async with client.session.request(method, url) as response:
         assert response.status == 404
+
+
+# -- the log ------------------------------------------------------------------------------------
+
+
+async def test_what_an_operator_does_to_an_event_is_a_line_with_who_and_from_where(client, queue):
+    [event_id] = await queue.failed()
+    path = f"/webhooks/events/{event_id}"
+    with capture_logs() as lines:
+        for action in ("replay", "replay", "cancel"):
+            body = {"request_id": action, "by": "ann", "reason": "hush"}
+            await post(client, f"{path}/{action}", body)
+        assert await refused(client, f"{path}/cancel") == (409, "already_final")
+    said = [line for line in lines if line["event"] in {"replayed", "cancelled"}]
+
+    who = {"event_id": event_id, "by": "ann", "remote": "127.0.0.1", "log_level": "info"}
+    assert said == [
+        {"event": "replayed", "request_id": "replay", **who},
+        {"event": "cancelled", "request_id": "cancel", **who},
+    ]
+    assert "hush" not in str(lines)
+
+
+async def test_what_an_operator_does_to_many_is_a_line_when_it_begins_and_when_it_is_stopped(
+    client, queue, store, monkeypatch
+):
+    monkeypatch.setattr(store.bulk, "take", never)
+    await queue.failed(2)
+    body = {"from": "2020-01-01", "request_id": "r", "by": "ann", "reason": "hush"}
+    with capture_logs() as lines:
+        for path in ("/webhooks/replay", "/webhooks/bulk/r/stop"):
+            for _ in range(2):
+                assert (await post(client, path, body))[0] in {200, 202}
+    said = [line for line in lines if line["event"].startswith("bulk_action_")]
+
+    facts = {"request_id": "r", "action": "replay", "remote": "127.0.0.1", "log_level": "info"}
+    assert said == [
+        {"event": "bulk_action_begun", "by": "ann", "matched": 2, **facts},
+        {"event": "bulk_action_stopped", **facts},
+    ]
+    assert "hush" not in str(lines)
+
+
+async def never(_):
+    """Find no bulk action to work on."""
+
+
+# -- odd requests -------------------------------------------------------------------------------
+
+
+ODD_IDS = ["a{b}c", "{", "}", "{request_id}", "a/b", "../x", "a%2Fb", "%", "a b", "...", "č;?#+&"]
+
+
+@pytest.mark.parametrize("request_id", ODD_IDS)
+async def test_a_bulk_action_is_found_and_stopped_under_whatever_id_was_taken(
+    client, queue, request_id
+):
+    await queue.failed(1)
+    body = {"from": "2020-01-01", "request_id": request_id}
+    assert (await post(client, "/webhooks/replay", body))[0] == 202
+    done = await bulk_done(client, quote(request_id, safe=""))
+    path = f"/webhooks/bulk/{quote(request_id, safe='')}/stop"
+    status, stopped = await post(client, path)
+
+    assert (done["request_id"], done["state"]) == (request_id, "done")
+    assert (status, stopped) == (200, done)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/webhooks/events/x/replay", {}), ("/webhooks/cancel", {"status": "RECEIVED"})],
+)
+@pytest.mark.parametrize("request_id", [".", "..", "x" * 256])
+async def test_an_id_that_no_address_can_have_is_refused_in_the_header_too(
+    client, path, body, request_id
+):
+    status, answer = await post(client, path, body, Idempotency_Key=request_id)
+    assert status == 422
+    assert [each["field"] for each in answer["error"]["details"]] == ["Idempotency-Key"]
 
 
 @pytest.mark.parametrize("pace", [1e-13, 0.0009, -1])

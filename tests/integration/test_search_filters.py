@@ -7,6 +7,7 @@ import json
 import random
 import tracemalloc
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import aiohttp
@@ -283,6 +284,18 @@ async def test_a_client_that_leaves_an_export_ends_it(client, past, store, monke
         response.close()
     async with asyncio.timeout(3):
         await ended.wait()
+
+
+async def test_an_export_has_an_event_a_line_however_its_payload_is_written(client, store):
+    broken = new_event(b'{\r\n  "text": "a\\nb",\n  "n": 1\n}\n')
+    form = replace(new_event(b"a=%0A\n"), content_type="application/x-www-form-urlencoded")
+    await store.insert([broken, form])
+    events = await export(client, include_payload=True)
+
+    assert {event["id"]: event["payload"] for event in events} == {
+        broken.id: {"text": "a\nb", "n": 1},
+        form.id: "a=%0A\n",
+    }
 
 
 @pytest.fixture

@@ -59,8 +59,8 @@ class Modelled:
     before: int = 0
     """Attempts before the last replay."""
     cancelling: bool = False
-    requests: list[str] = field(default_factory=list)
-    """Ids of the requests that changed it, replays and cancels."""
+    requests: list[tuple[Action, str]] = field(default_factory=list)
+    """What changed it: replay or cancel, and the request's id."""
 
     @property
     def final(self) -> bool:
@@ -198,7 +198,10 @@ class LeaseQueue(RuleBasedStateMachine):
         event = self.events[claim.id]
         event.end("unknown")
         if event.final:
-            assert claimed.buried == 1
+            exhausted = len(event.outcomes) - event.before >= MAX_ATTEMPTS
+            assert claimed.buried == exhausted
+            assert claimed.buried_ids == [claim.id] * exhausted
+            assert claimed.cancelled_ids == [claim.id] * (not exhausted)
             for other in claimed.claims:  # the claim went on to the next that was due
                 self.events[other.id].holder = other
                 self.events[other.id].status = "DELIVERING"
@@ -208,16 +211,23 @@ class LeaseQueue(RuleBasedStateMachine):
             event.status, event.holder = "DELIVERING", newer
 
     def instruct(self, action: Action, event_id: str, request: int) -> bool:
-        instruction = Instruction(action, f"{action}-{request}", "ann", "127.0.0.1")
+        """Carry out an instruction; the ids of requests are the same for both actions."""
+        instruction = Instruction(action, f"r{request}", "ann", "127.0.0.1")
         changed = self.run(self.store.bulk.one(event_id, instruction))
         event = self.events[event_id]
-        if instruction.request_id in event.requests:
-            assert changed.verdict is Verdict.REPEATED
+        did = [each for each, known in event.requests if known == instruction.request_id]
+        if did:
+            expected = Verdict.REPEATED if did == [action] else Verdict.CONFLICT
+            assert changed.verdict is expected
             return False
+        assert changed.verdict not in (Verdict.REPEATED, Verdict.CONFLICT)
         if changed.verdict is not Verdict.DONE:
             return False
-        event.requests.append(instruction.request_id)
+        event.requests.append((action, instruction.request_id))
         return True
+
+    def known(self, event_id: str, request: int) -> bool:
+        return f"r{request}" in [known for _, known in self.events[event_id].requests]
 
     @precondition(lambda self: self.events)
     @rule(data=st.data(), request=st.integers(0, 3))
@@ -226,7 +236,7 @@ class LeaseQueue(RuleBasedStateMachine):
         event_id = data.draw(st.sampled_from(sorted(self.events)))
         event = self.events[event_id]
         made = len(event.outcomes) - event.before
-        known = f"replay-{request}" in event.requests
+        known = self.known(event_id, request)
         possible = not known and event.holder is None and (event.final or made > 0)
         assert self.instruct(Action.REPLAY, event_id, request) == possible
         if possible:
@@ -239,7 +249,7 @@ class LeaseQueue(RuleBasedStateMachine):
         STEPS.append("cancel")
         event_id = data.draw(st.sampled_from(sorted(self.events)))
         event = self.events[event_id]
-        known = f"cancel-{request}" in event.requests
+        known = self.known(event_id, request)
         possible = not known and not event.final and not event.cancelling
         assert self.instruct(Action.CANCEL, event_id, request) == possible
         if possible and event.holder is not None:
@@ -270,7 +280,8 @@ class LeaseQueue(RuleBasedStateMachine):
             token = event.holder and event.holder.token
             assert each.get("lease", {}).get("token") == token
             assert ("cancelling" in each) == event.cancelling
-            assert [entry["request_id"] for entry in each.get("history", [])] == event.requests
+            history = [(entry["action"], entry["request_id"]) for entry in each.get("history", [])]
+            assert history == event.requests
             expected = Expectations(now, MAX_ATTEMPTS, (0.0,), 3600)
             assert list(violations(each, expected)) == []
 

@@ -79,6 +79,17 @@ def test_every_metric_is_documented_and_every_documented_one_exists():
     assert documented_metrics() == existing_metrics()
 
 
+def test_every_line_of_the_journal_is_documented_and_every_documented_one_exists():
+    table = OPERATIONS.split("## Logs")[1].split("\n## ")[0]
+    cells = re.findall(r"^\| (`[a-z_`, ]+`) \| (?:ingest|dispatcher|both) \|", table, re.MULTILINE)
+    documented = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    sources = {path.stem: path.read_text() for path in (ROOT / "src" / "wds").glob("*.py")}
+    logged = set(re.findall(r'\blog\.\w+\(\s*"(\w+)"', sources["journal"]))
+    assert {"received", "attempt", "bulk_action_begun"} <= logged
+    assert logged | {"replayed", "cancelled"} <= documented
+    assert {name for name in documented if f'"{name}"' in "".join(sources.values())} == documented
+
+
 def commands() -> set[str]:
     said = subprocess.run(
         [sys.executable, "-m", "wds", "--help"], capture_output=True, text=True, check=True

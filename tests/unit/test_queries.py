@@ -186,8 +186,10 @@ def test_a_lease_expires_in_milliseconds_by_the_databases_clock():
 def test_an_event_with_no_attempt_left_or_cancelled_is_buried_and_not_leased():
     [stage] = queries.claim("t", "o", 1, 5)
     made = {"$subtract": ["$attempt_count", {"$ifNull": ["$attempts_before", 0]}]}
-    exhausted = {"$or": [{"$gte": [made, 5]}, queries.CANCELLING]}
+    used_up = {"$gte": [made, 5]}
+    exhausted = {"$or": [used_up, queries.CANCELLING]}
     for name, then in [
+        ("buried", {"by": {"$literal": "t"}, "cancelled": {"$not": [used_up]}}),
         ("status", {"$literal": Status.FAILED_PERMANENTLY}),
         ("next_attempt_at", "$$REMOVE"),
         ("lease", "$$REMOVE"),
