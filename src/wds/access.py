@@ -56,6 +56,8 @@ FOREIGN = frozenset({"cross-site", "same-site"})
 
 BURST = 10
 """Wrong tokens that one client may present at once."""
+BURST_OF_PROXY = 100
+"""And all clients together for whom one address says that it forwards."""
 REFILL_S = 5.0
 """Seconds after which it may present one more."""
 MOST_CLIENTS = 10_000
@@ -127,8 +129,8 @@ class Guard:
         Raises:
             Refusal: 401 if it is not, 429 if this client must wait.
         """
-        client = _client(request.remote)
-        wait_s = self._failures.wait_s(client)
+        clients = _clients(request)
+        wait_s = max(self._failures.wait_s(*client) for client in clients.items())
         if wait_s > 0:
             raise _refusal(
                 429,
@@ -137,14 +139,15 @@ class Guard:
                 retry_after_s=math.ceil(wait_s),
             )
         if self._token is None or not _same(given, self._token):
-            self._failures.count(client)
+            for client in clients:
+                self._failures.count(client)
             raise _refusal(401, "wrong_token", "this is not the value of WDS_OPERATOR_TOKEN")
 
 
 class Throttle:
     """Counts failures by client, and tells who has to wait. Memory is bounded.
 
-    Each client has room for `BURST` failures, and gets room for one more every `REFILL_S`.
+    Each client has room for some failures, and gets room for one more every `REFILL_S`.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -152,10 +155,10 @@ class Throttle:
         self._clock = clock
         self._full_until: OrderedDict[str, float] = OrderedDict()
 
-    def wait_s(self, client: str) -> float:
-        """Return the seconds until this client may try again, 0 or less for now."""
+    def wait_s(self, client: str, burst: int = BURST) -> float:
+        """Return the seconds until this client, with room for `burst`, may try again; 0 for now."""
         over_at = self._full_until.get(client, 0.0)
-        return over_at - self._clock() - (BURST - 1) * REFILL_S
+        return over_at - self._clock() - (burst - 1) * REFILL_S
 
     def count(self, client: str) -> None:
         """Count one failure."""
@@ -177,6 +180,21 @@ def _same(given: str, token: str) -> bool:
         for text in (given, token)
     ]
     return hmac.compare_digest(*digests)
+
+
+def _clients(request: web.Request) -> dict[str, int]:
+    """Return by whom failures of this request are counted, and for how many each has room.
+
+    Behind a proxy by the client that it names last in `X-Forwarded-For`, so that one who guesses
+    does not lock out the others; and by its own address, for whoever sends that header may make
+    names up.
+    """
+    peer = _client(request.remote)
+    named = ",".join(request.headers.getall("X-Forwarded-For", []))
+    if not named:
+        return {peer: BURST}
+    last = named.rpartition(",")[2].strip()
+    return {f"{peer} for {_client(last)}": BURST, peer: BURST_OF_PROXY}
 
 
 def _client(remote: str | None) -> str:

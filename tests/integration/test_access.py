@@ -13,7 +13,17 @@ from aiohttp import web
 from prometheus_client import REGISTRY
 
 from tests.support import make_settings, new_event, signed
-from wds.access import BURST, MOST_CLIENTS, PUBLIC, REFILL_S, Guard, Throttle, _client, _same
+from wds.access import (
+    BURST,
+    BURST_OF_PROXY,
+    MOST_CLIENTS,
+    PUBLIC,
+    REFILL_S,
+    Guard,
+    Throttle,
+    _client,
+    _same,
+)
 from wds.ingest import create_app
 from wds.server import listening, watch_app
 
@@ -338,6 +348,31 @@ async def test_wrong_tokens_are_counted_and_after_some_not_even_looked_at(servin
         assert (await ask("GET", "/healthz")).status == 200
     counted = {name: refusals(name) - before[name] for name in before}
     assert counted == {"wrong_token": BURST, "no_token": 4, "too_many_failures": 2}
+
+
+async def test_behind_a_proxy_one_who_guesses_does_not_lock_out_the_others(serving):
+    def bearer(token, client):
+        return {"Authorization": f"Bearer {token}", "X-Forwarded-For": f"203.0.113.9, {client}"}
+
+    async with serving(WDS_OPERATOR_TOKEN=TOKEN) as ask:
+        for _ in range(BURST):
+            answer = await ask("POST", "/webhooks/search", bearer("guess", "198.51.100.1"))
+            assert answer.status == 401
+        for token in ("guess", TOKEN):
+            answer = await ask("POST", "/webhooks/search", bearer(token, "198.51.100.1"))
+            assert answer.status == 429
+        answer = await ask("POST", "/webhooks/search", bearer(TOKEN, "198.51.100.2"))
+        assert answer.status == 200
+
+
+async def test_who_makes_up_clients_to_forward_for_is_stopped_all_the_same(serving):
+    async with serving(WDS_OPERATOR_TOKEN=TOKEN) as ask:
+        statuses = []
+        for number in range(BURST_OF_PROXY + 1):
+            made_up = {"X-Forwarded-For": f"198.51.100.{number}"}
+            guess = {"Authorization": "Bearer guess", **made_up}
+            statuses.append((await ask("POST", "/webhooks/search", guess)).status)
+    assert statuses == [401] * BURST_OF_PROXY + [429]
 
 
 def test_a_client_that_waits_may_try_again_and_others_need_not_wait():
