@@ -8,7 +8,7 @@ import random
 import re
 from collections import Counter
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from urllib.parse import quote
 
@@ -24,6 +24,7 @@ from wds.ingest import create_app
 from wds.rollups import Rollups
 from wds.server import listening
 from wds.store import Store
+from wds.view import stamp
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
@@ -325,18 +326,48 @@ async def test_totals_and_histogram_say_what_the_search_says(look, past):
     ) == len(past)
 
 
-async def test_a_bar_leads_to_exactly_its_events(look, past):
-    page = await look("/console?range=all")
-    [label, *_] = sorted(link["aria-label"] for link in page.all("a") if "aria-label" in link)
-    [href] = [link["href"] for link in page.all("a", aria_label_=label)] or [
-        link["href"] for link in page.all("a") if link.get("aria-label") == label
-    ]
-    narrowed = await look(href)
-    start, end = (f"{each}:00" for each in re.findall(r"\d{4}-\d\d-\d\d \d\d:\d\d", label))
-    inside = [
-        each["_id"] for each in past if start <= f"{each['received_at']:%Y-%m-%d %H:%M:%S}" < end
-    ]
-    assert sorted(ids(narrowed)) == sorted(inside)
+def bars_of(page):
+    """Return from when, to when, how many events and the address of each bar, as it says."""
+    bar = re.compile(r"(\S+ \S+) to (\S+ \S+): (.*)")
+    found = []
+    for link in page.all("a"):
+        if said := bar.fullmatch(link.get("aria-label", "")):
+            start, end = (datetime.fromisoformat(f"{each}+00:00") for each in said.groups()[:2])
+            number = sum(int(each) for each in re.findall(r"(\d+) [a-z]", said[3]))
+            found.append((start, end, number, link["href"]))
+    return found
+
+
+@pytest.mark.parametrize("query", ["", "range=24h", "range=all", "from={}&to={}", "from={}"])
+async def test_every_bar_is_of_the_events_it_leads_to_and_none_outside_of_the_range(
+    look, db, store, query
+):
+    now = await store.now()
+    day_ago = now - timedelta(days=1)
+    start = day_ago.replace(hour=3, minute=20, second=0, microsecond=1000)
+    end = start + timedelta(hours=9, minutes=20)
+    offsets = [timedelta(seconds=each) for each in (-90, -1, 1, 90)]
+    instants = [edge + offset for edge in (day_ago, start, end) for offset in offsets]
+    random_ = random.Random(1)
+    attempt = history.attempt(1, now, random_, succeeds=True)
+    await db.events.insert_many(
+        history.made(new_event(b"{}"), at, [attempt], "DELIVERED") for at in [*instants, now]
+    )
+    page = await look("/console?" + query.format(*map(stamp, (start, end))))
+    bars = bars_of(page)
+    shown = set(ids(page))
+    assert sum(number for _, _, number, _ in bars) == len(shown)
+    for since, until, number, address in bars:
+        led_to = await look(address)
+        assert (len(ids(led_to)), set(ids(led_to)) <= shown) == (number, True)
+        assert f"from={quote(stamp(since))}&to={quote(stamp(until))}" in address
+    first, last = bars[0][0], bars[-1][1]
+    if query.startswith("from"):
+        assert first == start
+        assert last == end if "to=" in query else last > now
+    else:
+        assert first == min(instants) if query == "range=all" else first >= day_ago
+        assert now < last <= await store.now() + timedelta(milliseconds=1)
 
 
 async def test_due_events_and_replicas_are_told(look, past):
