@@ -324,14 +324,29 @@ async def test_login_wrong_token_and_logout(open_page, serving, past):
         await expect(field).to_be_visible()
 
 
-async def test_the_api_document_opens_to_whoever_is_logged_in(open_page, serving):
+async def test_the_api_is_shown_to_whoever_is_logged_in_and_no_other_document(open_page, serving):
+    foreign = "https://evil.example/x.json"
+    asked = set()
     async with serving(WDS_OPERATOR_TOKEN=TOKEN) as url:
         page = await open_page(f"{url}/console/login")
-        await page.get_by_label("Operators' token").fill(TOKEN)
-        await page.keyboard.press("Enter")
-        await page.wait_for_url(f"{url}/console")
-        answer = await page.goto(f"{url}/docs/openapi.json")
-        assert answer.status == 200
+        await log_in(page)
+        page.on("request", lambda request: asked.add(request.url.partition("?")[0]))
+        for query in ("", f"url={foreign}", f"configUrl={foreign}", "url=/a.json&urls=[]"):
+            await page.goto(f"{url}/docs?{query}")
+            await expect(page.locator(".opblock-summary-path").first).to_be_visible()
+            paths = await page.locator(".opblock-summary-path").all_inner_texts()
+            answer = await page.request.get(f"{url}/docs/openapi.json")
+            known = set((await answer.json())["paths"])
+            assert {each.replace("\u200b", "") for each in paths} == known
+        assert {each.removeprefix(url) for each in asked if not each.startswith("data:")} <= {
+            "/docs",
+            "/docs/openapi.json",
+            "/docs/static/swagger-ui.css",
+            "/docs/static/swagger-ui-bundle.js",
+            "/console/static/docs.css",
+            "/console/static/docs.js",
+            "/console/static/icon.svg",
+        }
 
 
 # -- foreign pages ---------------------------------------------------------------------------

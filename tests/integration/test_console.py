@@ -30,6 +30,10 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
     " form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
+DOCS_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
+    " connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
+)
 VOID = {"meta", "link", "input", "path", "rect", "circle", "line", "img"}
 
 
@@ -135,18 +139,23 @@ async def test_the_root_leads_to_the_console(look):
         ("/console/login", 303),
         ("/console/find?q=nothing", 302),
         ("/", 302),
+        ("/docs", 200),
+        ("/docs?url=https://evil.example/x.json", 302),
+        ("/docs/static/none.js", 404),
     ],
 )
 async def test_every_answer_is_locked_down(look, past, path, status):
     page = await look(path.replace("{id}", past[0]["_id"]))
     assert page.status == status
-    assert page.headers["Content-Security-Policy"] == POLICY
+    policy = DOCS_POLICY if path == "/docs" else POLICY
+    assert page.headers["Content-Security-Policy"] == policy
     assert page.headers["X-Content-Type-Options"] == "nosniff"
     assert page.headers["X-Frame-Options"] == "DENY"
     assert page.headers["Cache-Control"] == "no-store"
     assert page.headers["Referrer-Policy"] == "same-origin"
     assert not page.all("style")
-    assert all(attrs.get("src", "").startswith("/console/static/") for attrs in page.all("script"))
+    for attrs in page.all("script"):
+        assert attrs["src"].startswith(("/console/static/", "/docs/static/swagger-ui-bundle.js"))
     for _, attrs in page.elements:
         assert not [name for name in attrs if name == "style" or name.startswith("on")]
     if status in {200, 404, 422}:
@@ -171,9 +180,24 @@ async def test_static_files_are_kept_for_good_and_named_by_what_is_in_them(look)
         assert re.search(r"\?v=[0-9a-f]{12}$", address)
 
 
-@pytest.mark.parametrize("name", ["none.css", "..%2fconsole.py", "%2e%2e/ingest.py"])
+@pytest.mark.parametrize("name", ["swagger-ui.css", "swagger-ui-bundle.js"])
+async def test_a_file_of_swagger_ui_is_nothing_else_and_asked_for_again(look, name):
+    file = await look(f"/docs/static/{name}")
+    assert re.fullmatch("text/css|(text|application)/javascript", file.headers["Content-Type"])
+    assert file.headers["X-Content-Type-Options"] == "nosniff"
+    assert file.headers["X-Frame-Options"] == "DENY"
+    assert file.headers["Referrer-Policy"] == "same-origin"
+    assert file.headers["Cache-Control"] == "private, no-cache"
+    again = await look(f"/docs/static/{name}", **{"If-None-Match": file.headers["ETag"]})
+    assert again.status == 304
+
+
+@pytest.mark.parametrize(
+    "name", ["none.css", "..%2fconsole.py", "%2e%2e/ingest.py", "oauth2-redirect.html"]
+)
 async def test_no_other_file_is_served(look, name):
-    assert (await look(f"/console/static/{name}")).status == 404
+    for where in ("/console", "/docs"):
+        assert (await look(f"{where}/static/{name}")).status == 404
 
 
 # -- hostile text ----------------------------------------------------------------------------
