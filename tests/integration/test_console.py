@@ -668,6 +668,18 @@ async def test_a_bulk_replay_is_about_exactly_what_its_page_counted(look, past, 
     assert "Replay" in (await look("/console/actions")).text
 
 
+async def test_a_bulk_form_leads_back_to_the_view_it_came_from_and_nowhere_else(look, past):
+    view = "status=FAILED_PERMANENTLY&event_type=push&range=7d&sort=received_at&limit=25"
+    fields = await form(look, f"/console/cancel?{view}")
+    assert past
+    for back in (fields["back"], f"https://evil.example/?{view}"):
+        refused = await look("/console/cancel", data={**fields, "back": back})
+        assert refused.status == 422
+        assert refused.all("a", href=f"/console?{quote(view, safe='=&')}", class_="button")
+    refused = await look("/console/cancel", data={**fields, "back": "javascript:alert(1)"})
+    assert refused.all("a", href="/console", class_="button")
+
+
 async def test_a_bulk_action_that_takes_too_long_to_count_can_be_begun_all_the_same(
     look, past, db, monkeypatch
 ):

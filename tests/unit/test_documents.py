@@ -14,7 +14,7 @@ from opentelemetry import environment_variables as more_environment_variables
 from opentelemetry.sdk import environment_variables
 from prometheus_client.metrics import MetricWrapperBase
 
-from wds import metrics, mock_downstream, tracing
+from wds import hours, metrics, mock_downstream, tracing
 from wds.config import Settings
 from wds.ingest import create_app
 from wds.model import derived_id
@@ -77,6 +77,18 @@ def existing_metrics() -> dict[str, str]:
 
 def test_every_metric_is_documented_and_every_documented_one_exists():
     assert documented_metrics() == existing_metrics()
+
+
+def test_every_reason_of_a_refusal_that_is_counted_is_documented():
+    code = "".join(
+        (ROOT / "src" / "wds" / name).read_text() for name in ("access.py", "doorway.py")
+    )
+    [said] = re.findall(r"counts refusals by reason: (.*?)\. ", OPERATIONS, re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", said)) == set(re.findall(r'counted\(\s*\d+,\s*"(\w+)"', code))
+
+
+def test_how_many_event_types_are_counted_is_documented():
+    assert f"the {hours.MAX_EVENT_TYPES:,} commonest types at most" in OPERATIONS
 
 
 def commands() -> set[str]:
