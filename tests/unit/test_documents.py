@@ -111,6 +111,20 @@ def test_every_make_target_that_is_mentioned_exists():
     assert {"demo", "test", "up", "lint"} <= mentioned <= targets
 
 
+def test_every_picture_is_shown_and_every_one_that_is_shown_exists_and_is_described():
+    shown = set()
+    for document in DOCUMENTS:
+        text = document.read_text()
+        marked = re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", text)
+        tagged = re.findall(r'<img alt="([^"]*)" src="([^"]+)">', text)
+        assert all(described for described, _ in marked + tagged), document
+        sources = re.findall(r'srcset="([^"]+)"', text)
+        shown |= {(document.parent / each).resolve() for each in sources}
+        shown |= {(document.parent / each).resolve() for _, each in marked + tagged}
+    pictures = set((ROOT / "docs").glob("images/*")) | set((ROOT / "docs").glob("diagrams/*.svg"))
+    assert shown == pictures
+
+
 async def routes() -> set[str]:
     store = Store("mongodb://127.0.0.1:1", "never_opened")
     apps = (create_app(Settings(hmac_secrets=("s",)), store), mock_downstream.create_app())
