@@ -112,7 +112,7 @@ class Guard:
         if self._token is not None:
             scheme, _, given = request.headers.get("Authorization", "").partition(" ")
             if scheme.lower() != "bearer":
-                raise _refusal(
+                raise counted(
                     401,
                     "no_token",
                     "send the value of WDS_OPERATOR_TOKEN as Authorization: Bearer",
@@ -132,16 +132,17 @@ class Guard:
         clients = _clients(request)
         wait_s = max(self._failures.wait_s(*client) for client in clients.items())
         if wait_s > 0:
-            raise _refusal(
+            raise counted(
                 429,
                 "too_many_failures",
                 "too many wrong tokens came from this address; wait, then try again",
+                code="too_many_failures",
                 retry_after_s=math.ceil(wait_s),
             )
         if self._token is None or not _same(given, self._token):
             for client in clients:
                 self._failures.count(client)
-            raise _refusal(401, "wrong_token", "this is not the value of WDS_OPERATOR_TOKEN")
+            raise counted(401, "wrong_token", "this is not the value of WDS_OPERATOR_TOKEN")
 
 
 class Throttle:
@@ -219,7 +220,7 @@ def _check_local(request: web.Request) -> None:
         name.lower().startswith(("x-forwarded", *_FORWARDED)) for name in request.headers
     )
     if address is None or not address.is_loopback or forwarded:
-        raise _refusal(
+        raise counted(
             403,
             "not_local",
             "only clients on this machine may do this; for others set WDS_OPERATOR_TOKEN on the"
@@ -230,7 +231,7 @@ def _check_local(request: web.Request) -> None:
 
 
 def _cross_site() -> Refusal:
-    return _refusal(
+    return counted(
         403,
         "cross_site",
         "this may have come from a foreign page in a browser; ask for 127.0.0.1 or localhost,"
@@ -274,11 +275,14 @@ def _is_cross_site(request: web.Request) -> bool:
     return request.headers.get("Sec-Fetch-Site", "none") not in _SAME_SITE
 
 
-def _refusal(
-    status: int, reason: str, message: str, *, retry_after_s: int | None = None
+def counted(
+    status: int,
+    reason: str,
+    message: str,
+    *,
+    code: str = "operators_only",
+    retry_after_s: int | None = None,
 ) -> Refusal:
+    """Return a refusal of a client that may not do this, counted by its reason."""
     metrics.OPERATOR_REFUSALS.labels(reason).inc()
-    code = (
-        "too_many_failures" if status == web.HTTPTooManyRequests.status_code else "operators_only"
-    )
     return Refusal(status, code, message, retry_after_s=retry_after_s)

@@ -1,7 +1,8 @@
 """The histogram of the console: which bars, how wide in time, where on the canvas. Pure.
 
-Bars cover the range without a gap, so an hour in which nothing arrived is seen as such. Instants
-are UTC; lengths on the canvas are units of the SVG's view box.
+Bars cover the range without a gap, so an hour in which nothing arrived is seen as such, and end
+where it ends: the first and the last are of the part of their bin that was counted. Instants are
+UTC; lengths on the canvas are units of the SVG's view box.
 """
 
 from __future__ import annotations
@@ -116,24 +117,24 @@ def chart(
     """
     first = floor(start, bin_)
     number = max(-((first - end) // bin_.length), 1)
-    starts = [first + place * bin_.length for place in range(number)]
-    totals = [sum(counted.get(each, {}).values()) for each in starts]
+    bins = [first + place * bin_.length for place in range(number)]
+    totals = [sum(counted.get(each, {}).values()) for each in bins]
     top = max(totals, default=0)
     step = WIDTH / number
     gap = min(step * 0.2, 4.0)
     bars = [
         Bar(
-            each,
-            each + bin_.length,
+            max(each, start),
+            min(each + bin_.length, end),
             counted.get(each, {}),
             total,
             round(place * step + gap / 2, 2),
             round(step - gap, 2),
             _parts(counted.get(each, {}), top),
         )
-        for place, (each, total) in enumerate(zip(starts, totals, strict=True))
+        for place, (each, total) in enumerate(zip(bins, totals, strict=True))
     ]
-    return Chart(bin_, bars, top, _labels(starts))
+    return Chart(bin_, bars, top, _labels([bar.start for bar in bars]))
 
 
 def _parts(counts: Mapping[str, int], top: int) -> list[Part]:

@@ -11,7 +11,7 @@ import json
 import secrets
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote
 
 from aiohttp import web
 
@@ -97,7 +97,7 @@ class Confirm:
             body = asked.body(now)
             # What arrives while somebody makes up their mind was not on the page.
             body.setdefault("to", view.exact(now))
-            return await self._all_page(request, action, body, {})
+            return await self._all_page(request, action, body, {"back": asked.link()})
 
         return ask
 
@@ -151,6 +151,7 @@ class Confirm:
             "per_second": self._operate.per_second,
             "request_id": secrets.token_hex(16),
             "given": given,
+            "back": _back(given),
             "refusal": refusal,
             "problems_of": _problems(refusal),
         }
@@ -216,6 +217,11 @@ def _instruction(request: web.Request, action: Action, loaded: Mapping[str, Any]
         remote,
         loaded.get("reason"),
     )
+
+
+def _back(given: Mapping[str, str]) -> str:
+    """Return the address of the view that a form came from: the console's, whatever it says."""
+    return view.read(parse_qsl(given.get("back", "").partition("?")[2])).link()
 
 
 def _unsure() -> Refusal:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 Outcomes = list[tuple[datetime, str, int]]
 """Counts of events by the start of a bar and by status."""
+Tally = tuple[tuple[datetime, datetime], Outcomes]
+"""From when to when was counted, and what."""
 
 SHOWN_PAYLOAD = 64 * 1024
 """Characters of a payload that its page shows."""
@@ -65,7 +67,7 @@ class Console:
         """Take the store to read."""
         self._store = store
         self._archive = store.archive
-        self._outcomes: Recall[Outcomes | None] = Recall()
+        self._outcomes: Recall[Tally | None] = Recall()
 
     async def find(self, request: web.Request) -> web.StreamResponse:
         """Lead to the event with this id, or to those with this key or beginning of an id."""
@@ -132,28 +134,31 @@ class Console:
         if start is None:
             oldest = await self._archive.oldest()
             start = oldest or end - timedelta(hours=1)
-        start = min(_drawn(start), end)
-        bin_ = chart.bin_for(start, end)
+        span = (min(_drawn(start), end), end)
+        bin_ = chart.bin_for(*span)
         question = tuple(pair for pair in asked.pairs if pair[0] in (*view.FILTERS, "range"))
         question = tuple(sorted(pair for pair in question if pair[0] != "status"))
         given = asked.given(now)
         given.pop("status", None)
 
-        async def tally() -> Outcomes | None:
+        async def tally() -> Tally | None:
+            unit, size = bin_.unit, bin_.size
             try:
                 if bin_.length >= HOUR and given.keys() <= filters.KEPT.keys():
                     kept = filters.kept(given)
-                    return await self._store.rollups.outcomes(bin_.unit, bin_.size, **kept)
-                return await self._archive.outcomes(filters.match(**given), bin_.unit, bin_.size)
+                    return span, await self._store.rollups.outcomes(unit, size, **kept)
+                return span, await self._archive.outcomes(filters.match(**given), unit, size)
             except StoreUnavailableError:
                 return None  # and no sooner asked again than an answer of the same cost
 
         found = await self._outcomes.ask((question, bin_), tally)
         if found is None:
             return {}
+        # The bars are of the range that was counted, which may be a little older than this page.
+        drawn, outcomes = found
         totals = dict.fromkeys(Status, 0)
         bars: dict[datetime, dict[str, int]] = {}
-        for bar, status, number in found:
+        for bar, status, number in outcomes:
             totals[Status(status)] += number
             if not asked.statuses or status in asked.statuses:
                 counts = bars.setdefault(chart.floor(bar, bin_), {})
@@ -161,7 +166,7 @@ class Console:
         return {
             "totals": totals,
             "total": sum(sum(each.values()) for each in bars.values()),
-            "chart": chart.chart(bars, start, end, bin_),
+            "chart": chart.chart(bars, *drawn, bin_),
         }
 
     async def event(self, request: web.Request) -> web.StreamResponse:

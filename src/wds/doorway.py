@@ -23,7 +23,7 @@ import structlog
 from aiohttp import web
 
 from wds import envelope
-from wds.access import FOREIGN, from_here
+from wds.access import FOREIGN, counted, from_here
 from wds.errors import Refusal, SearchTooSlowError, StoreUnavailableError
 from wds.session import LIFETIME_S, NONCE_BYTES, Session, Sessions, same
 
@@ -139,7 +139,7 @@ class Doorway:
 
     def _to_login(self, request: web.Request) -> web.StreamResponse:
         if request.method != "GET":
-            raise Refusal(401, "operators_only", "the session is over; log in and try again")
+            raise counted(401, "no_session", "the session is over; log in and try again")
         address = LOGIN if request.path_qs == HOME else f"{LOGIN}?next={quote(request.path_qs)}"
         return web.Response(status=303, headers={"Location": address})
 
@@ -230,16 +230,18 @@ async def _check_form(request: web.Request, session: Session) -> None:
     if not from_here(request):
         raise _foreign()
     if not same((await form_of(request)).get("form_token", ""), session.form_token):
-        raise Refusal(
+        raise counted(
             403,
             "stale_form",
             "the form belongs to another session; nothing was done. Go back, reload the page and"
             " send it again",
+            code="stale_form",
         )
 
 
 def _foreign() -> Refusal:
-    return Refusal(403, "cross_site", "the form came from a foreign page; nothing was done")
+    message = "the form came from a foreign page; nothing was done"
+    return counted(403, "cross_site", message, code="cross_site")
 
 
 def _came_over(request: web.Request) -> bool:

@@ -345,7 +345,7 @@ def create_app(
             yield
 
     openapi.register(app, operations(ingest, store, operating))
-    openapi.serve_docs(app, "wds: webhook ingest")
+    openapi.serve_document(app, "wds: webhook ingest")
     pages.add_to(app, settings, store, operating, guard)
     app.cleanup_ctx.append(work)
     app.on_cleanup.append(drain)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import warnings
 from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
@@ -83,8 +85,8 @@ def register(app: web.Application, operations: list[Operation]) -> None:
         app.router.add_route(operation.method, operation.path, _described(operation))
 
 
-def serve_docs(app: web.Application, title: str) -> None:
-    """Serve the document at `/docs/openapi.json` and Swagger UI at `/docs`."""
+def serve_document(app: web.Application, title: str) -> None:
+    """Serve the document at `/docs/openapi.json`."""
     with warnings.catch_warnings():
         # aiohttp_apispec keeps its state under plain strings, which aiohttp warns of.
         warnings.simplefilter("ignore", web.NotAppKeyWarning)
@@ -94,10 +96,14 @@ def serve_docs(app: web.Application, title: str) -> None:
             version=__version__,
             info={"description": _INTRODUCTION},
             url="/docs/openapi.json",
-            swagger_path="/docs",
-            static_path="/docs/static",
             in_place=True,
         )
+
+
+def swagger_ui() -> Mapping[str, Path]:
+    """Return the files of Swagger UI, by name. Its own page takes orders from its query: not it."""
+    folder = Path(str(resources.files("aiohttp_apispec"))) / "static"
+    return {name: folder / name for name in ("swagger-ui.css", "swagger-ui-bundle.js")}
 
 
 def _described(operation: Operation) -> Handler:

@@ -1,4 +1,8 @@
-"""Which address of the console leads to what. All but the static files lie behind the doorway."""
+"""Which address of the console leads to what. All but the static files lie behind the doorway.
+
+Swagger UI has the console's origin, so its page is locked down like the console's. It is guarded
+like the API, whose document it shows.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from wds import present
+from wds import openapi, present
 from wds.confirm import ACTIONS, Confirm
 from wds.console import Console
-from wds.doorway import HOME, LOGIN, Doorway, presentable
+from wds.doorway import HOME, LOGIN, Doorway, page, presentable
 from wds.errors import Refusal
 from wds.model import Action
 
@@ -29,6 +33,12 @@ _ACTION = f"{ACTIONS}/{{request_id:[^/]+}}"  # any label, braces too
 _STATIC = f"{HOME}/static/{{name}}"
 _KEEP = "public, max-age=31536000, immutable"
 """The address of a static file changes with its contents."""
+DOCS = "/docs"
+DOCS_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
+    " connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
+)
+"""That of the console, and `data:` for the pictures in Swagger UI's style sheet."""
 
 
 def add_to(
@@ -41,13 +51,19 @@ def add_to(
     door = Doorway(settings, guard)
     assets = present.Assets()
     present.set_up(app, assets, has_login=door.has_login)
-    routes = [*_free(door, assets), *_guarded(door, store, operate)]
-    own = set()
+    own = _add(app, [*_free(door, assets), *_guarded(door, store, operate)])
+    _add(app, _docs())
+    guard.share(own, door.knows)
+
+
+def _add(app: web.Application, routes: list[Route]) -> set[str]:
+    """Add routes, and a HEAD for every GET; return their patterns."""
+    added = set()
     for method, path, handler in routes:
         for each in (method, "HEAD") if method == "GET" else (method,):
             resource = app.router.add_route(each, path, handler).resource
-            own |= {resource.canonical} if resource else set()
-    guard.share(own, door.knows)
+            added |= {resource.canonical} if resource else set()
+    return added
 
 
 def _free(door: Doorway, assets: present.Assets) -> list[Route]:
@@ -62,7 +78,7 @@ def _free(door: Doorway, assets: present.Assets) -> list[Route]:
     async def static(request: web.Request) -> web.StreamResponse:
         found = assets.get(request.match_info["name"])
         if found is None:
-            raise Refusal(404, "not_found", "there is no such file")
+            raise _no_file()
         body, kind = found
         headers = {"Cache-Control": _KEEP, "Content-Type": f"{kind}; charset=utf-8"}
         return web.Response(body=body, headers=headers)
@@ -73,6 +89,33 @@ def _free(door: Doorway, assets: present.Assets) -> list[Route]:
         ("POST", LOGIN, presentable(door.login)),
         ("GET", _STATIC, presentable(static)),
     ]
+
+
+def _docs() -> list[Route]:
+    files = openapi.swagger_ui()
+
+    async def docs(request: web.Request) -> web.StreamResponse:
+        if request.query_string:
+            # Swagger UI would take settings from there, such as whose document to show.
+            raise web.HTTPFound(DOCS)
+        response = page(request, "docs.html", {})
+        response.headers["Content-Security-Policy"] = DOCS_POLICY
+        return response
+
+    async def static(request: web.Request) -> web.StreamResponse:
+        found = files.get(request.match_info["name"])
+        if found is None:
+            raise _no_file()
+        return web.FileResponse(found, headers={"Cache-Control": "private, no-cache"})
+
+    return [
+        ("GET", DOCS, presentable(docs)),
+        ("GET", f"{DOCS}/static/{{name}}", presentable(static)),
+    ]
+
+
+def _no_file() -> Refusal:
+    return Refusal(404, "not_found", "there is no such file")
 
 
 def _guarded(door: Doorway, store: Store, operate: Operate) -> list[Route]:

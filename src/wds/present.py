@@ -16,6 +16,7 @@ from jinja2 import PackageLoader, StrictUndefined
 from wds import __version__
 from wds.model import Status
 from wds.pretty import visible
+from wds.view import stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,7 +131,8 @@ def bar_title(bar: Bar) -> str:
         for status in Status
         if bar.counts.get(status)
     )
-    return f"{bar.start:%Y-%m-%d %H:%M} to {bar.end:%Y-%m-%d %H:%M}: {counts}"
+    start, end = (stamp(each).replace("T", " ") for each in (bar.start, bar.end))
+    return f"{start} to {end}: {counts}"
 
 
 class Assets:

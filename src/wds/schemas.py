@@ -12,6 +12,7 @@ from marshmallow import fields, validate
 
 from wds.errors import Detail, Refusal
 from wds.filters import NEWEST_FIRST, OLDEST_FIRST, SORTS, Position, is_id_prefix
+from wds.hours import MAX_EVENT_TYPES
 from wds.model import ID_LENGTH, MAX_BATCH, MAX_LABEL, Action, Status, is_label
 
 if TYPE_CHECKING:
@@ -321,7 +322,10 @@ class AggregationsSchema(ma.Schema):
     by_event_type = fields.Dict(
         keys=fields.String(),
         values=fields.Integer(),
-        metadata={"description": "Commonest first; events without a type count under ''."},
+        metadata={
+            "description": "Commonest first, "
+            f"the {MAX_EVENT_TYPES:,} commonest at most; events without a type count under ''."
+        },
     )
     histogram = fields.List(fields.Nested(HourSchema), metadata={"description": "Oldest first."})
 

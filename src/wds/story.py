@@ -69,6 +69,9 @@ def _ending(event: Document) -> Entry | None:
     if "next_attempt_at" in event:
         title = f"Attempt {event['attempt_count'] + 1} is next"
         return Entry("waiting", event["next_attempt_at"], title)
+    history = event.get("history", [])
+    if history and history[-1]["action"] == Action.CANCEL:
+        return None  # told: after a cancel only a replay would go on
     if event["status"] == Status.FAILED_PERMANENTLY:
         return Entry("failure", event["finished_at"], "Given up")
     return None

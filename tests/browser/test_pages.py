@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
@@ -12,7 +12,9 @@ from playwright.async_api import expect
 
 from tests.browser.conftest import DESKTOP, PHONE
 from tests.support import new_event
+from wds.console import FIELDS
 from wds.errors import StoreUnavailableError
+from wds.view import stamp
 from wds.watch import Watch
 
 TOKEN = "the-operators-token"
@@ -90,8 +92,8 @@ async def inside(page):
 
 
 async def ids(page):
-    links = await page.locator("table.events a.id").all()
-    return [(await each.get_attribute("href")).rpartition("/")[2] for each in links]
+    links = page.locator("table.events a.id")
+    return await links.evaluate_all("links => links.map(link => link.href.split('/').pop())")
 
 
 # -- every view ------------------------------------------------------------------------------
@@ -104,14 +106,15 @@ async def test_every_view_is_accessible_and_fits_light_and_dark_wide_and_narrow(
 ):
     address = url + VIEWS[name].format(**named(past))
     grounds = set()
+    page = await open_page(address)
     for scheme in ("light", "dark"):
+        await page.emulate_media(color_scheme=scheme)
         for viewport in (DESKTOP, PHONE):
-            page = await open_page(address, scheme=scheme, viewport=viewport)
+            await page.set_viewport_size(viewport)
             await open_all(page)
             assert await serious(page) == []
             assert await inside(page) <= 0
             grounds.add(await page.evaluate("getComputedStyle(document.body).backgroundColor"))
-            await page.context.close()
     assert len(grounds) == 2
 
 
@@ -164,25 +167,100 @@ async def test_a_bar_of_the_histogram_narrows_the_range(open_page, url, past):
     assert expected
 
 
-async def test_filters_are_typed_in_shared_by_their_address_and_removed(open_page, url, past):
-    page = await open_page(f"{url}/console?range=all")
-    await page.get_by_text("Filters", exact=True).click()
-    await page.get_by_label("Type", exact=True).fill("push")
-    await page.get_by_label("Attempts at least").fill("2")
-    await page.get_by_role("button", name="Apply filters").click()
-    expected = {
-        each["_id"] for each in past if each["event_type"] == "push" and each["attempt_count"] >= 2
+async def fill_in(page, fields):
+    """Fill in fields of the filters, by their titles, as a hand does, and apply them."""
+    form = page.locator("#filters form")
+    if not await form.is_visible():
+        await page.locator("#filters > summary").click()
+    for title, value in fields.items():
+        field = form.get_by_label(title, exact=True)
+        if await field.evaluate("field => field.tagName") == "SELECT":
+            await field.select_option(value)
+        elif await field.get_attribute("type") == "checkbox":
+            await field.set_checked(bool(value))
+        else:
+            await field.fill(value)
+    async with page.expect_navigation():
+        await form.get_by_role("button", name="Apply filters").click()
+
+
+@pytest.fixture
+async def told_apart(past, db):
+    """Make three events of the past differ in what they otherwise share; return the past anew."""
+    for event, (name, value) in zip(past, TOLD_APART.items(), strict=False):
+        event[name] = value
+        await db.events.update_one({"_id": event["_id"]}, {"$set": {name: value}})
+    return sorted(past, key=lambda each: (each["received_at"], each["_id"]), reverse=True)
+
+
+TOLD_APART = {"source": "github", "destination": "archive", "idempotency_key": "order-17"}
+
+
+async def test_every_filter_that_can_be_filled_in_finds_what_it_says(open_page, url, told_apart):
+    newest = told_apart
+    some = newest[7]
+    start, end = newest[90]["received_at"], newest[40]["received_at"]
+    hour_ago = newest[0]["received_at"] - timedelta(hours=1)
+    found = {
+        "range": ({"Range": "1h"}, lambda each: each["received_at"] > hour_ago),
+        "status": (
+            {"Received": True, "Failed": True},
+            lambda each: each["status"] in {"RECEIVED", "FAILED_PERMANENTLY"},
+        ),
+        "event_type": ({"Type": "push"}, lambda each: each["event_type"] == "push"),
+        "id_prefix": (
+            {"Event id begins with": some["_id"][:9]},
+            lambda each: each["_id"][:9] == some["_id"][:9],
+        ),
+        "idempotency_key": (
+            {"Idempotency key": "order-17"},
+            lambda each: each.get("idempotency_key") == "order-17",
+        ),
+        "source": ({"Source": "github"}, lambda each: each["source"] == "github"),
+        "destination": ({"Destination": "archive"}, lambda each: each["destination"] == "archive"),
+        "min_attempts": ({"Attempts at least": "3"}, lambda each: each["attempt_count"] >= 3),
+        "last_status_code": (
+            {"Last answer (0: none)": "0"},
+            lambda each: each.get("last_status_code") == 0,
+        ),
+        "from to": (
+            {
+                "Received from (UTC)": stamp(start),
+                "Received before (UTC)": stamp(end),
+                "Range": "",
+            },
+            lambda each: start <= each["received_at"] < end,
+        ),
+        "min_attempts event_type": (
+            {"Type": "push", "Attempts at least": "2"},
+            lambda each: each["event_type"] == "push" and each["attempt_count"] >= 2,
+        ),
     }
-    await expect(page).to_have_url(re.compile("event_type=push&min_attempts=2"))
-    assert "source=" not in page.url
-    assert set(await ids(page)) == expected
+    page = await open_page(f"{url}/console?limit=200")
+    before: dict[str, object] = {}
+    for names, (fields, wanted) in found.items():
+        await fill_in(page, {**dict.fromkeys(before, ""), "Range": "all", **fields})
+        before = fields
+        expected = [each["_id"] for each in newest if wanted(each)]
+        assert (names, await ids(page)) == (names, expected)
+        assert 0 < len(expected) < 200
+        assert [name for name in names.split() if f"{name}=" not in page.url] == []
 
     shared = await open_page(page.url)
-    assert set(await ids(shared)) == expected
+    assert await ids(shared) == expected
     await expect(shared.get_by_label("Type", exact=True)).to_have_value("push")
-
     await page.get_by_role("link", name=re.compile("min_attempts")).click()
     await expect(page).not_to_have_url(re.compile("min_attempts"))
+
+    await page.goto(f"{url}/console?range=all&limit=200")
+    await fill_in(page, {"Order": "attempt_count", "Events a page": "100"})
+    fewest = sorted(newest, key=lambda each: (each["attempt_count"], each["received_at"]))
+    assert await ids(page) == [each["_id"] for each in fewest[:100]]
+
+    fields = page.locator("#filters [name]")
+    names = await fields.evaluate_all("fields => fields.map(field => field.name)")
+    assert set(names) == {name for each in found for name in each.split()} | {"sort", "limit"}
+    assert set(names) >= {name for name, *_ in FIELDS}
 
 
 async def test_a_filter_that_cannot_be_used_is_shown_where_it_was_typed(open_page, url):
@@ -296,6 +374,25 @@ async def test_many_events_are_replayed_and_the_progress_is_seen(open_page, url,
     assert await db.events.count_documents({"history": {"$exists": True}}) == len(failed)
 
 
+@pytest.mark.usefixtures("bulk_action")
+async def test_many_events_are_cancelled_and_a_bulk_action_is_stopped(open_page, url, past, db):
+    waiting = sum(each["status"] == "RECEIVED" for each in past)
+    page = await open_page(f"{url}/console?status=RECEIVED")
+    await page.get_by_role("link", name="Cancel these…").click()
+    await page.get_by_role("link", name="Back", exact=True).click()
+    await expect(page).to_have_url(f"{url}/console?status=RECEIVED")
+    await page.get_by_role("link", name="Cancel these…").click()
+    await page.get_by_label("Yes, cancel them").check()
+    await page.get_by_role("button", name=f"Cancel {waiting} events").click()
+    await expect(page.get_by_text("Done")).to_be_visible()
+    await expect(page.locator("main")).to_contain_text(f"{waiting} cancelled")
+    assert await db.events.count_documents({"history.action": "cancel"}) == waiting
+    await page.goto(f"{url}/console/actions/r2")
+    await page.get_by_role("button", name="Stop").click()
+    await expect(page.get_by_text("Stopping")).to_be_visible()
+    assert (await db.bulk_actions.find_one({"_id": "r2"}))["stop_requested"]
+
+
 # -- login -----------------------------------------------------------------------------------
 
 
@@ -324,14 +421,29 @@ async def test_login_wrong_token_and_logout(open_page, serving, past):
         await expect(field).to_be_visible()
 
 
-async def test_the_api_document_opens_to_whoever_is_logged_in(open_page, serving):
+async def test_the_api_is_shown_to_whoever_is_logged_in_and_no_other_document(open_page, serving):
+    foreign = "https://evil.example/x.json"
+    asked = set()
     async with serving(WDS_OPERATOR_TOKEN=TOKEN) as url:
         page = await open_page(f"{url}/console/login")
-        await page.get_by_label("Operators' token").fill(TOKEN)
-        await page.keyboard.press("Enter")
-        await page.wait_for_url(f"{url}/console")
-        answer = await page.goto(f"{url}/docs/openapi.json")
-        assert answer.status == 200
+        await log_in(page)
+        page.on("request", lambda request: asked.add(request.url.partition("?")[0]))
+        for query in ("", f"url={foreign}", f"configUrl={foreign}", "url=/a.json&urls=[]"):
+            await page.goto(f"{url}/docs?{query}")
+            await expect(page.locator(".opblock-summary-path").first).to_be_visible()
+            paths = await page.locator(".opblock-summary-path").all_inner_texts()
+            answer = await page.request.get(f"{url}/docs/openapi.json")
+            known = set((await answer.json())["paths"])
+            assert {each.replace("\u200b", "") for each in paths} == known
+        assert {each.removeprefix(url) for each in asked if not each.startswith("data:")} <= {
+            "/docs",
+            "/docs/openapi.json",
+            "/docs/static/swagger-ui.css",
+            "/docs/static/swagger-ui-bundle.js",
+            "/console/static/docs.css",
+            "/console/static/docs.js",
+            "/console/static/icon.svg",
+        }
 
 
 # -- foreign pages ---------------------------------------------------------------------------

@@ -218,7 +218,7 @@ async def test_the_other_routes_are_open_to_everybody(serving, changes, method, 
 def every_route(app):
     """Yield (method, path, pattern) of every route, its parameters filled in.
 
-    Not of the console's, which are pages: `test_console` asks those.
+    Not of the console's, which are pages: `test_doorway` asks those.
     """
     for route in app.router.routes():
         pattern = route.resource.canonical
@@ -229,26 +229,25 @@ def every_route(app):
             yield method, path, pattern
 
 
-@pytest.mark.parametrize("changes", [{}, {"WDS_OPERATOR_TOKEN": TOKEN}], ids=["none", "token"])
-@pytest.mark.parametrize("metrics", ["true", "false"])
-async def test_no_route_is_unguarded_but_those_that_are_named(serving, changes, metrics):
-    public = {
-        "/webhooks/ingest",
-        "/webhooks/ingest/batch",
-        "/webhooks/ingest/{source}",
-        "/healthz",
-        "/readyz",
-    }
-    if metrics == "true":
-        public.add("/metrics")
+OPEN = {
+    "/webhooks/ingest",
+    "/webhooks/ingest/batch",
+    "/webhooks/ingest/{source}",
+    "/healthz",
+    "/readyz",
+}
+
+
+async def assert_all_guarded_but(public, ask, status):
+    """Ask every route as a stranger; those not `public` refuse with `status`, the others do not."""
     found = {}
-    async with serving(**changes, WDS_METRICS_OPEN=metrics) as ask:
-        for method, path, pattern in every_route(ask.app):
-            answer = await ask(method, path, FORWARDED[0])
-            found[method, pattern] = answer.status
-            if pattern not in public and method != "HEAD":
-                assert await code(answer) == "operators_only", (method, pattern)
-    guarded = {route for route, status in found.items() if status == (401 if changes else 403)}
+    for method, path, pattern in every_route(ask.app):
+        answer = await ask(method, path, FORWARDED[0])
+        found[method, pattern] = answer.status
+        if pattern not in public:
+            assert answer.status == status, (method, pattern)
+            assert method == "HEAD" or await code(answer) == "operators_only", (method, pattern)
+    guarded = {route for route, found_ in found.items() if found_ == status}
     # Ingest asks for a signature, with a code of its own.
     assert {pattern for _, pattern in set(found) - guarded} <= public
     assert {pattern for _, pattern in guarded} - {"/webhooks/ingest", "/webhooks/ingest/batch"} == {
@@ -257,16 +256,20 @@ async def test_no_route_is_unguarded_but_those_that_are_named(serving, changes, 
     assert len(found) > 15
 
 
-async def test_control_a_route_named_as_public_by_mistake_is_found(engines, store, db):
-    assert db is not None
-    settings = make_settings(engines, WDS_OPERATOR_TOKEN=TOKEN)
-    app = create_app(settings, store)
-    app.middlewares[-2] = Guard(settings, public=PUBLIC | {"/webhooks/search"}).middleware
-    async with listening(app, "127.0.0.1", 0) as port, aiohttp.ClientSession() as session:
-        async with session.post(f"http://127.0.0.1:{port}/webhooks/search") as response:
-            assert response.status == 200
-        async with session.post(f"http://127.0.0.1:{port}/webhooks/replay") as response:
-            assert response.status == 401
+@pytest.mark.parametrize("changes", [{}, {"WDS_OPERATOR_TOKEN": TOKEN}], ids=["none", "token"])
+@pytest.mark.parametrize("metrics", ["true", "false"])
+async def test_no_route_is_unguarded_but_those_that_are_named(serving, changes, metrics):
+    public = OPEN | {"/metrics"} if metrics == "true" else OPEN
+    async with serving(**changes, WDS_METRICS_OPEN=metrics) as ask:
+        await assert_all_guarded_but(public, ask, 401 if changes else 403)
+
+
+@pytest.mark.parametrize("leak", ["/webhooks/search", "/docs", "/webhooks/events/{id}/replay"])
+async def test_control_a_route_named_as_public_by_mistake_is_found(serving, monkeypatch, leak):
+    monkeypatch.setitem(Guard.__init__.__kwdefaults__, "public", PUBLIC | {leak})
+    async with serving(WDS_OPERATOR_TOKEN=TOKEN) as ask:
+        with pytest.raises(AssertionError, match=re.escape(leak)):
+            await assert_all_guarded_but(OPEN | {"/metrics"}, ask, 401)
 
 
 async def test_a_dispatcher_guards_its_metrics_if_told_to(engines):

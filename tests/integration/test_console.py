@@ -8,7 +8,7 @@ import random
 import re
 from collections import Counter
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from urllib.parse import quote
 
@@ -24,10 +24,15 @@ from wds.ingest import create_app
 from wds.rollups import Rollups
 from wds.server import listening
 from wds.store import Store
+from wds.view import stamp
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
     " form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+DOCS_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
+    " connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
 )
 VOID = {"meta", "link", "input", "path", "rect", "circle", "line", "img"}
 
@@ -52,10 +57,12 @@ class Page(HTMLParser):
         self.text += data
 
     def all(self, tag, **having):
+        """Return the attributes of each such element; an attribute without a value has None."""
+        wanted = {key.rstrip("_").replace("_", "-"): having[key] for key in having}
         return [
             attrs
             for name, attrs in self.elements
-            if name == tag and all(attrs.get(key.rstrip("_")) == having[key] for key in having)
+            if name == tag and wanted.items() <= attrs.items()
         ]
 
     def links(self, beginning):
@@ -134,18 +141,23 @@ async def test_the_root_leads_to_the_console(look):
         ("/console/login", 303),
         ("/console/find?q=nothing", 302),
         ("/", 302),
+        ("/docs", 200),
+        ("/docs?url=https://evil.example/x.json", 302),
+        ("/docs/static/none.js", 404),
     ],
 )
 async def test_every_answer_is_locked_down(look, past, path, status):
     page = await look(path.replace("{id}", past[0]["_id"]))
     assert page.status == status
-    assert page.headers["Content-Security-Policy"] == POLICY
+    policy = DOCS_POLICY if path == "/docs" else POLICY
+    assert page.headers["Content-Security-Policy"] == policy
     assert page.headers["X-Content-Type-Options"] == "nosniff"
     assert page.headers["X-Frame-Options"] == "DENY"
     assert page.headers["Cache-Control"] == "no-store"
     assert page.headers["Referrer-Policy"] == "same-origin"
     assert not page.all("style")
-    assert all(attrs.get("src", "").startswith("/console/static/") for attrs in page.all("script"))
+    for attrs in page.all("script"):
+        assert attrs["src"].startswith(("/console/static/", "/docs/static/swagger-ui-bundle.js"))
     for _, attrs in page.elements:
         assert not [name for name in attrs if name == "style" or name.startswith("on")]
     if status in {200, 404, 422}:
@@ -170,9 +182,24 @@ async def test_static_files_are_kept_for_good_and_named_by_what_is_in_them(look)
         assert re.search(r"\?v=[0-9a-f]{12}$", address)
 
 
-@pytest.mark.parametrize("name", ["none.css", "..%2fconsole.py", "%2e%2e/ingest.py"])
+@pytest.mark.parametrize("name", ["swagger-ui.css", "swagger-ui-bundle.js"])
+async def test_a_file_of_swagger_ui_is_nothing_else_and_asked_for_again(look, name):
+    file = await look(f"/docs/static/{name}")
+    assert re.fullmatch("text/css|(text|application)/javascript", file.headers["Content-Type"])
+    assert file.headers["X-Content-Type-Options"] == "nosniff"
+    assert file.headers["X-Frame-Options"] == "DENY"
+    assert file.headers["Referrer-Policy"] == "same-origin"
+    assert file.headers["Cache-Control"] == "private, no-cache"
+    again = await look(f"/docs/static/{name}", **{"If-None-Match": file.headers["ETag"]})
+    assert again.status == 304
+
+
+@pytest.mark.parametrize(
+    "name", ["none.css", "..%2fconsole.py", "%2e%2e/ingest.py", "oauth2-redirect.html"]
+)
 async def test_no_other_file_is_served(look, name):
-    assert (await look(f"/console/static/{name}")).status == 404
+    for where in ("/console", "/docs"):
+        assert (await look(f"{where}/static/{name}")).status == 404
 
 
 # -- hostile text ----------------------------------------------------------------------------
@@ -325,18 +352,48 @@ async def test_totals_and_histogram_say_what_the_search_says(look, past):
     ) == len(past)
 
 
-async def test_a_bar_leads_to_exactly_its_events(look, past):
-    page = await look("/console?range=all")
-    [label, *_] = sorted(link["aria-label"] for link in page.all("a") if "aria-label" in link)
-    [href] = [link["href"] for link in page.all("a", aria_label_=label)] or [
-        link["href"] for link in page.all("a") if link.get("aria-label") == label
-    ]
-    narrowed = await look(href)
-    start, end = (f"{each}:00" for each in re.findall(r"\d{4}-\d\d-\d\d \d\d:\d\d", label))
-    inside = [
-        each["_id"] for each in past if start <= f"{each['received_at']:%Y-%m-%d %H:%M:%S}" < end
-    ]
-    assert sorted(ids(narrowed)) == sorted(inside)
+def bars_of(page):
+    """Return from when, to when, how many events and the address of each bar, as it says."""
+    bar = re.compile(r"(\S+ \S+) to (\S+ \S+): (.*)")
+    found = []
+    for link in page.all("a"):
+        if said := bar.fullmatch(link.get("aria-label", "")):
+            start, end = (datetime.fromisoformat(f"{each}+00:00") for each in said.groups()[:2])
+            number = sum(int(each) for each in re.findall(r"(\d+) [a-z]", said[3]))
+            found.append((start, end, number, link["href"]))
+    return found
+
+
+@pytest.mark.parametrize("query", ["", "range=24h", "range=all", "from={}&to={}", "from={}"])
+async def test_every_bar_is_of_the_events_it_leads_to_and_none_outside_of_the_range(
+    look, db, store, query
+):
+    now = await store.now()
+    day_ago = now - timedelta(days=1)
+    start = day_ago.replace(hour=3, minute=20, second=0, microsecond=1000)
+    end = start + timedelta(hours=9, minutes=20)
+    offsets = [timedelta(seconds=each) for each in (-90, -1, 1, 90)]
+    instants = [edge + offset for edge in (day_ago, start, end) for offset in offsets]
+    random_ = random.Random(1)
+    attempt = history.attempt(1, now, random_, succeeds=True)
+    await db.events.insert_many(
+        history.made(new_event(b"{}"), at, [attempt], "DELIVERED") for at in [*instants, now]
+    )
+    page = await look("/console?" + query.format(*map(stamp, (start, end))))
+    bars = bars_of(page)
+    shown = set(ids(page))
+    assert sum(number for _, _, number, _ in bars) == len(shown)
+    for since, until, number, address in bars:
+        led_to = await look(address)
+        assert (len(ids(led_to)), set(ids(led_to)) <= shown) == (number, True)
+        assert f"from={quote(stamp(since))}&to={quote(stamp(until))}" in address
+    first, last = bars[0][0], bars[-1][1]
+    if query.startswith("from"):
+        assert first == start
+        assert last == end if "to=" in query else last > now
+    else:
+        assert first == min(instants) if query == "range=all" else first >= day_ago
+        assert now < last <= await store.now() + timedelta(milliseconds=1)
 
 
 async def test_due_events_and_replicas_are_told(look, past):
@@ -473,7 +530,8 @@ async def test_while_the_database_is_away_a_page_says_so_and_comes_again(setting
         await nowhere.close()
     assert (page.status, page.headers["Retry-After"]) == (503, "5")
     assert "MongoDB does not answer" in page.text
-    assert page.all("meta", http_equiv_="refresh") or page.all("section")[0]["data-retry"] == "5000"
+    assert page.all("meta", http_equiv="refresh", content="5")
+    assert page.all("section", data_retry="5000")
 
 
 @pytest.mark.parametrize(
@@ -564,7 +622,11 @@ async def test_what_cannot_be_done_is_not_offered_and_refused_with_a_reason(look
     path = f"/console/events/{event['_id']}/cancel"
     assert path not in (await look(f"/console/events/{event['_id']}")).links("/console/events/")
     page = await look(path)
-    assert page.all("button", disabled=None, class_="danger")
+    assert page.all("button", class_="danger", disabled=None)
+    possible = next(each for each in past if each["status"] == "RECEIVED")
+    page = await look(f"/console/events/{possible['_id']}/cancel")
+    assert page.all("button", class_="danger")
+    assert not page.all("button", class_="danger", disabled=None)
     refused = await look(path, data=await form(look, path))
     assert refused.status == 409
     assert "nothing to cancel" in refused.text
@@ -604,6 +666,18 @@ async def test_a_bulk_replay_is_about_exactly_what_its_page_counted(look, past, 
     changed = [each["_id"] async for each in db.events.find({"history.by": "ada"}, {"_id": 1})]
     assert sorted(changed) == sorted(failed)
     assert "Replay" in (await look("/console/actions")).text
+
+
+async def test_a_bulk_form_leads_back_to_the_view_it_came_from_and_nowhere_else(look, past):
+    view = "status=FAILED_PERMANENTLY&event_type=push&range=7d&sort=received_at&limit=25"
+    fields = await form(look, f"/console/cancel?{view}")
+    assert past
+    for back in (fields["back"], f"https://evil.example/?{view}"):
+        refused = await look("/console/cancel", data={**fields, "back": back})
+        assert refused.status == 422
+        assert refused.all("a", href=f"/console?{quote(view, safe='=&')}", class_="button")
+    refused = await look("/console/cancel", data={**fields, "back": "javascript:alert(1)"})
+    assert refused.all("a", href="/console", class_="button")
 
 
 async def test_a_bulk_action_that_takes_too_long_to_count_can_be_begun_all_the_same(

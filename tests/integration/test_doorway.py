@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import quote
 
 import aiohttp
 import pytest
+from prometheus_client import REGISTRY
 
 from tests.support import make_settings, new_event
 from wds.access import BURST
@@ -347,6 +349,31 @@ async def test_every_form_of_the_console_is_guarded(serving):
         for path in posts - {"/console/login"}:
             assert (await ask(path, data={"request_id": "r"}, cookie=cookie)).status == 403, path
         assert len(posts) >= 6
+
+
+async def test_what_the_console_refuses_is_counted_by_its_reason(serving):
+    def counts():
+        reasons = ("cross_site", "stale_form", "no_session", "wrong_token")
+        total = "wds_operator_refusals_total"
+        return Counter(
+            {each: REGISTRY.get_sample_value(total, {"reason": each}) or 0 for each in reasons}
+        )
+
+    async with serving(WDS_OPERATOR_TOKEN=TOKEN) as ask:
+        cookie = await log_in(ask)
+        before = counts()
+        assert await replay(ask, cookie, **FOREIGN[0]) == 403
+        foreign = await ask("/console/login", data={"token": TOKEN}, **FOREIGN[0])
+        assert foreign.status == 403
+        assert await replay(ask, cookie, fields={"form_token": "0" * 64}) == 403
+        assert (await ask(f"{ONE}/replay", data={})).status == 401
+        assert (await ask("/console/login", data={"token": "wrong"})).status == 401
+    assert counts() - before == {
+        "cross_site": 2,
+        "stale_form": 1,
+        "no_session": 1,
+        "wrong_token": 1,
+    }
 
 
 @pytest.mark.parametrize("headers", FOREIGN[:3], ids=str)

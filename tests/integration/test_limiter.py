@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 from redis.asyncio import Redis
 
+from tests.grants import recording_grants
 from tests.support import most_in_any_second
 from wds import embedded
 from wds.errors import LimiterUnavailableError
@@ -113,6 +114,30 @@ async def test_giving_back_never_lets_more_than_the_limit_through(limiter, desti
             await asyncio.sleep(granted.retry_in_s)
     assert len(kept) >= 6
     assert most_in_any_second(kept) <= 3
+
+
+async def test_a_recording_of_redis_has_what_was_granted_and_not_given_back(
+    settings, limiter, destination
+):
+    async with recording_grants(settings.redis_url, destination) as recorded:
+        first = (await limiter.reserve(destination, 3)).slots
+        await limiter.reserve(f"{destination}-other", 3)
+        assert len(await recorded.instants()) == 3
+        more = (await limiter.reserve(destination, 1, give_back=first[1:])).slots
+        assert len(more) == 1
+        kept = await recorded.instants()
+    assert len(kept) == 2
+    apart = more[0].ready_at - first[0].ready_at
+    assert kept[1] - kept[0] == pytest.approx(apart, abs=0.05)
+
+
+@pytest.mark.parametrize("limit", [3, 4])
+async def test_control_a_recording_shows_one_grant_too_many_in_a_second(
+    settings, destination, limit
+):
+    async with recording_grants(settings.redis_url, destination) as recorded:
+        await grants(settings, [destination] * 5, limit, each=4)
+        assert most_in_any_second(await recorded.instants()) == limit
 
 
 async def test_a_slot_whose_answer_was_slow_cannot_be_used(limiter, redis, destination):

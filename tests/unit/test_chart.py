@@ -35,12 +35,11 @@ def test_bars_are_hours_but_for_very_short_and_long_ranges(span, unit, size):
 @pytest.mark.parametrize(
     "span", [timedelta(0), timedelta(minutes=1), HOUR, DAY, 8 * DAY, 400 * DAY]
 )
-def test_bars_cover_the_range_without_a_gap(span):
+def test_bars_cover_the_range_and_no_more_without_a_gap(span):
     start = NOW - span
     bin_ = chart.bin_for(start, NOW)
     bars = chart.chart({}, start, NOW, bin_).bars
-    assert bars[0].start <= start
-    assert bars[-1].end >= NOW
+    assert (bars[0].start, bars[-1].end) == (start, NOW)
     assert all(one.end == following.start for one, following in pairwise(bars))
     assert len(bars) <= chart.MOST_BARS + 2
 
@@ -57,6 +56,7 @@ def test_every_outcome_is_drawn_inside_the_canvas_and_the_highest_bar_fills_it()
         },
     }
     drawn = chart.chart(counted, NOW - DAY, NOW, chart.bin_for(NOW - DAY, NOW))
+    assert (drawn.bars[0].start, drawn.bars[0].total) == (NOW - DAY, 1000)
     full = drawn.bars[1]
     assert drawn.top == full.total == 100_003
     assert len(full.parts) == 4

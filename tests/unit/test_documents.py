@@ -14,7 +14,7 @@ from opentelemetry import environment_variables as more_environment_variables
 from opentelemetry.sdk import environment_variables
 from prometheus_client.metrics import MetricWrapperBase
 
-from wds import metrics, mock_downstream, tracing
+from wds import hours, metrics, mock_downstream, tracing
 from wds.config import Settings
 from wds.ingest import create_app
 from wds.model import derived_id
@@ -90,6 +90,18 @@ def test_every_line_of_the_journal_is_documented_and_every_documented_one_exists
     assert {name for name in documented if f'"{name}"' in "".join(sources.values())} == documented
 
 
+def test_every_reason_of_a_refusal_that_is_counted_is_documented():
+    code = "".join(
+        (ROOT / "src" / "wds" / name).read_text() for name in ("access.py", "doorway.py")
+    )
+    [said] = re.findall(r"counts refusals by reason: (.*?)\. ", OPERATIONS, re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", said)) == set(re.findall(r'counted\(\s*\d+,\s*"(\w+)"', code))
+
+
+def test_how_many_event_types_are_counted_is_documented():
+    assert f"the {hours.MAX_EVENT_TYPES:,} commonest types at most" in OPERATIONS
+
+
 def commands() -> set[str]:
     said = subprocess.run(
         [sys.executable, "-m", "wds", "--help"], capture_output=True, text=True, check=True
@@ -108,6 +120,20 @@ def test_every_make_target_that_is_mentioned_exists():
     documents = ALL.replace((ROOT / "Makefile").read_text(), "")
     mentioned = set(re.findall(r"(?:^|`)make ([a-z-]+)", documents, re.MULTILINE))
     assert {"demo", "test", "up", "lint"} <= mentioned <= targets
+
+
+def test_every_picture_is_shown_and_every_one_that_is_shown_exists_and_is_described():
+    shown = set()
+    for document in DOCUMENTS:
+        text = document.read_text()
+        marked = re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", text)
+        tagged = re.findall(r'<img alt="([^"]*)" src="([^"]+)">', text)
+        assert all(described for described, _ in marked + tagged), document
+        sources = re.findall(r'srcset="([^"]+)"', text)
+        shown |= {(document.parent / each).resolve() for each in sources}
+        shown |= {(document.parent / each).resolve() for _, each in marked + tagged}
+    pictures = set((ROOT / "docs").glob("images/*")) | set((ROOT / "docs").glob("diagrams/*.svg"))
+    assert shown == pictures
 
 
 async def routes() -> set[str]:

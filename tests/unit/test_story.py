@@ -78,3 +78,13 @@ def test_an_event_that_is_being_delivered_says_by_whom():
 def test_an_event_that_failed_for_good_ends_with_that():
     document = event("FAILED_PERMANENTLY", [attempt(1, 1)], finished_at=at(2))
     assert told(document)[-1] == ("failure", "Given up")
+
+
+def test_an_event_that_an_operator_cancelled_ends_with_that_and_is_not_given_up():
+    cancelled = event(
+        "FAILED_PERMANENTLY", [attempt(1, 1)], history=[action("cancel", 2)], finished_at=at(2)
+    )
+    assert told(cancelled)[-1] == ("cancel", "Cancelled")
+    cancelled["history"].append(action("replay", 3))
+    cancelled["attempts"].append(attempt(2, 4))
+    assert told(cancelled)[-1] == ("failure", "Given up")

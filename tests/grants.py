@@ -1,0 +1,58 @@
+"""The slots that Redis granted, as its own MONITOR tells: the limit by the clock that rules it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+from redis.asyncio import Redis
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from redis.asyncio.client import Monitor
+
+
+class Grants:
+    """Every slot of one destination that was granted and not given back."""
+
+    def __init__(self, client: Redis, key: str) -> None:
+        self._client = client
+        self._key = key
+        self._instants: dict[str, float] = {}
+        self._marks: dict[str, asyncio.Event] = {}
+
+    async def instants(self) -> list[float]:
+        """Return their instants in seconds, those of all commands until now."""
+        mark = secrets.token_hex(8)
+        told = self._marks[mark] = asyncio.Event()
+        await self._client.echo(mark)
+        await asyncio.wait_for(told.wait(), 10)
+        return list(self._instants.values())
+
+    async def read(self, monitor: Monitor) -> None:
+        """Read what the script does, until cancelled."""
+        async for seen in monitor.listen():
+            match seen["command"].split():
+                case ["ZADD", key, instant, name] if key == self._key:
+                    self._instants[name] = int(instant) / 1e6
+                case ["ZREM", key, name] if key == self._key:
+                    self._instants.pop(name, None)
+                case ["ECHO", mark] if mark in self._marks:
+                    self._marks.pop(mark).set()
+
+
+@asynccontextmanager
+async def recording_grants(url: str, destination: str = "default") -> AsyncIterator[Grants]:
+    """Record what is granted inside the block."""
+    async with Redis.from_url(url, decode_responses=True) as client, client.monitor() as monitor:
+        grants = Grants(client, f"wds:slots:{destination}")
+        reading = asyncio.create_task(grants.read(monitor))
+        try:
+            yield grants
+        finally:
+            reading.cancel()
+            with suppress(asyncio.CancelledError):
+                await reading
