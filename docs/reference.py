@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import mkdocs_gen_files
-from prometheus_client.metrics import MetricWrapperBase
 
 from wds import metrics, mock_downstream
 from wds.config import Settings
@@ -67,15 +66,15 @@ def settings_page() -> list[str]:
 def metrics_page() -> list[str]:
     """Return every metric with its type, labels and meaning."""
     rows = []
-    for value in vars(metrics).values():
-        if isinstance(value, MetricWrapperBase):
-            [family] = value.describe()
-            name = family.name + ("_total" if family.type == "counter" else "")
-            labels = ", ".join(f"`{label}`" for label in value._labelnames)  # noqa: SLF001
-            rows.append(f"| `{name}` | {family.type} | {labels} | {cell(family.documentation)} |")
-    for name, meaning, _ in metrics.FLEET_TOTALS.values():
-        rows.append(f"| `{name}_total` | counter |  | {cell(meaning)} |")
-    intro = "Each process serves its own at `/metrics`; those named `wds_fleet_` speak for all."
+    mocks = [(family, ("result",)) for family in mock_downstream.REQUESTS.describe()]
+    for family, labels in [*metrics.catalogue(), *mocks]:
+        name = family.name + ("_total" if family.type == "counter" else "")
+        listed = ", ".join(f"`{label}`" for label in labels)
+        rows.append(f"| `{name}` | {family.type} | {listed} | {cell(family.documentation)} |")
+    intro = (
+        "Each process serves its own at `/metrics`; those named `wds_fleet_` speak for all. The"
+        " last is the mock downstream's only one."
+    )
     return ["# Metrics", "", intro, "", *table("metric", "type", "labels", "meaning"), *rows]
 
 

@@ -6,12 +6,13 @@ heartbeat document through `fleet`, never from counting events at scrape time.
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import prometheus_client
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
 from wds import __version__
@@ -180,3 +181,17 @@ class FleetCollector(Collector):
 
 fleet = FleetCollector()
 REGISTRY.register(fleet)
+
+
+def catalogue() -> list[tuple[Metric, tuple[str, ...]]]:
+    """Return every metric of ours with its labels' names: what documents are held against."""
+    found = []
+    for each in globals().values():
+        if isinstance(each, MetricWrapperBase):
+            found += [(family, tuple(each._labelnames)) for family in each.describe()]  # noqa: SLF001
+    whole = FleetCollector()
+    whole.show({"now": datetime.now(UTC), "replicas": []})
+    for family in whole.collect():
+        labels = {name for sample in family.samples for name in sample.labels}
+        found.append((family, tuple(sorted(labels))))
+    return found

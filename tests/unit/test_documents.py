@@ -7,12 +7,13 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from opentelemetry import environment_variables as more_environment_variables
 from opentelemetry.sdk import environment_variables
-from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client import REGISTRY
 
 from wds import hours, metrics, mock_downstream, tracing
 from wds.config import Settings
@@ -64,15 +65,17 @@ def documented_metrics() -> dict[str, str]:
 
 
 def existing_metrics() -> dict[str, str]:
-    found = {}
-    for value in vars(metrics).values():
-        if isinstance(value, MetricWrapperBase):
-            [family] = value.describe()
-            suffix = "_total" if family.type == "counter" else ""
-            found[family.name + suffix] = family.documentation
-    for name, meaning, _ in metrics.FLEET_TOTALS.values():
-        found[f"{name}_total"] = meaning
-    return found | {"wds_fleet_replicas": "Replicas heard from in the last 15 seconds, by role."}
+    return {
+        family.name + ("_total" if family.type == "counter" else ""): family.documentation
+        for family, _ in metrics.catalogue()
+    }
+
+
+def test_the_catalogue_holds_whatever_a_process_exposes():
+    metrics.fleet.show({"now": datetime.now(UTC), "replicas": [], "retired": {}})
+    exposed = {family.name for family in REGISTRY.collect() if family.name.startswith("wds_")}
+    metrics.fleet.show(None)
+    assert {family.name for family, _ in metrics.catalogue()} == exposed
 
 
 def test_every_metric_is_documented_and_every_documented_one_exists():
