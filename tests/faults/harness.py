@@ -25,6 +25,7 @@ from tests.faults.verdict import FINAL, Verdict, judge
 from tests.support import SECRET, Receiver, receiving, signed
 from wds import embedded
 from wds.audit import Expectations
+from wds.mongo import AWARE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -158,7 +159,7 @@ class System:
 
     async def verdict(self, *, overdue_s: float = 60) -> Verdict:
         """Join the three logs."""
-        hello = await self.db.command("hello")
+        hello = await self.db.command("hello", codec_options=AWARE)
         documents = await self.db.events.find().to_list(None)
         schedule = [float(part) for part in self.env["WDS_BACKOFF"].split(",")]
         attempts = int(self.env.get("WDS_MAX_ATTEMPTS", "5"))

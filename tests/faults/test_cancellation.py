@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import types
 from dataclasses import replace
+from datetime import UTC
 
 from aiohttp import web
 
@@ -123,7 +124,7 @@ async def test_at_whichever_await_it_is_cancelled_the_event_arrives_and_no_conne
     documents = await db.events.find().to_list(None)
     assert len(documents) == runs
     assert {each["status"] for each in documents} == {"DELIVERED"}
-    now = (await db.command("hello"))["localTime"]
+    now = (await db.command("hello"))["localTime"].replace(tzinfo=UTC)
     expected = Expectations(now, 20, BACKOFF, 60)
     assert [list(violations(each, expected)) for each in documents] == [[]] * runs
     for each in documents:

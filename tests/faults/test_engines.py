@@ -233,7 +233,8 @@ async def test_redis_suffers_and_the_limit_holds(tmp_path, seed, scale, fault):
             slowest = max(slowest, min(again) - back)
         over.set()
         await trickling
-        await running.settled(len(running.sender.acknowledged), within_s=120)
+        count = len(running.sender.acknowledged)
+        await running.settled(count, within_s=60 + 1.2 * count / limit)
         await client.aclose()
         await receiver.fetch()
         verdict = await running.verdict()

@@ -7,7 +7,7 @@ import json
 import secrets
 import signal
 import time
-from datetime import timedelta
+from datetime import UTC, timedelta
 
 import aiohttp
 
@@ -30,7 +30,7 @@ FILTERS = {"status": "FAILED_PERMANENTLY", "event_type": "old"}
 async def seed_failed(running, count):
     """Store `count` events of 2 KiB that failed for good, an hour ago."""
     hello = await running.db.command("hello")
-    long_ago = hello["localTime"].astimezone() - timedelta(hours=1)
+    long_ago = hello["localTime"].replace(tzinfo=UTC) - timedelta(hours=1)
     failure = {
         "attempt_number": 1,
         "timestamp": long_ago,
@@ -143,7 +143,7 @@ async def bulk(running, path, kills=0, **body):
 
 async def assert_sound(running, replayed):
     hello = await running.db.command("hello")
-    expected = Expectations(hello["localTime"].astimezone(), 8, [0.2, 0.4, 0.8], 3600)
+    expected = Expectations(hello["localTime"].replace(tzinfo=UTC), 8, [0.2, 0.4, 0.8], 3600)
     count = 0
     async for event in running.db.events.find({}, {"payload": 0}):
         assert list(violations(event, expected)) == [], event

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from dataclasses import dataclass, field
+from datetime import UTC
 from typing import Any
 
 import pytest
@@ -272,7 +273,7 @@ class LeaseQueue(RuleBasedStateMachine):
     def the_database_agrees(self) -> None:
         documents = self.run(self.db.events.find().to_list(None))
         assert {each["_id"] for each in documents} == set(self.events)
-        now = self.run(self.db.command("hello"))["localTime"].astimezone()
+        now = self.run(self.db.command("hello"))["localTime"].replace(tzinfo=UTC)
         for each in documents:
             event = self.events[each["_id"]]
             assert each["status"] == event.status
