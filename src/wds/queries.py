@@ -191,18 +191,12 @@ def due(destination: str) -> Document:
     }
 
 
-def peek(destination: str, now: datetime, limit: int, since: datetime | None) -> Document:
-    """Return the command that reads which events are due by `now`: `_id` and `next_attempt_at`.
-
-    Up to `limit` of them in due order, from `since` on.
-    """
-    wanted = due_by(destination, now)
-    if since is not None:
-        wanted["next_attempt_at"]["$gte"] = since
+def peek(destination: str, now: datetime, limit: int) -> Document:
+    """Return the command that reads the ids of up to `limit` events due by `now`, in due order."""
     return {
         "find": EVENTS,
-        "filter": wanted,
-        "projection": {"next_attempt_at": 1},
+        "filter": due_by(destination, now),
+        "projection": {"_id": 1},
         "sort": dict(DUE_ORDER),
         "limit": limit,
         "singleBatch": True,

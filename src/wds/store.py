@@ -24,11 +24,9 @@ from wds import queries, retention
 from wds.archive import Archive
 from wds.bulk import Bulk
 from wds.errors import StoreUnavailableError
-from wds.head import Head
 from wds.inserts import READ_BUDGET_S, Inserts
 from wds.model import Claim, Settlement, Status
 from wds.mongo import (
-    AWARE,
     FOREVER,
     Connection,
     make_indexes,
@@ -93,7 +91,6 @@ class Store:
         self.bulk = Bulk(self._mongo, self.rollups)
         self._try_for = self._mongo.try_for
         self._events = self._mongo.db[queries.EVENTS]
-        self._heads: dict[str, Head] = {}
         # What decides whether a write took place is read where no failover can undo it.
         self._majority = self._events.with_options(read_concern=ReadConcern("majority"))
 
@@ -171,22 +168,10 @@ class Store:
 
         A few that become due in the next milliseconds may be among them.
         """
-        head = self._heads.setdefault(destination, Head())
-        since = head.since()
-        found = await self._look(destination, limit, since)
-        if len(found) < limit and since is not None:
-            since = None
-            found = await self._look(destination, limit, since)
-        head.saw(found[0]["next_attempt_at"] if len(found) == limit else None, since)
-        return [document["_id"] for document in found]
-
-    async def _look(self, destination: str, limit: int, since: datetime | None) -> list[Document]:
-        now = await self._mongo.now_at_latest()
-        command = queries.peek(destination, now, limit, since)
+        command = queries.peek(destination, await self._mongo.now_at_latest(), limit)
         # Not by a cursor, which costs a fifth more: an idle dispatcher does little else.
-        found = await self._try_for(0, lambda: self._mongo.db.command(command, codec_options=AWARE))
-        batch: list[Document] = found["cursor"]["firstBatch"]
-        return batch
+        found = await self._try_for(0, lambda: self._mongo.db.command(command))
+        return [document["_id"] for document in found["cursor"]["firstBatch"]]
 
     async def _claim_one(
         self, destination: str, update: list[Document]

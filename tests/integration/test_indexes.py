@@ -62,26 +62,13 @@ def index_of(plan: list[dict[str, Any]]) -> str:
 
 
 async def test_a_look_at_what_is_due_reads_as_many_keys_as_it_wants_and_no_document(db):
-    command = queries.peek("default", datetime.now(UTC), 16, None)
+    command = queries.peek("default", datetime.now(UTC), 16)
     del command["singleBatch"]  # explain knows no batches
     plan, stats = await explain(db, command)
     assert index_of(plan) == "claim"
     assert "SORT" not in {stage.get("stage") for stage in plan}
     assert stats["totalKeysExamined"] <= 17
     assert stats["totalDocsExamined"] == 0
-
-
-async def test_a_look_from_the_head_on_passes_over_nothing_before_it(db):
-    now = datetime.now(UTC)
-    late = T0 + timedelta(seconds=FINISHED + FUTURE + DUE - 5)
-    for since, found in ((late, 5), (None, 40)):
-        command = queries.peek("default", now, 64, since)
-        del command["singleBatch"]
-        plan, stats = await explain(db, command)
-        assert index_of(plan) == "claim"
-        assert stats["nReturned"] == found
-        assert stats["totalKeysExamined"] <= found + 1
-        assert stats["totalDocsExamined"] == 0
 
 
 async def test_counting_what_is_due_reads_no_document(db):

@@ -12,7 +12,7 @@ from itertools import chain
 import pytest
 
 from tests.support import clock_caught_up, eventually, new_event
-from wds import embedded, head, queries, watch
+from wds import embedded, queries, watch
 from wds.errors import StandaloneRefusedError, StoreUnavailableError
 from wds.model import (
     Action,
@@ -211,35 +211,6 @@ async def race(claim_once, replicas: int) -> list[str]:
         return got
 
     return list(chain(*await asyncio.gather(*map(work, range(replicas)))))
-
-
-async def test_in_a_backlog_what_became_due_before_its_head_is_found_within_a_second(
-    store, db, monkeypatch
-):
-    await store.insert([new_event() for _ in range(40)])
-    await clock_caught_up(store)
-    now = time.monotonic()
-    monkeypatch.setattr("wds.head.monotonic", lambda: now)
-    await claim(store)
-    free = {"lease": {"$exists": False}}
-    older = await db.events.find_one(free, sort=[("_id", -1)])
-    change = {"$set": {"next_attempt_at": datetime(2026, 1, 1, tzinfo=UTC)}}
-    await db.events.update_one({"_id": older["_id"]}, change)
-    assert [each.id for each in await claim(store)] != [older["_id"]]
-    now += head.TRUST_S
-    assert [each.id for each in await claim(store)] == [older["_id"]]
-
-
-async def test_where_looks_find_less_than_they_want_nothing_is_overlooked(store, db, monkeypatch):
-    now = time.monotonic()
-    monkeypatch.setattr("wds.head.monotonic", lambda: now)
-    await store.insert([new_event() for _ in range(20)])
-    assert len(await claim(store, 5)) == 5  # it wanted to see 20
-    assert store._heads["default"].since() is not None
-    last = await db.events.find_one({"lease": {"$exists": False}}, sort=[("_id", -1)])
-    change = {"$set": {"next_attempt_at": datetime(2026, 1, 1, tzinfo=UTC)}}
-    await db.events.update_one({"_id": last["_id"]}, change)
-    assert len(await claim(store, 15)) == 15
 
 
 @pytest.mark.parametrize("limit", [1, 8])

@@ -15,7 +15,7 @@ from opentelemetry import environment_variables as more_environment_variables
 from opentelemetry.sdk import environment_variables
 from prometheus_client import REGISTRY
 
-from wds import hours, metrics, mock_downstream, tracing
+from wds import embedded, hours, metrics, mock_downstream, tracing
 from wds.config import Settings
 from wds.ingest import create_app
 from wds.model import derived_id
@@ -103,6 +103,12 @@ def test_every_reason_of_a_refusal_that_is_counted_is_documented():
 
 def test_how_many_event_types_are_counted_is_documented():
     assert f"the {hours.MAX_EVENT_TYPES:,} commonest types at most" in OPERATIONS
+
+
+@pytest.mark.parametrize("parameter", embedded.PARAMETERS)
+def test_what_mongodb_should_have_set_is_set_in_compose_and_prescribed(parameter):
+    assert f"- --setParameter={parameter}\n" in (ROOT / "compose.yaml").read_text()
+    assert f"`--setParameter {parameter}`" in (ROOT / "docs" / "scaling.md").read_text()
 
 
 def commands() -> set[str]:
