@@ -41,15 +41,12 @@ class Mortal:
 
 @pytest.fixture
 async def failed(store, db, monkeypatch):
-    """Make events that failed for good; a bulk replay takes three at a time."""
+    """Make events that failed for good, oldest first; a bulk replay takes three at a time."""
     monkeypatch.setattr("wds.bulk.CHUNK", CHUNK)
-    ids = []
-    for _ in range(EVENTS):
-        event = new_event()
-        await store.insert([event])
-        ids.append(event.id)
+    await store.insert([new_event() for _ in range(EVENTS)])
     await fail_all(db)
-    return ids
+    oldest_first = db.events.find({}, {"_id": 1}).sort([("received_at", 1), ("_id", 1)])
+    return [each["_id"] async for each in oldest_first]
 
 
 async def fail_all(db):
