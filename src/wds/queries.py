@@ -50,57 +50,22 @@ RETRIED_INDEX = "search_retried"
 KEY_INDEX = "key"
 """Finds an idempotency key without its source; holds only events that have one."""
 
+_NEWEST_FIRST = [("received_at", DESCENDING), ("_id", DESCENDING)]
+_COUNTED = [
+    (name, ASCENDING) for name in ("status", "event_type", "source", "destination", "attempt_count")
+]
 EVENT_INDEXES = [
     CLAIM_INDEX,
+    IndexModel([*_NEWEST_FIRST, *_COUNTED], name=COVERING_INDEX),
+    IndexModel([("status", ASCENDING), *_NEWEST_FIRST], name=STATUS_INDEX),
+    IndexModel([("event_type", ASCENDING), ("status", ASCENDING), *_NEWEST_FIRST], name=TYPE_INDEX),
     IndexModel(
-        [
-            ("received_at", DESCENDING),
-            ("_id", DESCENDING),
-            ("status", ASCENDING),
-            ("event_type", ASCENDING),
-            ("source", ASCENDING),
-            ("destination", ASCENDING),
-            ("attempt_count", ASCENDING),
-        ],
-        name=COVERING_INDEX,
-    ),
-    IndexModel(
-        [("status", ASCENDING), ("received_at", DESCENDING), ("_id", DESCENDING)],
-        name=STATUS_INDEX,
-    ),
-    IndexModel(
-        [
-            ("event_type", ASCENDING),
-            ("status", ASCENDING),
-            ("received_at", DESCENDING),
-            ("_id", DESCENDING),
-        ],
-        name=TYPE_INDEX,
-    ),
-    IndexModel(
-        [
-            ("last_status_code", ASCENDING),
-            ("received_at", DESCENDING),
-            ("_id", DESCENDING),
-            ("status", ASCENDING),
-            ("event_type", ASCENDING),
-            ("source", ASCENDING),
-            ("destination", ASCENDING),
-            ("attempt_count", ASCENDING),
-        ],
+        [("last_status_code", ASCENDING), *_NEWEST_FIRST, *_COUNTED],
         name=CODE_INDEX,
         partialFilterExpression={"last_status_code": {"$exists": True}},
     ),
     IndexModel(
-        [
-            ("received_at", DESCENDING),
-            ("_id", DESCENDING),
-            ("status", ASCENDING),
-            ("event_type", ASCENDING),
-            ("source", ASCENDING),
-            ("destination", ASCENDING),
-            ("attempt_count", ASCENDING),
-        ],
+        [*_NEWEST_FIRST, *_COUNTED],
         name=RETRIED_INDEX,
         partialFilterExpression={"attempt_count": {"$gte": 2}},
     ),
