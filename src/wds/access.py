@@ -157,7 +157,7 @@ class Throttle:
         self._full_until: OrderedDict[str, float] = OrderedDict()
 
     def wait_s(self, client: str, burst: int = BURST) -> float:
-        """Return the seconds until this client, with room for `burst`, may try again; 0 for now."""
+        """Return the seconds until a client with room for `burst` may try again; 0 or less: now."""
         over_at = self._full_until.get(client, 0.0)
         return over_at - self._clock() - (burst - 1) * REFILL_S
 
