@@ -86,7 +86,8 @@ class Bulk:
 
     async def open(self) -> None:
         """Make the indexes of bulk actions."""
-        await self._try_for(FOREVER, lambda: self._bulk.create_indexes(actions.BULK_INDEXES))
+        bulk = self._mongo.queue_db[actions.BULK]
+        await self._try_for(FOREVER, lambda: bulk.create_indexes(actions.BULK_INDEXES))
 
     async def one(self, event_id: str, instruction: Instruction) -> Changed | None:
         """Carry out an instruction on one event, if it applies; None if there is no such event.

@@ -1,8 +1,8 @@
 """Group commit: whatever arrives while a write is in flight goes out as the next one.
 
 One slow acknowledged write then carries many items, so throughput does not depend on the
-latency of a majority commit, and a lone item waits for nothing. There is no timer and no
-task while idle.
+latency of a majority commit, and a lone item waits for nothing. Where writes may overlap, enough
+items make another one at once. There is no timer and no task while idle.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import time
 from collections import deque
 from contextvars import Context
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from wds.errors import QueueFullError
@@ -23,8 +24,16 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+@dataclass(eq=False, slots=True)
+class _Flight:
+    """Batches on their way one after another; `since` is when the present one left."""
+
+    since: float = math.inf
+    task: asyncio.Task[None] | None = None
+
+
 class GroupCommit(Generic[Item, Result]):
-    """Turns single submissions into batches, one batch in flight at a time.
+    """Turns single submissions into batches, by default one batch in flight at a time.
 
     `commit` receives the items in the order of submission and returns one result for each, in
     the same order; an exception from it reaches every submitter of that batch, and no other.
@@ -38,21 +47,26 @@ class GroupCommit(Generic[Item, Result]):
         max_batch: int,
         max_pending: int,
         max_wait_s: float = math.inf,
+        overlap: int = 1,
+        worth: int = 1,
     ) -> None:
         """Bound one batch and all waiting items, both by the sum of `weigh`.
 
         While one commit has been under way for longer than `max_wait_s`, nothing more is taken:
-        what would only wait is better told so at once.
+        what would only wait is better told so at once. Up to `overlap` batches are in flight; one
+        begins beside others only once `worth` items wait for it.
         """
         self._commit = commit
         self._max_wait_s = max_wait_s
-        self._committing_since = math.inf
+        self._overlap = overlap
+        self._worth = worth
+        self._flights: set[_Flight] = set()
+        self._boarding = False
         self._weigh = weigh
         self._max_batch = max_batch
         self._max_pending = max_pending
         self._pending: deque[tuple[Item, int, asyncio.Future[Result]]] = deque()
         self._pending_weight = 0
-        self._flusher: asyncio.Task[None] | None = None
 
     async def submit(self, *items: Item) -> list[Result]:
         """Commit `items` and return their results, in order.
@@ -65,16 +79,16 @@ class GroupCommit(Generic[Item, Result]):
         weights = [self._weigh(item) for item in items]
         if self._pending and self._pending_weight + sum(weights) > self._max_pending:
             raise QueueFullError
-        loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[Result]] = []
-        for item, weight in zip(items, weights, strict=True):
-            future: asyncio.Future[Result] = loop.create_future()
-            futures.append(future)
-            self._pending.append((item, weight, future))
-            self._pending_weight += weight
-        if self._flusher is None and futures:
+        create_future = asyncio.get_running_loop().create_future
+        futures: list[asyncio.Future[Result]] = [create_future() for _ in items]
+        self._pending.extend(zip(items, weights, futures, strict=True))
+        self._pending_weight += sum(weights)
+        if futures and not self._boarding and self._takes_another(len(self._flights)):
             # In a context of its own: what it logs concerns no single submitter.
-            self._flusher = asyncio.create_task(self._flush(), context=Context())
+            flight = _Flight()
+            flight.task = asyncio.create_task(self._fly(flight), context=Context())
+            self._flights.add(flight)
+            self._boarding = True
         if len(futures) == 1:
             return [await futures[0]]
         results = await asyncio.gather(*futures, return_exceptions=True)
@@ -89,21 +103,30 @@ class GroupCommit(Generic[Item, Result]):
         Raises:
             QueueFullError: the commit under way takes too long.
         """
-        if time.monotonic() - self._committing_since > self._max_wait_s:
+        longest_since = min((flight.since for flight in self._flights), default=math.inf)
+        if time.monotonic() - longest_since > self._max_wait_s:
             raise QueueFullError
 
     async def drain(self) -> None:
         """Return once everything that was submitted has been committed or has failed."""
-        while self._flusher is not None:
-            await asyncio.wait({self._flusher})
+        while self._flights:
+            await asyncio.wait({flight.task for flight in self._flights if flight.task})
 
-    async def _flush(self) -> None:
+    def _takes_another(self, others: int) -> bool:
+        """Tell whether what waits should go now, so many other batches being in flight."""
+        if not others:
+            return bool(self._pending)
+        return others < self._overlap and len(self._pending) >= self._worth
+
+    async def _fly(self, flight: _Flight) -> None:
+        """Commit one batch after another, as long as there is something to take."""
+        self._boarding = False
         batch: list[tuple[Item, int, asyncio.Future[Result]]] = []
         try:
-            while self._pending:
+            while self._takes_another(len(self._flights) - 1):
                 batch = self._next_batch()
                 futures = [future for _, _, future in batch]
-                self._committing_since = time.monotonic()
+                flight.since = time.monotonic()
                 try:
                     results = await self._commit([item for item, _, _ in batch])
                     for future, result in zip(futures, results, strict=True):
@@ -112,13 +135,13 @@ class GroupCommit(Generic[Item, Result]):
                 except Exception as error:  # noqa: BLE001 - handed to everyone who waits for it
                     _settle(futures, error)
         finally:
+            self._flights.discard(flight)
             # Something is left only if this task was cancelled; nobody may wait for ever.
-            self._flusher = None
-            self._committing_since = math.inf
-            left = [future for _, _, future in (*batch, *self._pending)]
-            _settle(left, asyncio.CancelledError())
-            self._pending.clear()
-            self._pending_weight = 0
+            left = [*batch] if self._flights else [*batch, *self._pending]
+            _settle([future for _, _, future in left], asyncio.CancelledError())
+            if not self._flights:
+                self._pending.clear()
+                self._pending_weight = 0
 
     def _next_batch(self) -> list[tuple[Item, int, asyncio.Future[Result]]]:
         batch = [self._pending.popleft()]

@@ -50,6 +50,10 @@ if TYPE_CHECKING:
 MAX_BATCH_BYTES = 8 * 1024 * 1024
 MAX_PENDING_BYTES = 64 * 1024 * 1024
 """What may wait for the store; beyond it senders are told 503 at once."""
+OVERLAPPING = 3
+"""Inserts in flight at once: MongoDB works on one while the next is read and parsed."""
+WORTH_OVERLAPPING = 8
+"""Events that another insert beside one in flight is worth: fewer wait for the next."""
 MAX_WAIT_S = 2.0
 """Once one write takes longer than this, senders are told 503 before they wait for the next."""
 MAX_CHALLENGE = 512
@@ -77,6 +81,8 @@ class Ingest:
             max_batch=MAX_BATCH_BYTES,
             max_pending=MAX_PENDING_BYTES,
             max_wait_s=MAX_WAIT_S,
+            overlap=OVERLAPPING,
+            worth=WORTH_OVERLAPPING,
         )
         # One request's batch is one transaction: they are queued, never joined.
         self._batches: GroupCommit[tuple[NewEvent, ...], list[Receipt | Conflict]] = GroupCommit(
@@ -119,7 +125,7 @@ class Ingest:
         event = incoming.event(verified, fields)
         # Parsed it may be twenty times as large as what the budget counts while the store is slow.
         del fields
-        with self._tracer.sending([event]) as [traced], journal.unless_acknowledged([event]):
+        with self._tracer.sending([event]) as [traced], journal.UnlessAcknowledged([event]):
             [result] = await self._commits.submit(traced)
         if isinstance(result, Conflict):
             if not source.vouches:
@@ -143,7 +149,7 @@ class Ingest:
         events = incoming.batch(await self._verified(request, self._sources[DEFAULT]))
         if clashes := incoming.clashes(events):
             raise _conflict(*map(_clash, clashes))
-        with self._tracer.sending(events) as traced, journal.unless_acknowledged(events):
+        with self._tracer.sending(events) as traced, journal.UnlessAcknowledged(events):
             [results] = await self._batches.submit(tuple(traced))
         if clashes := [n for n, each in enumerate(results) if isinstance(each, Conflict)]:
             raise _conflict(*map(_clash, clashes))

@@ -36,7 +36,7 @@ class Inserts:
         self._mongo = mongo
         self._rollups = rollups
         self._try_for = mongo.try_for
-        self._events = mongo.db[queries.EVENTS]
+        self._events = mongo.queue_db[queries.EVENTS]
         # What decides whether a write took place is read where no failover can undo it.
         self._majority = self._events.with_options(read_concern=ReadConcern("majority"))
 

@@ -8,7 +8,6 @@ well-behaved sender's takes milliseconds, so it is the slow who make room.
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,8 +17,6 @@ from wds import metrics
 from wds.errors import QueueFullError, Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from aiohttp.typedefs import Handler, Middleware
 
 SLOWEST_BYTES_PER_S = 64 * 1024
@@ -54,22 +51,23 @@ class Intake:
         """Return a middleware by which every handler's `request.read()` is this one."""
 
         @web.middleware
-        async def reading(request: web.Request, handler: Handler) -> web.StreamResponse:
+        async def reading_first(request: web.Request, handler: Handler) -> web.StreamResponse:
             if not request.body_exists or request.match_info.http_exception is not None:
                 return await handler(request)
-            async with self.body(request) as body:
-                request._read_bytes = body  # noqa: SLF001 - what read() would keep there
-                try:
-                    return await handler(request)
-                finally:
-                    # The connection keeps the request until its next one comes, if one does.
-                    request._read_bytes = b""  # noqa: SLF001
+            reading = _Reading()
+            try:
+                # What `request.read()` would keep there.
+                request._read_bytes = await self._body(request, reading)  # noqa: SLF001
+                return await handler(request)
+            finally:
+                # The connection keeps the request until its next one comes, if one does.
+                request._read_bytes = b""  # noqa: SLF001
+                self._give_back(reading)
 
-        return reading
+        return reading_first
 
-    @asynccontextmanager
-    async def body(self, request: web.Request) -> AsyncIterator[bytes]:
-        """Read the body; it counts against the budget until the block is left.
+    async def _body(self, request: web.Request, reading: _Reading) -> bytes:
+        """Return the body; it counts against the budget until it is given back.
 
         Raises:
             Refusal: 413 for a body that is too long, 408 for one that is too slow.
@@ -77,17 +75,12 @@ class Intake:
         """
         if (request.content_length or 0) > self._max_body:
             raise self._too_large()
-        reading = _Reading()
+        self._take(reading, OVERHEAD_BYTES)
+        self._arriving[reading] = None
         try:
-            self._take(reading, OVERHEAD_BYTES)
-            self._arriving[reading] = None
-            try:
-                body = await self._read(request, reading)
-            finally:
-                self._arriving.pop(reading, None)
-            yield body
+            return await self._read(request, reading)
         finally:
-            self._give_back(reading)
+            self._arriving.pop(reading, None)
 
     async def _read(self, request: web.Request, reading: _Reading) -> bytes:
         if request.content.is_eof():  # most bodies have come with their headers

@@ -8,7 +8,6 @@ Every line that concerns one event has `event_id`; every line that concerns an a
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import structlog
@@ -18,7 +17,7 @@ from wds.errors import QueueFullError, StoreUnavailableError
 from wds.model import Action, Outcome, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from wds.model import Claim, Instruction, NewEvent, Receipt, Settlement
     from wds.queries import Document
@@ -45,16 +44,25 @@ def acknowledged(events: Sequence[NewEvent], receipts: Sequence[Receipt]) -> Non
         )
 
 
-@contextmanager
-def unless_acknowledged(events: Sequence[NewEvent]) -> Iterator[None]:
-    """Log the ids of events whose sender is told to come back, and whether they are stored."""
-    try:
-        yield
-    except (StoreUnavailableError, QueueFullError) as error:
-        stored = "no" if isinstance(error, QueueFullError) else "unknown"
-        for event in events:
-            log.warning("not_acknowledged", event_id=event.id, stored=stored)
-        raise
+class UnlessAcknowledged:
+    """Logs the ids of events whose sender is told to come back, and whether they are stored.
+
+    A context manager around the storing of `events`.
+    """
+
+    def __init__(self, events: Sequence[NewEvent]) -> None:
+        """Take the events of one request."""
+        self._events = events
+
+    def __enter__(self) -> None:
+        """Say nothing yet."""
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Say what became of them, if it is not known that they are stored."""
+        if isinstance(error, (StoreUnavailableError, QueueFullError)):
+            stored = "no" if isinstance(error, QueueFullError) else "unknown"
+            for event in self._events:
+                log.warning("not_acknowledged", event_id=event.id, stored=stored)
 
 
 # -- operators -------------------------------------------------------------------------------

@@ -7,10 +7,12 @@ a process or a thread become lines of the same form. A line that is about one ev
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
 import threading
+from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO, cast
 
@@ -33,19 +35,39 @@ _tracebacks = structlog.processors.ExceptionRenderer(
 )
 
 
-class _Unfailing:
-    """Standard error as a place to write to that never raises: no reader is no reason to stop."""
+class _Lines:
+    """Standard error, written to once in each pass of the event loop, or at once outside one.
+
+    A write for each line costs as much as making the line. It never raises: no reader is no reason
+    to stop.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._waiting: deque[str] = deque()
+        self._writes_next: asyncio.AbstractEventLoop | None = None
 
     def write(self, text: str) -> int:
-        with suppress(OSError, ValueError):
-            self._stream.write(text)
+        self._waiting.append(text)
+        if self._writes_next is None:
+            with suppress(RuntimeError):  # there is none in this thread
+                self._writes_next = asyncio.get_running_loop()
+                self._writes_next.call_soon(self._write_out)
         return len(text)
 
     def flush(self) -> None:
+        if self._writes_next is None or not self._writes_next.is_running():
+            self._write_out()
+
+    def _write_out(self) -> None:
+        # First of all, so that a thread which still sees the loop has its line among these.
+        self._writes_next = None
+        lines = []
+        with suppress(IndexError):
+            while True:
+                lines.append(self._waiting.popleft())
         with suppress(OSError, ValueError):
+            self._stream.write("".join(lines))
             self._stream.flush()
 
 
@@ -65,7 +87,7 @@ def configure(log_format: str, level: str = "info") -> None:
                 colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
             )
         ]
-    stream = cast("TextIO", _Unfailing(sys.stderr))  # no more of it is used
+    stream = cast("TextIO", _Lines(sys.stderr))  # no more of it is used
     # Our own lines are not sent through the standard library: that takes twice as long.
     structlog.configure(
         processors=[*shared, *final],

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 from bson import CodecOptions
-from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorClientSession
+from motor.motor_asyncio import AsyncIOMotorClient
+from pymongo import AsyncMongoClient
+from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import (
     BulkWriteError,
     ConnectionFailure,
@@ -41,14 +44,14 @@ from wds.errors import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
-    from motor.motor_asyncio import AsyncIOMotorCollection
     from pymongo import IndexModel
+    from pymongo.asynchronous.collection import AsyncCollection
     from tenacity import RetryCallState
 
     from wds.queries import Document
 
 T = TypeVar("T")
-Session = AsyncIOMotorClientSession
+Session = AsyncClientSession
 
 log = structlog.get_logger(__name__)
 
@@ -61,6 +64,8 @@ HEARTBEAT_S = 2.0
 """Seconds between the driver's looks at each server; its default, 10, finds a primary late."""
 WRITE_BUDGET_S = 8.0
 """Seconds that an insert is retried on transport errors before the sender is told 503."""
+CLOSE_S = 0.5
+"""Seconds that taking leave of the server may take."""
 FOREVER = float("inf")
 MILLISECOND_S = 0.001
 CLOCK_TRUST_S = 5.0
@@ -98,34 +103,42 @@ AWARE: CodecOptions[Document] = CodecOptions(tz_aware=True)
 
 
 class Connection:
-    """One client, one database."""
+    """One database, by two clients of the one driver.
+
+    Attributes:
+        db: by Motor, which hands each call to a thread. For what operators ask.
+        queue_db: by PyMongo's own asyncio client, which stays on the event loop. For what moves
+            events: threads that take turns at the interpreter cost each event a quarter more.
+    """
 
     def __init__(self, url: str, database: str) -> None:
-        """Prepare a client; nothing is sent until `open`.
+        """Prepare the clients; nothing is sent until `open`.
 
         Raises:
             StartError: the URL is malformed. It is not repeated, it may hold a password.
         """
+        options: dict[str, Any] = {
+            "tz_aware": True,
+            "w": "majority",
+            "journal": True,
+            "wTimeoutMS": int(WRITE_BUDGET_S * 1000),
+            "retryWrites": True,
+            "retryReads": True,
+            "serverSelectionTimeoutMS": int(SERVER_SELECTION_TIMEOUT_S * 1000),
+            "heartbeatFrequencyMS": int(HEARTBEAT_S * 1000),
+            "connectTimeoutMS": int(SERVER_SELECTION_TIMEOUT_S * 1000),
+            "socketTimeoutMS": int(SOCKET_TIMEOUT_S * 1000),
+            "readPreference": "primary",
+            "appname": "wds",
+        }
         try:
-            self._client: AsyncIOMotorClient[Document] = AsyncIOMotorClient(
-                url,
-                tz_aware=True,
-                w="majority",
-                journal=True,
-                wTimeoutMS=int(WRITE_BUDGET_S * 1000),
-                retryWrites=True,
-                retryReads=True,
-                serverSelectionTimeoutMS=int(SERVER_SELECTION_TIMEOUT_S * 1000),
-                heartbeatFrequencyMS=int(HEARTBEAT_S * 1000),
-                connectTimeoutMS=int(SERVER_SELECTION_TIMEOUT_S * 1000),
-                socketTimeoutMS=int(SOCKET_TIMEOUT_S * 1000),
-                readPreference="primary",
-                appname="wds",
-            )
+            self._client: AsyncIOMotorClient[Document] = AsyncIOMotorClient(url, **options)
+            self._queue_client: AsyncMongoClient[Document] = AsyncMongoClient(url, **options)
         except (PyMongoError, ValueError) as error:
             msg = f"WDS_MONGO_URL cannot be used: {type(error).__name__}"
             raise StartError(msg) from error
         self.db = self._client[database]
+        self.queue_db = self._queue_client[database]
         self._endings: set[asyncio.Future[None]] = set()
         self._clock_read_at = -CLOCK_TRUST_S
         self._clock_ahead_s = (0.0, 0.0)
@@ -149,13 +162,16 @@ class Connection:
             )
             raise StandaloneRefusedError(msg)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Drop all connections."""
         self._client.close()
+        with suppress(TimeoutError):  # it says goodbye, which a server that hangs does not hear
+            async with asyncio.timeout(CLOSE_S):
+                await self._queue_client.close()
 
     async def hello(self) -> Document:
         """Ask the server about itself; `localTime` in it is its clock, tz-aware."""
-        return await self._client.admin.command("hello", codec_options=AWARE)
+        return await self._queue_client.admin.command("hello", codec_options=AWARE)
 
     async def now(self) -> datetime:
         """Return the database's time, never later than it is; UTC, in milliseconds."""
@@ -179,12 +195,12 @@ class Connection:
     async def in_transaction(self, call: Callable[[Session], Coroutine[Any, Any, None]]) -> None:
         """Run `call` in a transaction; again from the start after a conflict of writes.
 
-        Not by motor's `with_transaction`, which does not repeat a commit whose answer was lost.
+        Not by the driver's `with_transaction`: it does not repeat a commit whose answer was lost.
 
         Raises:
             StoreUnavailableError: not confirmed within `WRITE_BUDGET_S`; done whole or not at all.
         """
-        session = await self._client.start_session()
+        session = self._queue_client.start_session()
         try:
             async with asyncio.timeout(WRITE_BUDGET_S):
                 async for attempt in _while_labelled("TransientTransactionError"):
@@ -193,7 +209,7 @@ class Connection:
         except TimeoutError as error:
             raise StoreUnavailableError from error
         finally:
-            # Not by leaving a context: motor would block the loop there until MongoDB answers.
+            # Not by leaving a context, which waits to abort what is open until MongoDB answers.
             ending = asyncio.ensure_future(session.end_session())
             self._endings.add(ending)
             ending.add_done_callback(self._endings.discard)
@@ -201,7 +217,7 @@ class Connection:
     async def _transact(
         self, session: Session, call: Callable[[Session], Coroutine[Any, Any, None]]
     ) -> None:
-        session.start_transaction()
+        await session.start_transaction()
         try:
             await call(session)
         except Exception:
@@ -259,7 +275,7 @@ class Connection:
 
 
 async def make_indexes(
-    collection: AsyncIOMotorCollection[Document], indexes: Sequence[IndexModel]
+    collection: AsyncCollection[Document], indexes: Sequence[IndexModel]
 ) -> None:
     """Make what is missing, and anew what an earlier version made otherwise under the same name."""
     existing = await collection.index_information()

@@ -90,7 +90,7 @@ class Store:
         self._inserts = Inserts(self._mongo, self.rollups)
         self.bulk = Bulk(self._mongo, self.rollups)
         self._try_for = self._mongo.try_for
-        self._events = self._mongo.db[queries.EVENTS]
+        self._events = self._mongo.queue_db[queries.EVENTS]
         # What decides whether a write took place is read where no failover can undo it.
         self._majority = self._events.with_options(read_concern=ReadConcern("majority"))
 
@@ -113,7 +113,7 @@ class Store:
 
     async def close(self) -> None:
         """Drop all connections."""
-        self._mongo.close()
+        await self._mongo.close()
 
     async def ping(self) -> None:
         """Return if a primary answers.
@@ -170,7 +170,7 @@ class Store:
         """
         command = queries.peek(destination, await self._mongo.now_at_latest(), limit)
         # Not by a cursor, which costs a fifth more: an idle dispatcher does little else.
-        found = await self._try_for(0, lambda: self._mongo.db.command(command))
+        found = await self._try_for(0, lambda: self._mongo.queue_db.command(command))
         return [document["_id"] for document in found["cursor"]["firstBatch"]]
 
     async def _claim_one(

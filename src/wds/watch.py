@@ -37,8 +37,8 @@ class Watch:
         """Take the connection to use."""
         self._mongo = mongo
         self._try_for = mongo.try_for
-        self._events = mongo.db[queries.EVENTS]
-        self._fleet = mongo.db[queries.FLEET]
+        self._events = mongo.queue_db[queries.EVENTS]
+        self._fleet = mongo.queue_db[queries.FLEET]
         self._reported: dict[str, dict[str, int]] = {}
         self._many: dict[str, tuple[int, float]] = {}
 
@@ -80,6 +80,9 @@ class Watch:
 
     async def fleet(self) -> Document:
         """Return the fleet document and the database's time as `now`; empty before any report."""
-        found = self._fleet.aggregate(queries.fleet_now())
-        documents = await self._try_for(0, lambda: found.to_list(1))
+
+        async def read() -> list[Document]:
+            return await (await self._fleet.aggregate(queries.fleet_now())).to_list(1)
+
+        documents = await self._try_for(0, read)
         return documents[0] if documents else {}

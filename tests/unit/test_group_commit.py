@@ -101,6 +101,65 @@ async def test_only_one_batch_is_in_flight_at_a_time():
     assert len(commit.batches) >= 10 and commit.most_in_flight == 1
 
 
+async def test_where_they_may_overlap_another_batch_leaves_once_it_is_worth_it():
+    commit = Commit()
+    group = grouped(commit, overlap=2, worth=3)
+    tasks = await submitted(group, (1,))
+    tasks += await submitted(group, (2,), (3,))
+    assert commit.batches == [[1]]
+    tasks += await submitted(group, (4,), (5,))
+    assert commit.batches == [[1], [2, 3, 4, 5]]
+    tasks += await submitted(group, (6, 7, 8, 9))
+    assert commit.batches == [[1], [2, 3, 4, 5]]
+    commit.finish(1)
+    await turn()
+    assert commit.batches == [[1], [2, 3, 4, 5], [6, 7, 8, 9]]
+    commit.finish()
+    assert await outcomes(tasks) == [
+        *(["r1"], ["r2"], ["r3"], ["r4"], ["r5"]),
+        ["r6", "r7", "r8", "r9"],
+    ]
+
+
+async def test_what_is_not_worth_overlapping_leaves_once_nothing_is_in_flight():
+    commit = Commit()
+    group = grouped(commit, overlap=2, worth=3)
+    tasks = await submitted(group, (1,))
+    tasks += await submitted(group, (2, 3, 4))
+    tasks += await submitted(group, (5,))
+    commit.finish(1)
+    await turn()
+    assert commit.batches == [[1], [2, 3, 4]]
+    commit.finish(1)
+    await turn()
+    assert commit.batches == [[1], [2, 3, 4], [5]]
+    commit.finish()
+    assert await outcomes(tasks) == [["r1"], ["r2", "r3", "r4"], ["r5"]]
+    await asyncio.wait_for(group.drain(), 5)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_cancelled_batch_leaves_to_the_others_in_flight_what_waits():
+    commit = Commit()
+    first = asyncio.Event()
+
+    async def cancelled_first(items):
+        if 1 in items:
+            await first.wait()
+            raise asyncio.CancelledError
+        return await commit(items)
+
+    group = GroupCommit(cancelled_first, max_batch=9, max_pending=9, overlap=2, worth=2)
+    tasks = await submitted(group, (1,))
+    tasks += await submitted(group, (2, 3))
+    tasks += await submitted(group, (4,))
+    first.set()
+    await turn()
+    assert tasks[0].cancelled() and not tasks[2].done()
+    commit.finish()
+    assert await outcomes(tasks[1:]) == [["r2", "r3"], ["r4"]]
+
+
 async def test_a_failure_reaches_everyone_in_its_batch_and_nobody_else():
     commit = Commit(broken=[3])
     group = grouped(commit)
@@ -257,11 +316,12 @@ async def test_submitting_nothing_commits_nothing():
     assert commit.batches == []
 
 
+@pytest.mark.parametrize("overlap", [1, 3])
 @pytest.mark.parametrize("seed", range(5))
-async def test_under_random_load_everyone_gets_the_own_results_in_order(seed):
+async def test_under_random_load_everyone_gets_the_own_results_in_order(seed, overlap):
     rng = random.Random(seed)
     commit = Commit()
-    group = grouped(commit, max_batch=7, max_pending=10_000)
+    group = grouped(commit, max_batch=7, max_pending=10_000, overlap=overlap, worth=4)
     numbers = iter(range(10_000))
     submissions, tasks = [], []
     for _ in range(200):
@@ -275,6 +335,7 @@ async def test_under_random_load_everyone_gets_the_own_results_in_order(seed):
     assert await outcomes(tasks) == expected
     assert [*chain(*commit.batches)] == [*chain(*submissions)]
     assert max(map(len, commit.batches)) == 7
+    assert commit.most_in_flight == overlap
 
 
 async def test_a_write_runs_in_the_context_of_none_of_its_submitters():
@@ -312,6 +373,25 @@ async def test_while_a_commit_takes_too_long_nothing_more_is_taken(monkeypatch):
     group.check()
     assert await group.submit(5) == ["r5"]
     assert 4 not in chain.from_iterable(commit.batches)
+
+
+async def test_of_several_commits_the_one_that_takes_longest_counts(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("wds.group_commit.time.monotonic", lambda: now)
+    commit = Commit()
+    group = grouped(commit, max_wait_s=2, overlap=2)
+    tasks = await submitted(group, (1,))
+    now += 1.5
+    tasks += await submitted(group, (2,))
+    assert commit.in_flight == 2
+    now += 1
+    with pytest.raises(QueueFullError):
+        group.check()
+    commit.finish(1)
+    await turn()
+    group.check()
+    commit.finish()
+    assert await outcomes(tasks) == [["r1"], ["r2"]]
 
 
 async def test_the_wait_counts_from_each_commits_own_start(monkeypatch):

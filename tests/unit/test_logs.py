@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
 import threading
+import weakref
 
 import pytest
 import structlog
@@ -97,6 +99,79 @@ def test_a_log_that_cannot_be_written_is_no_failure(log_format, monkeypatch):
     logs.configure(log_format)
     structlog.get_logger().info("fact")
     logging.getLogger("elsewhere").warning("other fact")
+
+
+class Recorded:
+    """Standard error, as a list of what was written to it in one go."""
+
+    def __init__(self):
+        self.writes = []
+
+    def write(self, text):
+        self.writes.append([json.loads(line)["event"] for line in text.splitlines()])
+
+    def flush(self):
+        """Keep nothing back."""
+
+    def isatty(self):
+        return False
+
+
+@pytest.fixture
+def writes(monkeypatch):
+    recorded = Recorded()
+    monkeypatch.setattr(sys, "stderr", recorded)
+    logs.configure("json")
+    return recorded.writes
+
+
+def test_the_lines_of_one_pass_of_the_event_loop_are_written_together(writes):
+    async def passes():
+        structlog.get_logger().info("a")
+        logging.getLogger("elsewhere").warning("b")
+        assert writes == []
+        await asyncio.sleep(0)
+        assert writes == [["a", "b"]]
+        structlog.get_logger().info("c")
+        await asyncio.sleep(0)
+
+    asyncio.run(passes())
+    assert writes == [["a", "b"], ["c"]]
+
+
+def test_what_was_logged_as_the_event_loop_ended_is_written_with_the_next_line_or_at_exit(writes):
+    async def ends():
+        asyncio.get_running_loop().call_soon(structlog.get_logger().info, "last")
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(ends())
+    loop.close()
+    assert writes == []
+    logging.shutdown([weakref.ref(logging.getLogger().handlers[0])])
+    assert writes == [["last"]]
+    structlog.get_logger().info("after")
+    asyncio.run(asyncio.sleep(0))
+    assert writes == [["last"], ["after"]]
+
+
+def test_threads_lose_no_line_to_the_event_loop(writes):
+    count = 2_000
+    log = structlog.get_logger()
+
+    def talk():
+        for _ in range(count):
+            log.info("thread")
+
+    async def passes():
+        talking = asyncio.create_task(asyncio.to_thread(talk))
+        for _ in range(count):
+            log.info("loop")
+            await asyncio.sleep(0)
+        await talking
+
+    asyncio.run(passes())
+    said = [event for written in writes for event in written]
+    assert (said.count("thread"), said.count("loop")) == (count, count)
 
 
 @pytest.mark.parametrize(
