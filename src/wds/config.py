@@ -203,7 +203,10 @@ class Settings:
         0.05,
     )
     concurrency: int = _setting(
-        "WDS_CONCURRENCY", _integer(1, 10_000), "Most deliveries in flight per dispatcher.", 128
+        "WDS_CONCURRENCY",
+        _integer(1, 10_000),
+        "Most requests in flight per dispatcher; as many again may wait to be recorded.",
+        128,
     )
     metrics_port: int = _setting(
         "WDS_METRICS_PORT",

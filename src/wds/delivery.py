@@ -208,5 +208,8 @@ async def _beginning(answer: aiohttp.ClientResponse) -> bytes:
 
 
 def _asked_s(headers: Mapping[str, str]) -> float:
+    asked = headers.get("Retry-After")
+    if asked is None:
+        return 0.0
     now = backoff.http_date(headers.get("Date", "")) or datetime.now(UTC)
-    return backoff.retry_after_s(headers.get("Retry-After"), now)
+    return backoff.retry_after_s(asked, now)

@@ -52,7 +52,9 @@ DESTINATION = "default"
 AHEAD_S = 0.25
 """Claim at most this many seconds' worth of the allowance before it can be sent, at least one."""
 GATHER_S = 0.02
-"""Wait this long for a quarter of the concurrency to come free: a claim costs as much for one."""
+"""Wait this long for half of the concurrency to come free: a claim costs as much for one."""
+MOST_SETTLING = 1
+"""So many times the concurrency may wait to be recorded beside what is being sent."""
 DRAIN_MARGIN_S = 4.0
 """How much longer than the request timeout stopping may take, for settlements."""
 MOST_PATIENCE_S = 1.0
@@ -89,6 +91,7 @@ class Dispatcher:
             self._ahead = max(1, min(int(settings.rate_limit * AHEAD_S), settings.concurrency))
         self._deliveries: set[asyncio.Task[None]] = set()
         self._waiting = 0
+        self._settling = 0
         self._limiter_failed = False
         self._stopping = asyncio.Event()
         self._room_changed = asyncio.Event()
@@ -266,11 +269,14 @@ class Dispatcher:
     async def _settle(self, claim: Claim, result: Result) -> Status | None:
         """Record `result`; return the status that the event has now, None if it was not."""
         settlement = self._decide(claim, result)
+        self._count_settling(1)
         try:
             [ended] = await self._settler.submit(settlement)
         except StoreUnavailableError:  # the cause is logged where it is known
             journal.settled(settlement, recorded=None)
             return None
+        finally:
+            self._count_settling(-1)
         journal.settled(ended or settlement, recorded=ended is not None)
         return ended.status if ended else None
 
@@ -299,8 +305,14 @@ class Dispatcher:
         metrics.SLOT_WAITING.set(self._waiting)
         self._room_changed.set()
 
+    def _count_settling(self, change: int) -> None:
+        self._settling += change
+        self._room_changed.set()
+
     def _room(self) -> int:
-        return min(self._ahead - self._waiting, self._settings.concurrency - len(self._deliveries))
+        unsent = self._settings.concurrency - (len(self._deliveries) - self._settling)
+        unsettled = (1 + MOST_SETTLING) * self._settings.concurrency - len(self._deliveries)
+        return min(self._ahead - self._waiting, unsent, unsettled)
 
     async def _room_to_claim(self) -> None:
         """Wait for room; without a limit, for a moment longer, to claim many at once."""
@@ -308,7 +320,7 @@ class Dispatcher:
         if self._limiter is None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(GATHER_S):
-                    await self._room_of(self._settings.concurrency // 4)
+                    await self._room_of(self._settings.concurrency // 2)
 
     async def _room_of(self, wanted: int) -> None:
         """Wait for so much room; no longer if nothing is under way that could make it."""

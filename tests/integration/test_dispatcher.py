@@ -265,6 +265,29 @@ async def test_no_more_are_in_flight_than_allowed(settings, store, db, receiver)
         await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
 
 
+async def test_what_waits_to_be_recorded_lets_as_many_again_be_sent_and_no_more(
+    settings, store, db, receiver, monkeypatch
+):
+    recorded = asyncio.Event()
+    settle = store.settle
+
+    async def slowly(settlements):
+        await recorded.wait()
+        return await settle(settlements)
+
+    monkeypatch.setattr(store, "settle", slowly)
+    await store.insert([new_event() for _ in range(30)])
+    few = replace(settings, **QUICK, concurrency=4)
+    async with running(few, store, receiver.url):
+        await eventually(lambda: asyncio.sleep(0, len(receiver.requests)), lambda n: n == 8)
+        await asyncio.sleep(few.poll_interval * 3)
+        assert len(receiver.requests) == 8
+        assert await db.events.count_documents({"lease": {"$exists": True}}) == 8
+        recorded.set()
+        await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
+    assert len(set(receiver.ids)) == len(receiver.ids) == 30
+
+
 async def test_a_slow_way_to_the_downstream_does_not_break_the_limit(settings, store, db, receiver):
     """Connections that take as long as they like to make: the requests keep their distance."""
     delays = iter([0.3, 0.15, 0.0] * 20)
