@@ -24,6 +24,9 @@ HISTORY_DAYS = 30
 CODES = [500] * 900 + [503] * 99 + [418]
 """The last status codes of failed events: many, some, hardly any."""
 MOST_ATTEMPTS = 5
+SOURCES = {"github": 0.7, "stripe": 0.25, "shop": 0.0499, "partner": 0.0001}
+"""What share of a history each source has: most, many, some, hardly any."""
+DESTINATIONS = {"default": 0.999, "archive": 0.001}
 
 
 def events(count: int, bodies: Sequence[bytes], now: datetime) -> Iterator[dict[str, Any]]:
@@ -87,6 +90,8 @@ def finished(document: dict[str, Any], number: int) -> None:
     code = 200 if number % 10 else CODES[number // 10 % len(CODES)]
     attempts = 1 if number % 10 else 1 + number // 10 % MOST_ATTEMPTS
     document["attempt_count"] = attempts
+    for name, shares in (("source", SOURCES), ("destination", DESTINATIONS)):
+        [document[name]] = rng.choices(list(shares), list(shares.values()))
     document["last_status_code"] = code
     document["attempts"] = [
         queries.attempt_document(

@@ -24,8 +24,9 @@ DROPPED = (
     queries.COVERING_INDEX,
     queries.STATUS_INDEX,
     queries.TYPE_INDEX,
+    queries.SOURCE_INDEX,
     queries.CODE_INDEX,
-    queries.RETRIED_INDEX,
+    queries.ATTEMPTS_INDEX,
     queries.KEY_INDEX,
 )
 """All but `_id` and the claim index, without which the queue is none."""

@@ -1,22 +1,34 @@
-"""Rows about search: pages, deep pages, counts and histograms over a long history, by HTTP."""
+"""Rows about search: pages, counts and the console's pages over a long history, by HTTP."""
 
 from __future__ import annotations
 
 import random
 import time
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import aiohttp
 
 from benchmarks.claims import Place
-from benchmarks.fill import CODES, HISTORY_DAYS, MOST_ATTEMPTS, TYPES, fill, finished
+from benchmarks.fill import (
+    CODES,
+    DESTINATIONS,
+    HISTORY_DAYS,
+    MOST_ATTEMPTS,
+    SOURCES,
+    TYPES,
+    fill,
+    finished,
+)
 from benchmarks.ingest import serving
 from benchmarks.rows import Measure, Row, Sample, within
+from wds.model import Status
 from wds.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from benchmarks.stack import Engines
 
@@ -47,6 +59,25 @@ def outcome_filters(rng: random.Random) -> dict[str, Any]:
     return wanted
 
 
+def any_filters(rng: random.Random) -> dict[str, Any]:
+    """Return up to four filters together, at any time: what many, few or no events fit."""
+    choices: dict[str, Callable[[], object]] = {
+        "source": lambda: rng.choice([*SOURCES, "unknown"]),
+        "destination": lambda: rng.choice([*DESTINATIONS, "unknown"]),
+        "status": lambda: str(rng.choice(list(Status))),
+        "event_type": lambda: f"kind-{rng.randrange(TYPES + 1)}",
+        "last_status_code": lambda: rng.choice([200, *sorted(set(CODES)), 404]),
+        "min_attempts": lambda: rng.randint(1, MOST_ATTEMPTS + 1),
+    }
+    return {name: choices[name]() for name in rng.sample(sorted(choices), rng.randint(1, 4))}
+
+
+def by_attempts(rng: random.Random) -> dict[str, Any]:
+    """Return the same in an order by attempts, or one time in five no filter."""
+    wanted = any_filters(rng) if rng.random() < 0.8 else {}
+    return {**wanted, "sort": rng.choice(["attempt_count", "-attempt_count"])}
+
+
 def any_range(rng: random.Random) -> dict[str, Any]:
     """Return a range of minutes to weeks, anywhere in the history."""
     now = datetime.now(UTC)
@@ -70,44 +101,58 @@ async def counted_history(engines: Engines, database: str, scale: int) -> None:
     await store.close()
 
 
-def rows(engines: Engines, scale: int, searches: int = SEARCHES) -> list[Row]:
-    """Return the rows, over `scale` events; each sample is the p99 of so many searches."""
+def percentiles(took_ms: list[float]) -> Sample:
+    """Return the 99th of the milliseconds that each request took, and the median beside it."""
+    took_ms = sorted(took_ms)
+    return Sample(took_ms[int(len(took_ms) * 0.99)], {"p50_ms": took_ms[len(took_ms) // 2]})
 
-    async def history(database: str) -> None:
-        await counted_history(engines, database, scale)
 
-    place = Place(engines, history)
+class History:
+    """A long history, and what is asked of a service over it; each sample is one p99."""
 
-    async def timed(requests: Iterator[dict[str, Any]], untimed: int = 0) -> Sample:
-        took = []
+    def __init__(self, engines: Engines, scale: int, searches: int) -> None:
+        """Take how many events there are, and how many requests make a sample."""
+        self._engines = engines
+        self._searches = searches
+        self._place = Place(engines, lambda name: counted_history(engines, name, scale))
+
+    @asynccontextmanager
+    async def _client(self) -> AsyncIterator[tuple[aiohttp.ClientSession, str]]:
         async with (
-            serving(engines, await place.database()) as (_, url),
+            serving(self._engines, await self._place.database()) as (_, url),
             aiohttp.ClientSession() as session,
         ):
+            yield session, url.removesuffix("/webhooks/ingest")
+
+    async def _timed(self, requests: Iterator[dict[str, Any]], untimed: int = 0) -> Sample:
+        took = []
+        async with self._client() as (session, url):
             for wanted in requests:
                 began = time.perf_counter()
-                target = url.replace("/ingest", "/search")
-                async with session.post(target, json=wanted) as response:
+                async with session.post(f"{url}/webhooks/search", json=wanted) as response:
                     answer = await response.json()
                     response.raise_for_status()
                 took.append((time.perf_counter() - began) * 1000)
                 wanted["answer"] = answer
-        took = sorted(took[untimed:])
-        return Sample(took[int(len(took) * 0.99)], {"p50_ms": took[len(took) // 2]})
+        return percentiles(took[untimed:])
 
     def drawn(
-        draw: Callable[[random.Random], dict[str, Any]], seed: int, **more: object
+        self, draw: Callable[[random.Random], dict[str, Any]], seed: int, **more: object
     ) -> Measure:
+        """Measure searches by filters that are drawn at random."""
+
         async def measure() -> Sample:
             rng = random.Random(seed)
-            return await timed({**draw(rng), **more} for _ in range(searches))
+            return await self._timed({**draw(rng), **more} for _ in range(self._searches))
 
         return measure
 
-    async def deep() -> Sample:
+    async def deep(self) -> Sample:
+        """Measure pages by cursor, after many others."""
+
         def follow() -> Iterator[dict[str, Any]]:
             cursor = None
-            for number in range(DEEP + searches):
+            for number in range(DEEP + self._searches):
                 wanted: dict[str, Any] = {"limit": 500 if number < DEEP else 50}
                 wanted |= {"aggregations": False, "cursor": cursor}
                 if cursor is None:
@@ -115,19 +160,51 @@ def rows(engines: Engines, scale: int, searches: int = SEARCHES) -> list[Row]:
                 yield wanted
                 cursor = wanted["answer"]["next_cursor"]
 
-        return await timed(follow(), DEEP)
+        return await self._timed(follow(), DEEP)
 
+    def console(self, address: Callable[[random.Random, Sequence[str]], str]) -> Measure:
+        """Measure pages of the console; `address` chooses one, given ids of some events."""
+
+        async def measure() -> Sample:
+            rng = random.Random(5)
+            took = []
+            async with self._client() as (session, url):
+                async with session.post(f"{url}/webhooks/search", json={"limit": 500}) as response:
+                    ids = [each["id"] for each in (await response.json())["events"]]
+                for _ in range(self._searches):
+                    began = time.perf_counter()
+                    async with session.get(f"{url}/console{address(rng, ids)}") as response:
+                        await response.read()
+                        response.raise_for_status()
+                    took.append((time.perf_counter() - began) * 1000)
+            return percentiles(took)
+
+        return measure
+
+
+def filtered_view(rng: random.Random, _: Sequence[str]) -> str:
+    """Return the address of a view of the console by filters and a range."""
+    return f"?{urlencode({**any_filters(rng), 'range': rng.choice(['7d', '30d', 'all'])})}"
+
+
+def rows(engines: Engines, scale: int, searches: int = SEARCHES) -> list[Row]:
+    """Return the rows, over `scale` events; each sample is the p99 of so many requests."""
+    history = History(engines, scale, searches)
     return [
         Row(
             "search page with filters, p99",
             "ms",
             {
-                "wds": drawn(filters, 1, aggregations=False),
-                "by code or attempts": drawn(outcome_filters, 3, aggregations=False),
-                "deep by cursor": deep,
+                "wds": history.drawn(filters, 1, aggregations=False),
+                "by code or attempts": history.drawn(outcome_filters, 3, aggregations=False),
+                "by any filters": history.drawn(any_filters, 6, aggregations=False),
+                "by any, in order of attempts": history.drawn(by_attempts, 7, aggregations=False),
+                "deep by cursor": history.deep,
             },
             (
                 within(50, "value", "ms"),
+                within(50, "value", "ms", side="by any filters"),
+                within(50, "value", "ms", side="by any, in order of attempts"),
                 within(50, "value", "ms", side="by code or attempts"),
                 within(50, "value", "ms", side="deep by cursor"),
             ),
@@ -136,12 +213,23 @@ def rows(engines: Engines, scale: int, searches: int = SEARCHES) -> list[Row]:
             "counts and histogram, p99",
             "ms",
             {
-                "wds": drawn(range_or_all, 2, limit=1),
-                "by code or attempts": drawn(outcome_filters, 4, limit=1),
+                "wds": history.drawn(range_or_all, 2, limit=1),
+                "by code or attempts": history.drawn(outcome_filters, 4, limit=1),
+                "by any filters": history.drawn(any_filters, 8, limit=1),
             },
             (
                 within(500, "value", "ms"),
                 within(500, "value", "ms", side="by code or attempts"),
+                within(500, "value", "ms", side="by any filters"),
             ),
+        ),
+        Row(
+            "console page, p99",
+            "ms",
+            {
+                "first view": history.console(lambda _, __: ""),
+                "by any filters": history.console(filtered_view),
+                "one event": history.console(lambda rng, ids: f"/events/{rng.choice(ids)}"),
+            },
         ),
     ]

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from contextlib import aclosing
+from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from wds import filters, queries
 from wds.mongo import SEARCH_LIMIT_MS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+    from collections.abc import AsyncGenerator, AsyncIterator
     from datetime import datetime
 
     from wds.filters import Position
+    from wds.hours import Span
     from wds.mongo import Connection
     from wds.queries import Document
+    from wds.rollups import Rollups
 
 READ_BUDGET_S = 5.0
 """Seconds that reading one event is retried on transport errors."""
@@ -23,7 +27,28 @@ EXPORT_BUDGET_S = 30.0
 PAGE_BYTES = 8 * 1024 * 1024
 PAYLOADS_AT_ONCE = 8
 SCAN_PAGE = 500
+SPANS_AT_ONCE = 50
+"""Most stretches of time in one query: it takes longer to plan the more they are."""
+FEW = 500
+"""So many matching events are sorted rather than looked for among all that are in order."""
 OUTCOMES_TIMEOUT_MS = 4_000
+
+
+@dataclass
+class _Cut:
+    """What of all matching events is still to be read: fewer as they are.
+
+    Attributes:
+        skip: how many are to be passed over.
+        left: how many to return after these.
+        fields: projection of each.
+        batch: how many documents come in one answer.
+    """
+
+    skip: int
+    left: int
+    fields: Document | None
+    batch: int
 
 
 class Archive:
@@ -32,8 +57,9 @@ class Archive:
     Whatever reads more than one event may also be a `SearchTooSlowError`.
     """
 
-    def __init__(self, mongo: Connection) -> None:
-        """Take the connection to read over."""
+    def __init__(self, mongo: Connection, rollups: Rollups) -> None:
+        """Take the connection to read over, and what knows where finished events are."""
+        self._rollups = rollups
         self._events = mongo.db[queries.EVENTS]
         self._try_for = mongo.try_for
         self._search = mongo.search
@@ -57,18 +83,15 @@ class Archive:
         At most `limit` of them and no more once they hold `PAGE_BYTES` of payload; True with
         them if there are others after.
         """
-        order = filters.SORTS[sort]
-        wanted = match if after is None else filters.after(match, order, after)
         fields = None if include_payload else {"payload": 0}
         batch = PAYLOADS_AT_ONCE if include_payload else limit + 1
+        order = filters.SORTS[sort]
+        wanted = match if after is None else filters.after(match, order, after)
+        cut = _Cut(skip, limit + 1, fields, batch)
         if order[0][0] == "received_at":
-            said, index = filters.in_time_order(wanted)
-            found = self._events.find(
-                said, fields, batch_size=batch, max_time_ms=SEARCH_LIMIT_MS, hint=index
-            )
-            documents = _each(found.sort(order).skip(skip).limit(limit + 1))
+            documents = self._by_time(filters.Part(wanted, order), cut)
         else:
-            documents = self._at(self._places(wanted, order, skip, limit + 1), fields, batch)
+            documents = self._by_attempts(match, filters.Part(wanted, order), after, cut)
 
         async def read() -> tuple[list[Document], bool]:
             page: list[Document] = []
@@ -83,32 +106,117 @@ class Archive:
 
         return await self._search(read)
 
-    async def _places(
-        self, wanted: Document, order: filters.Order, skip: int, limit: int
-    ) -> list[str]:
-        """Return the ids of a page that no index has in order, sorted from what the index holds."""
-        ids: list[str] = []
-        for among in filters.in_turn(wanted, order):
-            places = filters.page_ids(among, order, skip, limit)
-            found = self._events.aggregate(
-                places, hint=filters.hint(among), maxTimeMS=SEARCH_LIMIT_MS
-            )
-            ids = [each["_id"] for each in await found.to_list(None)]
-            if len(ids) == limit:
-                break
-        return ids
+    async def _by_time(self, part: filters.Part, cut: _Cut) -> AsyncGenerator[Document]:
+        """Yield the events of a part that is in order of time.
 
-    async def _at(
-        self, places: Awaitable[list[str]], fields: Document | None, batch: int
-    ) -> AsyncGenerator[Document, None]:
-        """Yield the events of these ids, in their order."""
-        ids = await places
-        for start in range(0, len(ids), batch):
-            some = ids[start : start + batch]
-            read = await self._events.find({"_id": {"$in": some}}, fields).to_list(None)
-            by_id = {document["_id"]: document for document in read}
+        Where no index holds them apart from others, kept counts say where to look.
+        """
+        if not filters.is_scattered(part.wanted):
+            said, index = filters.in_time_order(part.wanted)
+            async with aclosing(self._find(said, index, part.order, cut)) as documents:
+                async for document in documents:
+                    yield document
+            return
+        newest_first = part.order[0][1] < 0
+        async with aclosing(self._rollups.where(part.wanted, newest_first=newest_first)) as places:
+            async for spans, _ in places:
+                for start in range(0, len(spans), SPANS_AT_ONCE):
+                    narrowed = filters.within(part.wanted, spans[start : start + SPANS_AT_ONCE])
+                    said, index = filters.in_time_order(narrowed)
+                    async with aclosing(self._find(said, index, part.order, cut)) as documents:
+                        async for document in documents:
+                            yield document
+                    if not cut.left:
+                        return
+
+    async def _by_attempts(
+        self, match: Document, part: filters.Part, after: Position | None, cut: _Cut
+    ) -> AsyncGenerator[Document]:
+        """Yield events in order of their attempts; `match` is what `part` wants before `after`.
+
+        Few are sorted once they are found. Of many, those that had several attempts are in an index
+        in order, and others are in order of time.
+        """
+        if not filters.is_kept(match):
+            async for document in self._sorted(part, [filters.span_of(match)], cut):
+                yield document
+            return
+        spans, known = await self._where_few(match)
+        if known <= FEW:
+            async for document in self._sorted(part, spans, cut):
+                yield document
+            return
+        for each in filters.by_attempts(match, part.order, after):
+            if each.order == part.order:
+                spans, known = await self._where_few(each.wanted)
+                if known <= FEW:
+                    read = self._sorted(each, spans, cut)
+                else:
+                    read = self._find(each.wanted, queries.ATTEMPTS_INDEX, each.order, cut)
+            else:
+                read = self._by_time(each, cut)
+            async with aclosing(read) as documents:
+                async for document in documents:
+                    yield document
+            if not cut.left:
+                return
+
+    async def _where_few(self, wanted: Document) -> tuple[list[Span], int]:
+        """Return where the wanted are, and how many are known; no more once these are not few."""
+        spans: list[Span] = []
+        known = 0
+        async with aclosing(self._rollups.where(wanted, newest_first=True)) as places:
+            async for some, number in places:
+                spans += some
+                known += number
+                if known > FEW:
+                    break
+        return spans, known
+
+    async def _find(
+        self, wanted: Document, index: str | None, order: filters.Order, cut: _Cut
+    ) -> AsyncGenerator[Document]:
+        """Yield events in an order that the index has; what is skipped is taken off the cut."""
+        found = self._events.find(
+            wanted, cut.fields, batch_size=cut.batch, max_time_ms=SEARCH_LIMIT_MS, hint=index
+        )
+        skip, cut.skip = cut.skip, 0
+        none = True
+        async with aclosing(_each(found.sort(order).skip(skip).limit(cut.left))) as documents:
+            async for document in documents:
+                none = False
+                cut.left -= 1
+                yield document
+        if none and skip:
+            # All of these were skipped, and the rest of the skip falls on those that follow.
+            hinted: dict[str, Any] = {} if index is None else {"hint": index}
+            cut.skip = skip - await self._events.count_documents(
+                wanted, limit=skip, maxTimeMS=SEARCH_LIMIT_MS, **hinted
+            )
+
+    async def _sorted(
+        self, part: filters.Part, spans: list[Span], cut: _Cut
+    ) -> AsyncGenerator[Document]:
+        """Yield events in an order that no index has, of places sorted from what an index holds."""
+        found: list[Document] = []
+        for start in range(0, len(spans), SPANS_AT_ONCE):
+            narrowed = filters.within(part.wanted, spans[start : start + SPANS_AT_ONCE])
+            places = filters.places(narrowed, part.order, cut.skip + cut.left)
+            read = self._events.aggregate(
+                places, hint=filters.hint(narrowed), maxTimeMS=SEARCH_LIMIT_MS
+            )
+            found += await read.to_list(None)
+        for field, direction in reversed(part.order):
+            found.sort(key=itemgetter(field), reverse=direction < 0)
+        ids = [each["_id"] for each in found[cut.skip : cut.skip + cut.left]]
+        cut.skip = max(cut.skip - len(found), 0)
+        for start in range(0, len(ids), cut.batch):
+            some = ids[start : start + cut.batch]
+            batch = await self._events.find({"_id": {"$in": some}}, cut.fields).to_list(None)
+            by_id = {document["_id"]: document for document in batch}
             for event_id in some:
                 if event_id in by_id:
+                    cut.left -= 1
                     yield by_id[event_id]
 
     async def export(

@@ -140,14 +140,14 @@ class Console:
         question = tuple(sorted(pair for pair in question if pair[0] != "status"))
         given = asked.given(now)
         given.pop("status", None)
+        match = filters.match(**given)
 
         async def tally() -> Tally | None:
             unit, size = bin_.unit, bin_.size
             try:
-                if bin_.length >= HOUR and given.keys() <= filters.KEPT.keys():
-                    kept = filters.kept(given)
-                    return span, await self._store.rollups.outcomes(unit, size, **kept)
-                return span, await self._archive.outcomes(filters.match(**given), unit, size)
+                if bin_.length >= HOUR and given.keys() <= filters.KEPT:
+                    return span, await self._store.rollups.outcomes(match, unit, size)
+                return span, await self._archive.outcomes(match, unit, size)
             except StoreUnavailableError:
                 return None  # and no sooner asked again than an answer of the same cost
 

@@ -8,17 +8,19 @@ on a field of the index that `hint` names, so that counting reads no document.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pymongo import ASCENDING, DESCENDING
 
-from wds.hours import MAX_EVENT_TYPES
+from wds.hours import KIND, MAX_EVENT_TYPES, TICK, received_in
 from wds.model import ID_LENGTH, Status
 from wds.queries import (
+    ATTEMPTS_INDEX,
     CODE_INDEX,
     COVERING_INDEX,
     KEY_INDEX,
-    RETRIED_INDEX,
+    RETRIED,
+    SOURCE_INDEX,
     STATUS_INDEX,
     TYPE_INDEX,
 )
@@ -26,9 +28,11 @@ from wds.queries import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from wds.hours import Span
     from wds.queries import Document
 
 _FIRST_INSTANT = datetime(1, 1, 1, tzinfo=UTC)
+_LAST_INSTANT = datetime(9999, 1, 1, tzinfo=UTC)
 
 Order = list[tuple[str, int]]
 """Fields to sort by, each with its direction; always ends with `_id`, so it is total."""
@@ -56,13 +60,19 @@ https://github.com/mongodb/mongo/blob/master/src/mongo/db/query/query_knobs.idl
 TELLING_PREFIX = 5
 """From this many characters on, an id prefix leaves at most a millionth of the derived ids."""
 
-KEPT: Mapping[str, str] = {
-    "status": "statuses",
-    "event_type": "event_types",
-    "from_": "received_from",
-    "to": "received_to",
-}
-"""Filters by which counts are kept (`rollups`), and what they are called there."""
+KEPT = frozenset(
+    {
+        "status",
+        "event_type",
+        "source",
+        "destination",
+        "last_status_code",
+        "min_attempts",
+        "from_",
+        "to",
+    }
+)
+"""Filters by which counts are kept (`rollups`)."""
 
 
 ANY: Document = {"received_at": {"$gte": _FIRST_INSTANT}}
@@ -123,9 +133,16 @@ def match(
     return wanted
 
 
-def kept(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return filters, all of them in `KEPT`, as `rollups` takes them."""
-    return {KEPT[name]: value for name, value in given.items()}
+def span_of(wanted: Document) -> Span:
+    """Return the range of time of `wanted`, from `match` or narrowed since; it may be empty."""
+    begin, end = _FIRST_INSTANT, _LAST_INSTANT
+    for each in (wanted, *wanted.get("$and", [])):
+        received = each.get("received_at", {})
+        begin = max(begin, received.get("$gte", begin))
+        end = min(end, received.get("$lt", end))
+        if "$lte" in received:
+            end = min(end, received["$lte"] + TICK)
+    return begin, end
 
 
 def narrowed(wanted: Document, *more: Document) -> Document:
@@ -168,49 +185,117 @@ def hint(wanted: Document) -> str:
 
 
 def _index_of_few(wanted: Document) -> str | None:
-    """Return the index that holds mostly what `wanted` matches, if there is one."""
+    """Return the index that holds mostly what `wanted` matches, and all that it asks, if any.
+
+    Of several stretches of time none: MongoDB would fetch each event to see whether it is in one.
+    """
+    if "$or" in wanted:
+        return None
     if "last_status_code" in wanted:
         return CODE_INDEX
-    return RETRIED_INDEX if wanted.get("attempt_count", {}).get("$gte", 0) > 1 else None
+    return ATTEMPTS_INDEX if wanted.get("attempt_count", {}).get("$gte", 0) >= RETRIED else None
+
+
+def is_kept(wanted: Document) -> bool:
+    """Tell whether `rollups` knows about the events that `wanted`, from `match`, is about."""
+    return wanted.keys() <= {*KIND, "received_at", "$and"}
+
+
+def is_scattered(wanted: Document) -> bool:
+    """Tell whether every index in order of time may hold much that `wanted` does not match.
+
+    Where in time its events are is then to be asked of `rollups` first.
+    """
+    return is_kept(wanted) and _in_time_order(wanted)[1] is None
 
 
 def in_time_order(wanted: Document) -> tuple[Document, str | None]:
     """Return `wanted`, from `match`, said so that an index has it in order of time, and that index.
 
     Left to itself the planner tries several, which for a page that few events are on takes longer
-    than to read it. None where it depends on how many events have which values, or where the
-    stretches are too many to merge: there the planner's trial is the best that can be had.
+    than to read it. None where an id or a key finds the event, or a condition is none of `match`'s:
+    there the planner's trial is the best that can be had.
     """
-    if not {"_id", "idempotency_key"} & wanted.keys() and (few := _index_of_few(wanted)):
-        return wanted, few
-    if not wanted.keys() <= {"status", "event_type", "received_at", "$and"}:
+    said, index = _in_time_order(wanted)
+    if index is None and wanted.keys() - {"$or"} <= {*KIND, "received_at", "$and"}:
+        few = _index_of_few(wanted)
+        return wanted, CODE_INDEX if few == CODE_INDEX else COVERING_INDEX
+    return said, index
+
+
+def _in_time_order(wanted: Document) -> tuple[Document, str | None]:
+    """Return the index that holds in order of time what `wanted` matches and no more."""
+    asked = wanted.keys() - {"received_at", "$and"}
+    if len(asked) == 1 and (index := _ORDERED.get(*asked)):
+        return wanted, index
+    if not asked:
+        return wanted, COVERING_INDEX
+    if not "event_type" in asked <= {"status", "event_type"}:
         return wanted, None
-    if "event_type" not in wanted:
-        return wanted, STATUS_INDEX if "status" in wanted else COVERING_INDEX
     # Between equal types and statuses the index is in order; MongoDB merges so many stretches.
     said = {"status": {"$in": list(Status)}} | wanted
     stretches = len(set(said["event_type"]["$in"])) * len(set(said["status"]["$in"]))
     return (said, TYPE_INDEX) if stretches <= MAX_MERGED else (wanted, None)
 
 
-def in_turn(wanted: Document, order: Order) -> list[Document]:
-    """Return what to look among until a page is full, in an order that no index has.
+_ORDERED: Mapping[str, str] = {
+    "status": STATUS_INDEX,
+    "source": SOURCE_INDEX,
+    "last_status_code": CODE_INDEX,
+}
 
-    Whoever wants the most attempts first finds them among the few events that had several.
+
+def within(wanted: Document, spans: Sequence[Span]) -> Document:
+    """Narrow `wanted` to what was received in any of `spans`, which lie in its range of time.
+
+    The range of a single one is said so that every index can be read from its beginning.
     """
-    retried = {**wanted, "attempt_count": {"$gte": 2}}
-    if order[0] != ("attempt_count", DESCENDING) or hint(wanted) == hint(retried):
-        return [wanted]
-    return [retried, wanted]
+    others = {name: each for name, each in wanted.items() if name != "received_at"}
+    if len(spans) == 1:
+        [(begin, end)] = spans
+        return {**others, "received_at": {"$gte": begin, "$lt": end}}
+    return {**others, "$or": received_in(spans)}
 
 
-def page_ids(wanted: Document, order: Order, skip: int, limit: int) -> list[Document]:
-    """List the places of a page in an order that no index has, from `hint`'s index alone."""
+class Part(NamedTuple):
+    """Some of the events of a page, and their order."""
+
+    wanted: Document
+    order: Order
+
+
+def by_attempts(wanted: Document, order: Order, position: Position | None) -> list[Part]:
+    """Split what follows `position`, ordered by attempts: those that had several, one, none.
+
+    The first are in the order of `ATTEMPTS_INDEX`, each of the others in order of time.
+    """
+    least = wanted.get("attempt_count", {}).get("$gte", 0)
+    parts = []
+    for number in (RETRIED, 1, 0):
+        several = number == RETRIED
+        if number < least and not several:
+            continue
+        said = {"attempt_count": {"$gte": max(least, RETRIED)} if several else {"$in": [number]}}
+        part, its_order = {**wanted, **said}, order if several else order[1:]
+        if position is not None:
+            ahead = number - min(position.attempt_count, RETRIED)
+            if ahead == 0:
+                part = after(part, its_order, position)
+            elif (ahead > 0) == (order[0][1] == DESCENDING):
+                continue
+        parts.append(Part(part, its_order))
+    return parts if order[0][1] == DESCENDING else parts[::-1]
+
+
+def places(wanted: Document, order: Order, limit: int) -> list[Document]:
+    """List the places of the first events in an order that no index has.
+
+    To be run with `hint`.
+    """
     return [
         {"$match": wanted},
         {"$project": {"_id": 1, "received_at": 1, "attempt_count": 1}},
         {"$sort": dict(order)},
-        *([{"$skip": skip}] if skip else []),
         {"$limit": limit},
     ]
 

@@ -1,12 +1,16 @@
-"""Every document, filter, update and pipeline of the collection `hours`, as plain data. Pure.
+"""Every document, filter, update and pipeline of the kept hours, as plain data. Pure.
 
 One document an hour in which events were received (`rollups` says when it may be trusted):
 
     _id         the hour, UTC
     until       what the counts cover: events received from `_id` on and before this
     counts      [{status, event_type, count}], all of final statuses
+    kinds       the same events by all of `KIND`: [{…, count, first, last}], with when the first and
+                the last of each kind were received; absent where they are too many
     token       of the replica that is extending the counts now
     reopened_at when finished events of the hour were last about to live again
+
+Filters are given as `filters.match` writes them, of no other fields than `KIND` and `received_at`.
 """
 
 from __future__ import annotations
@@ -25,10 +29,15 @@ if TYPE_CHECKING:
 
     from wds.queries import Document
 
-HOURS = "hours"
+HOURS = "hour_kinds"
+PAIR = ("status", "event_type")
+KIND = (*PAIR, "source", "destination", "last_status_code", "attempt_count")
+"""Fields of an event by which it is counted."""
 HOUR = timedelta(hours=1)
 LIVE = frozenset({Status.RECEIVED, Status.DELIVERING})
 LIVE_INDEX = STATUS_INDEX
+TICK = timedelta(milliseconds=1)
+"""Instants in the database are so far apart at least."""
 MAX_EVENT_TYPES = 1000
 """Most event types that an aggregation lists, the commonest first."""
 
@@ -52,6 +61,7 @@ def take(hour: datetime, token: str, hold_ms: int) -> UpdateOne:
                     "token": {"$cond": [lately, "$$REMOVE", {"$literal": token}]},
                     "until": {"$ifNull": ["$until", {"$literal": hour}]},
                     "counts": {"$ifNull": ["$counts", []]},
+                    "kinds": {"$cond": [{"$eq": [{"$type": "$until"}, "missing"]}, [], "$kinds"]},
                 }
             }
         ],
@@ -59,15 +69,26 @@ def take(hour: datetime, token: str, hold_ms: int) -> UpdateOne:
     )
 
 
-def extend(hour: datetime, token: str, until: datetime, counts: Sequence[Document]) -> UpdateOne:
+def extend(
+    hour: datetime,
+    token: str,
+    until: datetime,
+    counts: Sequence[Document],
+    kinds: Sequence[Document] | None,
+) -> UpdateOne:
     """Set new counts, unless another replica or a reopening has come in between."""
-    change = {"$set": {"until": until, "counts": list(counts)}, "$unset": {"token": ""}}
-    return UpdateOne({"_id": hour, "token": token}, change)
+    values: Document = {"until": until, "counts": list(counts)}
+    gone = {"token": ""}
+    if kinds is None:
+        gone["kinds"] = ""
+    else:
+        values["kinds"] = list(kinds)
+    return UpdateOne({"_id": hour, "token": token}, {"$set": values, "$unset": gone})
 
 
 def reopen(hour: datetime) -> UpdateOne:
     """Forget the counts of `hour`, and keep it from being counted for a while."""
-    fresh = {"until": {"$literal": hour}, "counts": [], "reopened_at": "$$NOW"}
+    fresh = {"until": {"$literal": hour}, "counts": [], "kinds": [], "reopened_at": "$$NOW"}
     return UpdateOne({"_id": hour}, [{"$set": {**fresh, "token": "$$REMOVE"}}], upsert=True)
 
 
@@ -77,59 +98,93 @@ def live_in(span: Span) -> Document:
     return {"status": {"$in": sorted(LIVE)}, "received_at": {"$gte": begin, "$lt": end}}
 
 
-def tally(
-    spans: Sequence[Span], statuses: Sequence[str] = (), event_types: Sequence[str] = ()
-) -> list[Document]:
-    """Count the events received in `spans`, of these statuses and types, by hour, status and type.
+def received_in(spans: Sequence[Span]) -> list[Document]:
+    """List what each event received in `spans` matches one of."""
+    return [{"received_at": {"$gte": begin, "$lt": end}} for begin, end in spans]
+
+
+def tally(spans: Sequence[Span], wanted: Document) -> list[Document]:
+    """Count the wanted events received in `spans`, by hour, status and type.
 
     To be run with the covering index as its hint.
     """
-    match: Document = {
-        "$or": [{"received_at": {"$gte": begin, "$lt": end}} for begin, end in spans]
-    }
-    if statuses:
-        match["status"] = {"$in": list(statuses)}
-    if event_types:
-        match["event_type"] = {"$in": list(event_types)}
     return [
-        {"$match": match},
-        {"$project": {"_id": 0, "received_at": 1, "status": 1, "event_type": 1}},
+        {"$match": {**_by_kind(wanted), "$or": received_in(spans)}},
+        {"$project": {"_id": 0, "received_at": 1, **dict.fromkeys(PAIR, 1)}},
+        {"$group": {"_id": _in_its_hour(PAIR), "count": {"$sum": 1}}},
+    ]
+
+
+def kinds(spans: Sequence[Span]) -> list[Document]:
+    """Count the events received in `spans` by hour and `KIND`, and tell the first and the last.
+
+    To be run with the covering index as its hint.
+    """
+    received = {"first": {"$min": "$received_at"}, "last": {"$max": "$received_at"}}
+    return [
+        {"$match": {"$or": received_in(spans)}},
+        {"$project": {"_id": 0, "received_at": 1, **dict.fromkeys(KIND, 1)}},
+        {"$group": {"_id": _in_its_hour(KIND), "count": {"$sum": 1}, **received}},
+    ]
+
+
+def _in_its_hour(fields: Sequence[str]) -> Document:
+    hour = {"$dateTrunc": {"date": "$received_at", "unit": "hour"}}
+    return {"hour": hour, **{name: f"${name}" for name in fields}}
+
+
+def _by_kind(wanted: Document) -> Document:
+    return {name: condition for name, condition in wanted.items() if name in KIND}
+
+
+def _holds(condition: Document, value: str) -> Document:
+    """Say one field's condition, as `filters` writes it, as an expression."""
+    [(operator, operand)] = condition.items()
+    return {operator: [value, {"$literal": operand}]}
+
+
+def _list_for(wanted: Document) -> str:
+    """Return the shorter list in an hour's document that tells the wanted events apart."""
+    return "counts" if _by_kind(wanted).keys() <= set(PAIR) else "kinds"
+
+
+def _chosen(wanted: Document, counted: str) -> object:
+    """Return the wanted elements of the list `counted`."""
+    conditions = _by_kind(wanted)
+    holds = [_holds(each, f"$$this.{name}") for name, each in conditions.items()]
+    if not holds:
+        return f"${counted}"
+    return {"$filter": {"input": f"${counted}", "cond": {"$and": holds}}}
+
+
+def _counted_in(span: Span, counted: str) -> list[Document]:
+    begin, end = span
+    return [
         {
-            "$group": {
-                "_id": {
-                    "hour": {"$dateTrunc": {"date": "$received_at", "unit": "hour"}},
-                    "status": "$status",
-                    "event_type": "$event_type",
-                },
-                "count": {"$sum": 1},
+            "$match": {
+                "_id": {"$gte": begin, "$lt": end},
+                "until": {"$lte": end},
+                counted: {"$exists": True},
             }
         },
+        {"$match": {"$expr": {"$gt": ["$until", "$_id"]}}},
     ]
 
 
 def covered(
     span: Span,
-    statuses: Sequence[str] = (),
-    event_types: Sequence[str] = (),
+    wanted: Document,
     *,
     total_only: bool = False,
     bins: tuple[str, int] | None = None,
 ) -> list[Document]:
-    """Read, at once, which hours within `span` are counted how far, and their sums.
+    """Read, at once, which hours within `span` are counted how far, and the sums of the wanted.
 
     Gives `{until: [{_id, until}], total: [{count}]}` or, with more, instead of the total
     `kinds: [{_id: {status, event_type}, count}]` and `histogram: [{_id, count}]`; with `bins`, a
     unit and how many of it, not less than an hour, `outcomes: [{_id: {at, status}, count}]`.
     """
-    begin, end = span
-    wanted: list[Document] = []
-    if statuses:
-        wanted.append({"$in": ["$$this.status", {"$literal": list(statuses)}]})
-    if event_types:
-        wanted.append({"$in": ["$$this.event_type", {"$literal": list(event_types)}]})
-    chosen: object = "$counts"
-    if wanted:
-        chosen = {"$filter": {"input": "$counts", "cond": {"$and": wanted}}}
+    counted = _list_for(wanted)
     facets: dict[str, list[Document]] = {"until": [{"$project": {"until": 1}}]}
     if bins is not None:
         unit, size = bins
@@ -156,10 +211,29 @@ def covered(
             {"$match": {"count": {"$gt": 0}}},
         ]
     return [
-        {"$match": {"_id": {"$gte": begin, "$lt": end}, "until": {"$lte": end}}},
-        {"$match": {"$expr": {"$gt": ["$until", "$_id"]}}},
-        {"$project": {"until": 1, "chosen": chosen}},
+        *_counted_in(span, counted),
+        {"$project": {"until": 1, "chosen": _chosen(wanted, counted)}},
         {"$facet": facets},
+    ]
+
+
+def stretches(span: Span, wanted: Document, limit: int, *, newest_first: bool) -> list[Document]:
+    """Read the first `limit` counted hours within `span`: `{_id, until, first, last, count}`.
+
+    The last are when the first and the last of the wanted events in it were received, both None
+    where there is none, and how many there are.
+    """
+    found = {
+        "first": {"$min": "$chosen.first"},
+        "last": {"$max": "$chosen.last"},
+        "count": {"$sum": "$chosen.count"},
+    }
+    return [
+        *_counted_in(span, "kinds"),
+        {"$sort": {"_id": -1 if newest_first else 1}},
+        {"$limit": limit},
+        {"$project": {"until": 1, "chosen": _chosen(wanted, "kinds")}},
+        {"$project": {"until": 1, **found}},
     ]
 
 
@@ -174,6 +248,51 @@ def gaps(span: Span, counted: Iterable[Document]) -> list[Span]:
     if at < end:
         left.append((at, end))
     return left
+
+
+def places(span: Span, kept: Iterable[Document], *, newest_first: bool) -> list[Span]:
+    """Return the parts of `span` in which events may be that `stretches` was asked for, in order.
+
+    These are what is not counted and, of what is, from the first to the last of those events.
+    Parts that are near each other are one.
+    """
+    counted = list(kept)
+    found = [(each["first"], each["last"] + TICK) for each in counted if each["first"] is not None]
+    ordered = joined(sorted([*found, *gaps(span, counted)]), near=True)
+    return ordered[::-1] if newest_first else ordered
+
+
+def joined(spans: Iterable[Span], *, near: bool = False) -> list[Span]:
+    """Join spans, in order, that touch.
+
+    If `near`, also those that are less apart than an hour and than each of the two is long.
+    """
+    whole: list[Span] = []
+    for begin, end in spans:
+        if whole:
+            before, until = whole[-1]
+            apart = begin - until
+            if not apart or (near and apart < min(until - before, end - begin, HOUR)):
+                whole[-1] = (before, end)
+                continue
+        whole.append((begin, end))
+    return whole
+
+
+def added(
+    kept: Iterable[Document], tallied: Iterable[Document], fields: Sequence[str]
+) -> list[Document]:
+    """Add what `kinds` counted to what is kept by these fields, all of `KIND` or a `PAIR`."""
+    sums: dict[tuple[Any, ...], Document] = {}
+    fresh = ({**each, **each["_id"]} for each in tallied)
+    for each in (*kept, *fresh):
+        kind = tuple(each.get(name) for name in fields)
+        sum_ = sums.setdefault(kind, {**dict(zip(fields, kind, strict=True)), "count": 0})
+        sum_["count"] += each["count"]
+        if tuple(fields) == KIND:
+            sum_["first"] = min(sum_.get("first", each["first"]), each["first"])
+            sum_["last"] = max(sum_.get("last", each["last"]), each["last"])
+    return list(sums.values())
 
 
 def summary(kept: Document, tallied: Sequence[Document]) -> Document:

@@ -97,6 +97,7 @@ _TRANSIENT_CODES = frozenset(
         13436,
     }
 )
+_INDEX_NOT_FOUND = 27
 _ALREADY_INITIALIZED = 23
 AWARE: CodecOptions[Document] = CodecOptions(tz_aware=True)
 """For `command`, which ignores the client's own."""
@@ -275,16 +276,34 @@ class Connection:
 
 
 async def make_indexes(
-    collection: AsyncCollection[Document], indexes: Sequence[IndexModel]
+    collection: AsyncCollection[Document],
+    indexes: Sequence[IndexModel],
+    obsolete: Sequence[str] = (),
 ) -> None:
-    """Make what is missing, and anew what an earlier version made otherwise under the same name."""
+    """Make what is missing, and anew what an earlier version made otherwise under the same name.
+
+    Then drop those named `obsolete`, which replicas of an earlier version may still ask for: so
+    what replaces them is there first.
+    """
     existing = await collection.index_information()
     for index in indexes:
         name, keys = index.document["name"], list(index.document["key"].items())
         if name in existing and existing[name]["key"] != keys:
             log.warning("index_made_anew", index=name)
-            await collection.drop_index(name)
+            await _drop_index(collection, name)
     await collection.create_indexes(indexes)
+    for name in existing.keys() & set(obsolete):
+        log.warning("index_dropped", index=name, consequence="nothing uses it any more")
+        await _drop_index(collection, name)
+
+
+async def _drop_index(collection: AsyncCollection[Document], name: str) -> None:
+    """Drop an index, unless another replica that starts just now was faster."""
+    try:
+        await collection.drop_index(name)
+    except OperationFailure as error:
+        if error.code != _INDEX_NOT_FOUND:
+            raise
 
 
 def duplicates(error: BulkWriteError) -> list[int]:

@@ -147,11 +147,11 @@ class Operate:
         if events is None:
             return {}
         chosen = schemas.filters_of(schemas.load(schemas.FilterSchema(), json.loads(wanted)))
-        if chosen.keys() <= filters.KEPT.keys():
+        if chosen.keys() <= filters.KEPT:
             statuses = set(chosen.get("status", actions.AFFECTED[action]))
             chosen["status"] = sorted(statuses & set(actions.AFFECTED[action]))
             chosen["to"] = min(chosen.get("to", now), now)
-            counts = await self._store.rollups.counts(**filters.kept(chosen))
+            counts = await self._store.rollups.counts(filters.match(**chosen))
         else:
             counts = await self._store.archive.counts(events)
         return {each["_id"]: each["count"] for each in counts["by_status"]}

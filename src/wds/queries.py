@@ -37,37 +37,41 @@ CLAIM_INDEX = IndexModel(
 With `_id`, so that looking at what is due and counting it reads no document.
 """
 
-COVERING_INDEX = "search"
-"""Holds all that is filtered and counted by but the last status code, so that no document is read.
-"""
+COVERING_INDEX = "search_time"
+"""Holds all that is filtered and counted by, so that no document is read."""
 STATUS_INDEX = "search_status"
 TYPE_INDEX = "search_type"
 """Has each status of a type apart, so that a type with a status it never had costs nothing."""
+SOURCE_INDEX = "search_source"
+"""Holds nothing that changes, so an event is put into it once."""
 CODE_INDEX = "search_code"
 """Holds all of it too, of events with a last status code, each code apart: few have most codes."""
-RETRIED_INDEX = "search_retried"
-"""Holds all of it too, of the few events that were attempted more than once."""
+RETRIED = 2
+"""Attempts of the events in `ATTEMPTS_INDEX`, at least."""
+ATTEMPTS_INDEX = "search_attempts"
+"""Holds all of it too, of the few events attempted more than once, each number apart."""
 KEY_INDEX = "key"
 """Finds an idempotency key without its source; holds only events that have one."""
 
 _NEWEST_FIRST = [("received_at", DESCENDING), ("_id", DESCENDING)]
-_COUNTED = [
-    (name, ASCENDING) for name in ("status", "event_type", "source", "destination", "attempt_count")
-]
+_KINDS = [(name, ASCENDING) for name in ("status", "event_type", "source", "destination")]
+_CODE = ("last_status_code", ASCENDING)
+_COUNTED = [*_KINDS, ("attempt_count", ASCENDING)]
 EVENT_INDEXES = [
     CLAIM_INDEX,
-    IndexModel([*_NEWEST_FIRST, *_COUNTED], name=COVERING_INDEX),
+    IndexModel([*_NEWEST_FIRST, *_COUNTED, _CODE], name=COVERING_INDEX),
     IndexModel([("status", ASCENDING), *_NEWEST_FIRST], name=STATUS_INDEX),
     IndexModel([("event_type", ASCENDING), ("status", ASCENDING), *_NEWEST_FIRST], name=TYPE_INDEX),
+    IndexModel([("source", ASCENDING), *_NEWEST_FIRST], name=SOURCE_INDEX),
     IndexModel(
-        [("last_status_code", ASCENDING), *_NEWEST_FIRST, *_COUNTED],
+        [_CODE, *_NEWEST_FIRST, *_COUNTED],
         name=CODE_INDEX,
         partialFilterExpression={"last_status_code": {"$exists": True}},
     ),
     IndexModel(
-        [*_NEWEST_FIRST, *_COUNTED],
-        name=RETRIED_INDEX,
-        partialFilterExpression={"attempt_count": {"$gte": 2}},
+        [("attempt_count", DESCENDING), *_NEWEST_FIRST, *_KINDS, _CODE],
+        name=ATTEMPTS_INDEX,
+        partialFilterExpression={"attempt_count": {"$gte": RETRIED}},
     ),
     IndexModel(
         [("idempotency_key", ASCENDING)],
@@ -75,6 +79,8 @@ EVENT_INDEXES = [
         partialFilterExpression={"idempotency_key": {"$exists": True}},
     ),
 ]
+OBSOLETE_INDEXES = ("search", "search_retried")
+"""What earlier versions had instead; dropped once there is what replaces it."""
 
 RETENTION_INDEX = "retention"
 """Makes MongoDB delete finished events once they are old; exists only while that is wanted."""

@@ -1,10 +1,12 @@
-"""Counts of what no longer changes, kept an hour a document, so that counting stays fast.
+"""Counts of what no longer changes, kept an hour a document, so that searching stays fast.
 
 Counting a million events takes MongoDB about a second, and operators look at ranges of weeks.
 Finished events do not change, so their counts are kept: a count then reads the kept hours that
 lie in the range and counts only what is between them, which is mostly the last minutes. The sum
-is exact. An event belongs to one hour for ever, by `received_at`; for the kept counts of an hour
-to be right, nothing counted in it may change afterwards. That is so because:
+is exact. The same counts tell where in time there are events that no index holds together.
+
+An event belongs to one hour for ever, by `received_at`; for the kept counts of an hour to be
+right, nothing counted in it may change afterwards. That is so because:
 
 * An hour is counted only up to `MARGIN` before now, by the database's clock. An insert that took
   longer than half of that to be confirmed reopens its hour (`inserted`).
@@ -23,17 +25,18 @@ import asyncio
 import random
 import secrets
 from datetime import UTC, datetime, timedelta
+from itertools import chain, repeat
 from typing import TYPE_CHECKING
 
 import structlog
 
-from wds import hours, queries
+from wds import filters, hours, queries
 from wds.background import beside
 from wds.errors import StoreUnavailableError
 from wds.mongo import SEARCH_LIMIT_MS, WRITE_BUDGET_S
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import AsyncGenerator, Iterable
     from contextlib import AbstractAsyncContextManager
 
     from wds.hours import Span
@@ -51,10 +54,13 @@ DELETION_MARGIN = timedelta(hours=2)
 INTERVAL_S = 60.0
 AT_ONCE = 168
 """Most hours counted in one go: a week."""
-MAX_KINDS = 2000
+HOURS_AT_ONCE = (48, 240, 2000)
+"""Kept hours read in one go to see where events are, at first and later."""
+MAX_PAIRS = 2000
 """An hour with more pairs of status and type than this is not kept; its document would be large."""
+MAX_KINDS = 500
+"""Of an hour with more kinds only the pairs are kept."""
 _FIRST_INSTANT = datetime(1, 1, 1, tzinfo=UTC)
-_LAST_INSTANT = datetime(9999, 1, 1, tzinfo=UTC)
 
 
 class Rollups:
@@ -69,7 +75,7 @@ class Rollups:
         self._try_for = mongo.try_for
         self._events = mongo.db[queries.EVENTS]
         self._hours = mongo.db[hours.HOURS]
-        self._too_many_kinds: set[datetime] = set()
+        self._too_many_pairs: set[datetime] = set()
         self._kept_for: timedelta | None = None
 
     def keep_for(self, after_s: int | None) -> None:
@@ -86,51 +92,28 @@ class Rollups:
             return _FIRST_INSTANT
         return hours.start_of(await self._mongo.now() - self._kept_for) + DELETION_MARGIN
 
-    async def counts(
-        self,
-        *,
-        statuses: Sequence[str] = (),
-        event_types: Sequence[str] = (),
-        received_from: datetime | None = None,
-        received_to: datetime | None = None,
-    ) -> Document:
+    async def counts(self, wanted: Document) -> Document:
         """Count events: `by_status`, `by_event_type`, `histogram`, each of `{_id, count}`.
 
-        `received_from` is inclusive, `received_to` exclusive; no statuses or types means all.
+        `wanted` is from `filters.match`, of `filters.KEPT` only.
         """
-        span = (received_from or _FIRST_INSTANT, received_to or _LAST_INSTANT)
-        kept, tallied = await self._read(span, statuses, event_types)
+        kept, tallied = await self._read(wanted)
         return hours.summary(kept, tallied)
 
-    async def total(
-        self,
-        *,
-        statuses: Sequence[str] = (),
-        event_types: Sequence[str] = (),
-        received_from: datetime | None = None,
-        received_to: datetime | None = None,
-    ) -> int:
+    async def total(self, wanted: Document) -> int:
         """Count events as `counts` does, only all together; cheaper."""
-        span = (received_from or _FIRST_INSTANT, received_to or _LAST_INSTANT)
-        kept, tallied = await self._read(span, statuses, event_types, total_only=True)
+        kept, tallied = await self._read(wanted, total_only=True)
         return sum(each["count"] for each in (*kept["total"], *tallied))
 
     async def outcomes(
-        self,
-        unit: str,
-        bin_size: int,
-        *,
-        event_types: Sequence[str] = (),
-        received_from: datetime | None = None,
-        received_to: datetime | None = None,
+        self, wanted: Document, unit: str, bin_size: int
     ) -> list[tuple[datetime, str, int]]:
         """Count events by time and status: `(when, status, count)`, several for the same possible.
 
         `when` is the start of a bin or of an hour in it; bins, by MongoDB's reckoning, are not
         shorter than an hour.
         """
-        span = (received_from or _FIRST_INSTANT, received_to or _LAST_INSTANT)
-        kept, tallied = await self._read(span, (), event_types, bins=(unit, bin_size))
+        kept, tallied = await self._read(wanted, bins=(unit, bin_size))
         return [
             *(
                 (each["_id"]["at"], each["_id"]["status"], each["count"])
@@ -140,28 +123,52 @@ class Rollups:
         ]
 
     async def _read(
-        self,
-        span: Span,
-        statuses: Sequence[str],
-        event_types: Sequence[str],
-        *,
-        total_only: bool = False,
-        bins: tuple[str, int] | None = None,
+        self, wanted: Document, *, total_only: bool = False, bins: tuple[str, int] | None = None
     ) -> tuple[Document, list[Document]]:
-        """Return what is kept of a span, and what is tallied of the rest."""
-        whole = (max(span[0], await self._whole_since()), span[1])
-        pipeline = hours.covered(whole, statuses, event_types, total_only=total_only, bins=bins)
+        """Return what is kept of the wanted, and what is tallied of the rest."""
+        span = filters.span_of(wanted)
+        pipeline = hours.covered(await self._whole(span), wanted, total_only=total_only, bins=bins)
         [kept] = await self._try_for(0, lambda: self._hours.aggregate(pipeline).to_list(None))
         spans = hours.gaps(span, kept["until"])
         if not spans:
             return kept, []
-        return kept, await self._tally(hours.tally(spans, statuses, event_types))
+        return kept, await self._tally(hours.tally(spans, wanted))
+
+    async def _whole(self, span: Span) -> Span:
+        """Return the part of `span` from which no event can have been deleted yet."""
+        return max(span[0], await self._whole_since()), span[1]
 
     async def _tally(self, pipeline: list[Document]) -> list[Document]:
         counted = self._events.aggregate(
             pipeline, hint=queries.COVERING_INDEX, maxTimeMS=SEARCH_LIMIT_MS
         )
         return await self._mongo.search(lambda: counted.to_list(None))
+
+    async def where(
+        self, wanted: Document, *, newest_first: bool
+    ) -> AsyncGenerator[tuple[list[Span], int]]:
+        """Yield where in time the wanted events may be, in order; nowhere else is any.
+
+        With the spans comes how many of the events are known to be in them: not those of hours that
+        are not kept. The first spans are of few hours, later ones of ever more, so that who finds
+        enough in the first reads no more.
+        """
+        begin, end = filters.span_of(wanted)
+        for at_once in chain(HOURS_AT_ONCE, repeat(HOURS_AT_ONCE[-1])):
+            span = await self._whole((begin, end))
+            pipeline = hours.stretches(span, wanted, at_once, newest_first=newest_first)
+            kept = await self._try_for(0, lambda: self._hours.aggregate(pipeline).to_list(None))  # noqa: B023 - awaited here
+            known = sum(each["count"] for each in kept)
+            if len(kept) < at_once:
+                yield hours.places((begin, end), kept, newest_first=newest_first), known
+                return
+            last = kept[-1]
+            if newest_first:
+                yield hours.places((last["_id"], end), kept, newest_first=True), known
+                end = last["_id"]
+            else:
+                yield hours.places((begin, last["until"]), kept, newest_first=False), known
+                begin = last["until"]
 
     async def reopen(self, instants: Iterable[datetime]) -> None:
         """Forget what is kept of the hours of these instants; do this before events change."""
@@ -236,25 +243,29 @@ class Rollups:
             hour
             for hour in batch
             if until[hour] < whole[hour]
-            and hour not in self._too_many_kinds
+            and hour not in self._too_many_pairs
             and not await self._has_live((until[hour], whole[hour]))
         ]
         taken = await self._take(wanted) if wanted else {}
         if not taken:
             return 0
-        spans = _joined([(taken[hour]["until"], whole[hour]) for hour in sorted(taken)])
+        spans = hours.joined([(taken[hour]["until"], whole[hour]) for hour in sorted(taken)])
         added: dict[datetime, list[Document]] = {hour: [] for hour in taken}
-        for each in await self._tally(hours.tally(spans)):
+        for each in await self._tally(hours.kinds(spans)):
             added[each["_id"]["hour"]].append(each)
         writes = []
         for hour, tallied in added.items():
             if any(each["_id"]["status"] in hours.LIVE for each in tallied):
                 continue
-            sums = _added(taken[hour]["counts"], tallied)
-            if len(sums) > MAX_KINDS:
-                self._too_many_kinds.add(hour)
+            sums = hours.added(taken[hour]["counts"], tallied, hours.PAIR)
+            if len(sums) > MAX_PAIRS:
+                self._too_many_pairs.add(hour)
                 continue
-            writes.append(hours.extend(hour, taken[hour]["token"], whole[hour], sums))
+            kinds = None
+            if "kinds" in taken[hour]:
+                kinds = hours.added(taken[hour]["kinds"], tallied, hours.KIND)
+                kinds = kinds if len(kinds) <= MAX_KINDS else None
+            writes.append(hours.extend(hour, taken[hour]["token"], whole[hour], sums, kinds))
         if not writes:
             return 0
         written = await self._try_for(0, lambda: self._hours.bulk_write(writes, ordered=False))
@@ -278,26 +289,3 @@ class Rollups:
             0, lambda: self._hours.find({"_id": {"$in": wanted}, "token": token}).to_list(None)
         )
         return {each["_id"]: each for each in found}
-
-
-def _joined(spans: Iterable[Span]) -> list[Span]:
-    """Join spans, in order, that touch."""
-    joined: list[Span] = []
-    for begin, end in spans:
-        if joined and joined[-1][1] == begin:
-            joined[-1] = (joined[-1][0], end)
-        else:
-            joined.append((begin, end))
-    return joined
-
-
-def _added(counts: Iterable[Document], tallied: Iterable[Document]) -> list[Document]:
-    """Add what was counted to what was kept."""
-    sums = {(each["status"], each["event_type"]): each["count"] for each in counts}
-    for each in tallied:
-        kind = (each["_id"]["status"], each["_id"].get("event_type"))
-        sums[kind] = sums.get(kind, 0) + each["count"]
-    return [
-        {"status": status, "event_type": event_type, "count": count}
-        for (status, event_type), count in sums.items()
-    ]

@@ -57,14 +57,14 @@ class Search:
             next_cursor = schemas.cursor_after(filters.position_of(page[-1]), wanted["sort"])
         answer: dict[str, Any] = {"next_cursor": next_cursor}
         if wanted["aggregations"]:
-            if given.keys() <= filters.KEPT.keys():
-                counts = await self._rollups.counts(**filters.kept(given))
+            if given.keys() <= filters.KEPT:
+                counts = await self._rollups.counts(match)
             else:
                 counts = await self._archive.counts(match)
             answer["total"] = sum(each["count"] for each in counts["by_status"])
             answer["aggregations"] = _aggregations(counts)
-        elif given.keys() <= filters.KEPT.keys():
-            answer["total"] = await self._rollups.total(**filters.kept(given))
+        elif given.keys() <= filters.KEPT:
+            answer["total"] = await self._rollups.total(match)
         else:
             answer["total"] = await self._archive.count(match)
         rest = json.dumps(answer, separators=(",", ":"))

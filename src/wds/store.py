@@ -84,9 +84,9 @@ class Store:
             StartError: the URL is malformed. It is not repeated, it may hold a password.
         """
         self._mongo = Connection(url, database)
-        self.archive = Archive(self._mongo)
-        self.watch = Watch(self._mongo)
         self.rollups = Rollups(self._mongo)
+        self.archive = Archive(self._mongo, self.rollups)
+        self.watch = Watch(self._mongo)
         self._inserts = Inserts(self._mongo, self.rollups)
         self.bulk = Bulk(self._mongo, self.rollups)
         self._try_for = self._mongo.try_for
@@ -102,7 +102,10 @@ class Store:
             StartError: it refuses this client.
         """
         await self._mongo.open()
-        await self._try_for(FOREVER, lambda: make_indexes(self._events, queries.EVENT_INDEXES))
+        await self._try_for(
+            FOREVER,
+            lambda: make_indexes(self._events, queries.EVENT_INDEXES, queries.OBSOLETE_INDEXES),
+        )
         await self.bulk.open()
 
     async def keep_for(self, days: int | None) -> None:

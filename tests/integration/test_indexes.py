@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -89,6 +90,23 @@ async def test_an_index_made_otherwise_by_an_earlier_version_is_made_anew(store,
     assert made["partialFilterExpression"] == {"next_attempt_at": {"$exists": True}}
 
 
+async def test_what_an_earlier_version_had_is_replaced_when_the_new_is_there(store, db):
+    """As replicas of 0.1.0 made them; two of this version start at once."""
+    for name in ("search_time", "search_attempts", "search_source"):
+        await db.events.drop_index(name)
+    newest = [("received_at", -1), ("_id", -1)]
+    retried = {"attempt_count": {"$gte": 2}}
+    await db.events.create_index([*newest, ("status", 1)], name="search")
+    await db.events.create_index(newest, name="search_retried", partialFilterExpression=retried)
+    await asyncio.gather(store.open(), store.open())
+    made = (await db.events.index_information()).keys() - {"_id_"}
+    assert made == {index.document["name"] for index in queries.EVENT_INDEXES}
+    page, _ = await store.archive.page(
+        filters.match(), skip=0, limit=5, after=None, include_payload=False
+    )
+    assert len(page) == 5
+
+
 async def test_a_claim_of_one_looks_up_by_id(db):
     due = await db.events.find_one(queries.due("default"), {"_id": 1})
     command = {
@@ -167,19 +185,19 @@ def find(wanted, order=NEWEST, limit=51):
 @pytest.mark.parametrize(
     ("name", "index"),
     [
-        ("everything", "search"),
-        ("a range", "search"),
+        ("everything", "search_time"),
+        ("a range", "search_time"),
         ("a status", "search_status"),
         ("statuses", "search_status"),
         ("a type", "search_type"),
         ("types", "search_type"),
         ("a type and a status", "search_type"),
-        ("a source", "search"),
-        ("a destination", "search"),
-        ("attempts", "search_retried"),
+        ("a source", "search_source"),
+        ("a destination", "search_time"),
+        ("attempts", "search_time"),
         ("a status code", "search_code"),
         ("status codes", "search_code"),
-        ("attempts and a type", "search_retried"),
+        ("attempts and a type", "search_time"),
         ("all but a key and an id", "search_code"),
     ],
 )
@@ -213,28 +231,39 @@ async def test_what_a_page_is_read_by_changes_nothing_of_what_it_finds(store, db
     assert more == (len(scanned) > 22)
 
 
-@pytest.mark.parametrize(
-    ("skip", "among"), [(0, ["search_retried"]), (290, ["search_retried", "search"])]
-)
-async def test_the_most_attempts_are_sought_among_the_retried_and_then_among_all(
-    store, db, skip, among
-):
-    await db.command("profile", 2)
-    page, more = await store.archive.page(
-        filters.match(),
-        sort="-attempt_count",
-        skip=skip,
-        limit=20,
-        after=None,
-        include_payload=False,
-    )
-    await db.command("profile", 0)
-    assert more and [each["attempt_count"] for each in page] == (
-        [5] * 10 + [1] * 10 if skip else [5] * 20
-    )
-    read = {"command.aggregate": "events", "command.hint": {"$exists": True}}
-    found = await db["system.profile"].find(read).to_list(None)
-    assert [each["command"]["hint"] for each in found] == among
+@pytest.mark.parametrize("order", ["attempt_count", "-attempt_count"])
+async def test_the_retried_are_read_in_order_of_attempts_and_only_as_many_as_are_wanted(db, order):
+    wanted = filters.match(min_attempts=2, status=["FAILED_PERMANENTLY"], last_status_code=[503])
+    [part] = filters.by_attempts(wanted, filters.SORTS[order], None)
+    command = {"find": "events", "filter": part.wanted, "sort": dict(part.order), "limit": 20}
+    plan, stats = await explain(db, {**command, "hint": "search_attempts"})
+    assert "SORT" not in {stage.get("stage") for stage in plan}
+    assert stats["totalKeysExamined"] <= 21
+    assert stats["totalDocsExamined"] == 20
+
+
+async def test_a_rare_source_is_found_without_reading_the_others(db):
+    rare = [each["_id"] for each in await db.events.find({}, {"_id": 1}).limit(3).to_list(None)]
+    await db.events.update_many({"_id": {"$in": rare}}, {"$set": {"source": "rare"}})
+    plan, stats = await explain(db, find(filters.match(source=["rare"])))
+    assert index_of(plan) == "search_source"
+    assert stats["totalKeysExamined"] <= 4
+    assert stats["totalDocsExamined"] == 3
+
+
+@pytest.mark.parametrize("order", [NEWEST, OLDEST], ids=["newest", "oldest"])
+@pytest.mark.parametrize("more", [{}, {"last_status_code": [200, 503]}, {"min_attempts": 1}])
+async def test_of_several_stretches_of_time_no_key_between_them_is_read(db, order, more):
+    spans = [
+        (T0 + timedelta(seconds=place), T0 + timedelta(seconds=place + 2))
+        for place in range(0, 1000, 100)
+    ]
+    wanted = filters.match(source=["default"], destination=["default"], **more)
+    plan, stats = await explain(db, find(filters.within(wanted, spans), order))
+    assert "SORT" not in {stage.get("stage") for stage in plan}
+    assert stats["nReturned"] == 20
+    assert stats["totalKeysExamined"] <= 40
+    assert stats["totalDocsExamined"] == 20
 
 
 async def test_a_page_and_a_bulk_action_name_their_index(store, db):
@@ -256,10 +285,10 @@ async def test_a_page_and_a_bulk_action_name_their_index(store, db):
     assert [each["command"]["hint"] for each in found] == ["search_type"] * 2
 
 
-def test_of_more_stretches_than_are_merged_the_planner_decides():
+def test_more_stretches_than_are_merged_are_read_in_order_of_time():
     types = [f"type.{number}" for number in range(filters.MAX_MERGED // len(Status))]
     assert filters.in_time_order(filters.match(event_type=types * 2))[1] == "search_type"
-    assert filters.in_time_order(filters.match(event_type=[*types, "one more"]))[1] is None
+    assert filters.in_time_order(filters.match(event_type=[*types, "one more"]))[1] == "search_time"
 
 
 @pytest.mark.parametrize(
@@ -281,7 +310,7 @@ async def test_a_deep_page_by_cursor_reads_no_more_than_the_first(db, order):
     seconds = 100 if order is NEWEST else FINISHED
     place = filters.Position(T0 + timedelta(seconds=seconds), "f" * 32)
     plan, stats = await explain(db, find(filters.after(filters.match(), order, place), order))
-    assert index_of(plan) == "search"
+    assert index_of(plan) == "search_time"
     assert stats["totalKeysExamined"] <= 60
 
 
@@ -297,27 +326,26 @@ async def test_counting_fetches_no_document_but_what_a_key_names(db, name):
 
 @pytest.mark.parametrize(
     "chosen",
-    [{}, {"statuses": ["DELIVERED", "RECEIVED"]}, {"event_types": ["type.1"]}],
-    ids=["everything", "a status", "a type"],
+    [{}, {"status": ["DELIVERED", "RECEIVED"]}, {"event_type": ["type.1"]}, {"min_attempts": 2}],
+    ids=["everything", "a status", "a type", "attempts"],
 )
 async def test_counting_what_is_not_kept_fetches_no_document(db, chosen):
     spans = [(T0, T0 + timedelta(seconds=50)), (T0 + timedelta(seconds=60), NEVER)]
-    command = {
-        "aggregate": "events",
-        "pipeline": hours.tally(spans, **chosen),
-        "cursor": {},
-    }
-    plan, stats = await explain(db, {**command, "hint": queries.COVERING_INDEX})
-    assert index_of(plan) == "search"
-    assert stats["totalDocsExamined"] == 0
+    wanted = filters.match(**chosen)
+    pipelines = [hours.tally(spans, wanted), hours.kinds(spans)]
+    for pipeline in pipelines:
+        command = {"aggregate": "events", "pipeline": pipeline, "cursor": {}}
+        plan, stats = await explain(db, {**command, "hint": queries.COVERING_INDEX})
+        assert index_of(plan) == "search_time"
+        assert stats["totalDocsExamined"] == 0
 
 
 @pytest.mark.parametrize("sort", ["attempt_count", "-attempt_count"])
 async def test_an_order_that_no_index_has_is_made_without_fetching_a_document(db, sort):
-    pipeline = filters.page_ids(filters.match(), filters.SORTS[sort], 0, 51)
+    pipeline = filters.places(filters.match(), filters.SORTS[sort], 51)
     command = {"aggregate": "events", "pipeline": pipeline, "cursor": {}}
     plan, stats = await explain(db, {**command, "hint": filters.hint(filters.match())})
-    assert index_of(plan) == "search"
+    assert index_of(plan) == "search_time"
     assert stats["totalDocsExamined"] == 0
 
 
@@ -368,7 +396,7 @@ async def test_a_free_bulk_action_is_found_by_its_state(db):
 
 
 async def test_control_without_its_hint_counting_by_other_fields_would_read_documents(db):
-    await db.events.drop_index("search")
+    await db.events.drop_index("search_time")
     command = {
         "aggregate": "events",
         "pipeline": filters.counts(filters.match(source=["default"])),

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.support import new_event
-from wds import chart, queries, rollups
+from wds import archive, chart, filters, queries, rollups
 from wds.hours import HOUR, start_of
 from wds.model import Action, Instruction, Status
 
@@ -23,18 +23,26 @@ def now() -> datetime:
     return start_of(datetime.now(UTC)) - 3 * HOUR
 
 
-async def put(db, at: datetime, status: Status = Status.DELIVERED, kind: str | None = "a") -> str:
+async def put(
+    db,
+    at: datetime,
+    status: Status = Status.DELIVERED,
+    kind: str | None = "a",
+    **more: object,
+) -> str:
     """Store an event as if it had been received at `at`."""
-    document = queries.event_document(new_event(event_type=kind), at) | {"status": status}
+    document = queries.event_document(new_event(event_type=kind), at)
+    document |= {"status": status, "attempt_count": 1, **more}
     if status not in (Status.RECEIVED, Status.DELIVERING):
         del document["next_attempt_at"]
     await db.events.insert_one(document)
     return document["_id"]
 
 
-async def total(store, **filters) -> int:
-    counts = await store.rollups.counts(**filters)
-    sums = {await store.rollups.total(**filters)}
+async def total(store, **given) -> int:
+    wanted = filters.match(**given)
+    counts = await store.rollups.counts(wanted)
+    sums = {await store.rollups.total(wanted)}
     sums |= {sum(each["count"] for each in counts[name]) for name in counts}
     assert len(sums) == 1, counts
     return sums.pop()
@@ -51,77 +59,176 @@ async def kept_alone(store, db) -> int:
             await db.events.insert_many(events)
 
 
-async def test_counts_are_exact_for_any_filters_before_while_and_after_hours_are_kept(
-    store, db, now
-):
+@pytest.fixture
+async def history(db, now):
+    """Store events of 40 hours; those of one hour a day are live still."""
     rng = random.Random(7)
-    stored = []
     for _ in range(400):
         at = now - timedelta(seconds=rng.randrange(40 * 3600))
-        status, kind = rng.choice(STATUSES), rng.choice(TYPES)
-        if at.hour == 5:
-            status = Status.DELIVERING
-        await put(db, at, status, kind)
-        stored.append((at, status, kind))
-
-    async def check() -> None:
-        for _ in range(25):
-            begin = now - timedelta(seconds=rng.randrange(45 * 3600))
-            filters = {
-                "statuses": rng.choice([(), ("DELIVERED",), ("DELIVERED", "DELIVERING")]),
-                "event_types": rng.choice([(), ("a",), ("a", "b")]),
-                "received_from": rng.choice([None, begin, start_of(begin)]),
-                "received_to": rng.choice([None, begin + timedelta(seconds=rng.randrange(90_000))]),
-            }
-            wanted = [
-                each
-                for each in stored
-                if (not filters["statuses"] or each[1] in filters["statuses"])
-                and (not filters["event_types"] or each[2] in filters["event_types"])
-                and (filters["received_from"] is None or each[0] >= filters["received_from"])
-                and (filters["received_to"] is None or each[0] < filters["received_to"])
-            ]
-            counts = await store.rollups.counts(**filters)
-            for name, key in (
-                ("by_status", lambda each: str(each[1])),
-                ("by_event_type", lambda each: each[2] or ""),
-                ("histogram", lambda each: start_of(each[0])),
-            ):
-                found = {each["_id"]: each["count"] for each in counts[name]}
-                assert found == Counter(map(key, wanted))
-            assert await store.rollups.total(**filters) == len(wanted)
-            await check_outcomes(filters)
-
-    async def check_outcomes(filters) -> None:
-        wide = {**filters, "statuses": ()}
-        counted = {
-            each["_id"]: each["count"] for each in (await store.rollups.counts(**wide))["by_status"]
-        }
-        del wide["statuses"]
-        bin_ = rng.choice([bin_ for bin_ in chart.BINS if bin_.length >= HOUR])
-        found = Counter()
-        for at, status, count in await store.rollups.outcomes(bin_.unit, bin_.size, **wide):
-            found[chart.floor(at, bin_), status] += count
-        expected = Counter(
-            (chart.floor(at, bin_), str(status))
-            for at, status, kind in stored
-            if (not wide["event_types"] or kind in wide["event_types"])
-            and (wide["received_from"] is None or at >= wide["received_from"])
-            and (wide["received_to"] is None or at < wide["received_to"])
+        await put(
+            db,
+            at,
+            Status.DELIVERING if at.hour == 5 else rng.choice(STATUSES),
+            rng.choice(TYPES),
+            attempt_count=rng.randrange(5),
+            **rng.choice([{"last_status_code": 200}, {"last_status_code": 500}, {}]),
+            source=rng.choice(["one", "two"]),
+            destination=rng.choice(["default", "other"]),
         )
-        assert found == expected
-        assert sum(counted.values()) == sum(found.values())
+    return await db.events.find().to_list(None)
 
-    await check()
+
+CHOICES = {
+    "status": [("DELIVERED",), ("DELIVERED", "DELIVERING")],
+    "event_type": [("a",), ("a", "b")],
+    "source": [("one",), ("one", "none")],
+    "destination": [("other",)],
+    "last_status_code": [(500,), (200, 404)],
+    "min_attempts": [1, 3],
+}
+
+
+def drawn(rng, now) -> dict:
+    """Draw filters: few at once, mostly, so that they match something."""
+    given = {name: rng.choice(values) for name, values in CHOICES.items() if rng.random() < 0.3}
+    begin = now - timedelta(seconds=rng.randrange(45 * 3600))
+    given["from_"] = rng.choice([None, begin, start_of(begin)])
+    given["to"] = rng.choice([None, begin + timedelta(seconds=rng.randrange(90_000))])
+    return given
+
+
+def fits(event, given) -> bool:
+    """Tell by other means than MongoDB's whether an event matches."""
+    for name, asked in given.items():
+        if name == "min_attempts":
+            fit = event["attempt_count"] >= asked
+        elif name == "from_":
+            fit = asked is None or event["received_at"] >= asked
+        elif name == "to":
+            fit = asked is None or event["received_at"] < asked
+        else:
+            fit = event.get(name) in asked
+        if not fit:
+            return False
+    return True
+
+
+async def keep_all(store, now) -> None:
+    """Keep what can be kept, one hour not wholly."""
     horizon = now - 20 * HOUR + timedelta(minutes=17)
     await store.rollups._keep([start_of(now) - n * HOUR for n in range(40, 19, -1)], horizon)
+
+
+async def test_counts_are_exact_for_any_filters_before_while_and_after_hours_are_kept(
+    store, db, now, history
+):
+    rng = random.Random(8)
+
+    async def check() -> None:
+        for _ in range(40):
+            given = drawn(rng, now)
+            expected = [each for each in history if fits(each, given)]
+            wanted = filters.match(**given)
+            counts = await store.rollups.counts(wanted)
+            for name, key in (
+                ("by_status", lambda each: each["status"]),
+                ("by_event_type", lambda each: each["event_type"] or ""),
+                ("histogram", lambda each: start_of(each["received_at"])),
+            ):
+                found = {each["_id"]: each["count"] for each in counts[name]}
+                assert found == Counter(map(key, expected)), given
+            assert await store.rollups.total(wanted) == len(expected)
+            bin_ = rng.choice([bin_ for bin_ in chart.BINS if bin_.length >= HOUR])
+            bars = Counter()
+            for at, status, count in await store.rollups.outcomes(wanted, bin_.unit, bin_.size):
+                bars[chart.floor(at, bin_), status] += count
+            assert bars == Counter(
+                (chart.floor(each["received_at"], bin_), each["status"]) for each in expected
+            )
+
+    await check()
+    await keep_all(store, now)
     await check()
     assert await store.rollups.advance() > 0
     assert await store.rollups.advance() == 0
     await check()
-    live = sum(each[1] == Status.DELIVERING for each in stored)
+    live = sum(each["status"] == Status.DELIVERING for each in history)
     assert live > 0
-    assert await kept_alone(store, db) == len(stored) - sum(each[0].hour == 5 for each in stored)
+    assert await kept_alone(store, db) == len(history) - live
+
+
+@pytest.mark.parametrize("few", [0, 500])
+async def test_pages_are_the_same_however_much_is_kept(store, now, history, few, monkeypatch):
+    """Whether kept counts say where to look or not, in every order, from any place on."""
+    monkeypatch.setattr(rollups, "HOURS_AT_ONCE", (2, 5))
+    monkeypatch.setattr(archive, "SPANS_AT_ONCE", 3)
+    monkeypatch.setattr(archive, "FEW", few)
+    rng = random.Random(9)
+
+    async def check() -> None:
+        for _ in range(60):
+            given, sort = drawn(rng, now), rng.choice(list(filters.SORTS))
+            fields = [field for field, _ in filters.SORTS[sort]]
+            expected = sorted(
+                (each for each in history if fits(each, given)),
+                key=lambda each: [each[field] for field in fields],
+                reverse=sort[0] == "-",
+            )
+            skip = rng.choice([0, 0, 3, 30])
+            after = None
+            if expected and rng.random() < 0.5:
+                place = rng.randrange(len(expected))
+                after = filters.position_of(expected[place])
+                expected = expected[place + 1 :]
+            page, more = await store.archive.page(
+                filters.match(**given),
+                sort=sort,
+                skip=skip,
+                limit=20,
+                after=after,
+                include_payload=False,
+            )
+            ids = [each["_id"] for each in expected]
+            assert [each["_id"] for each in page] == ids[skip : skip + 20], (given, sort, skip)
+            assert more == (len(ids) > skip + 20)
+
+    await check()
+    await keep_all(store, now)
+    await check()
+    await store.rollups.advance()
+    await check()
+
+
+async def test_where_no_kept_hour_has_an_event_none_is_looked_for(store, db, history):
+    """Or the answer that nothing matches would take reading all."""
+    await db.events.update_many({"status": "DELIVERING"}, {"$set": {"status": "DELIVERED"}})
+    await store.rollups.advance()
+    wanted = filters.match(source=["one"], destination=["none"])
+    places = [spans async for spans, _ in store.rollups.where(wanted, newest_first=True)]
+    assert len(places) == 1
+    received = [each["received_at"] for each in history]
+    assert not [at for at in received for begin, end in places[0] if begin <= at < end]
+
+
+async def test_an_hour_of_too_many_kinds_is_counted_by_status_and_type_alone(
+    store, db, now, monkeypatch
+):
+    monkeypatch.setattr(rollups, "MAX_KINDS", 2)
+    for number in range(3):
+        await put(db, now, source=f"source-{number}")
+    await store.rollups._keep([now], now + timedelta(minutes=30))
+    await put(db, now + timedelta(minutes=40), source="source-0")
+    await store.rollups.advance()
+    assert await kept_alone(store, db) == 4
+    assert await total(store, source=("source-0",)) == 2
+    page, _ = await store.archive.page(
+        filters.match(source=["source-0"], min_attempts=1),
+        skip=0,
+        limit=5,
+        after=None,
+        include_payload=False,
+    )
+    assert len(page) == 2
 
 
 async def test_an_hour_is_kept_up_to_the_margin_and_then_further(store, db, now):
@@ -177,12 +284,12 @@ async def test_a_reopened_hour_is_counted_anew_and_not_kept_for_a_while(store, d
     assert await kept_alone(store, db) == 2
     await store.rollups.reopen([now + timedelta(minutes=1)])
     await db.events.update_one({"_id": event_id}, {"$set": {"status": "DELIVERING"}})
-    assert await total(store, statuses=("DELIVERING",)) == 1
+    assert await total(store, status=("DELIVERING",)) == 1
     await db.events.update_one({"_id": event_id}, {"$set": {"status": "DELIVERED"}})
     await store.rollups.advance()
     assert await kept_alone(store, db) == 1
     held_since = datetime.now(UTC) - rollups.HOLD - timedelta(seconds=1)
-    await db.hours.update_one({"_id": now}, {"$set": {"reopened_at": held_since}})
+    await db.hour_kinds.update_one({"_id": now}, {"$set": {"reopened_at": held_since}})
     await store.rollups.advance()
     assert await kept_alone(store, db) == 2
 
@@ -200,14 +307,14 @@ async def test_a_reopening_while_an_hour_is_being_counted_prevails(store, db, no
     monkeypatch.setattr(store.rollups, "_tally", tally_and_replay)
     await store.rollups.advance()
     monkeypatch.undo()
-    assert await total(store, statuses=("DELIVERING",)) == 1
+    assert await total(store, status=("DELIVERING",)) == 1
 
 
 async def test_control_without_reopening_the_kept_count_is_wrong(store, db, now):
     event_id = await put(db, now)
     await store.rollups.advance()
     await db.events.update_one({"_id": event_id}, {"$set": {"status": "DELIVERING"}})
-    assert await total(store, statuses=("DELIVERING",)) == 0
+    assert await total(store, status=("DELIVERING",)) == 0
 
 
 async def test_replicas_that_count_the_same_hours_count_them_once(store, db, now, monkeypatch):
@@ -228,14 +335,14 @@ async def test_replicas_that_count_the_same_hours_count_them_once(store, db, now
 
 async def test_an_insert_that_took_long_reopens_its_hour(store, db, monkeypatch):
     await store.insert([new_event()])
-    assert await db.hours.count_documents({}) == 0
+    assert await db.hour_kinds.count_documents({}) == 0
     monkeypatch.setattr(rollups, "MARGIN", timedelta(0))
     await store.insert([new_event()])
-    assert await db.hours.count_documents({"reopened_at": {"$exists": True}}) == 1
+    assert await db.hour_kinds.count_documents({"reopened_at": {"$exists": True}}) == 1
 
 
 async def test_an_hour_of_too_many_types_is_counted_each_time(store, db, now, monkeypatch):
-    monkeypatch.setattr(rollups, "MAX_KINDS", 2)
+    monkeypatch.setattr(rollups, "MAX_PAIRS", 2)
     for kind in "abc":
         await put(db, now, kind=kind)
     await store.rollups.advance()
@@ -267,8 +374,8 @@ async def test_a_replay_reopens_the_hours_of_its_events(store, db, now, replay):
     await replay(store, event_id)
     await store.rollups.advance()
     assert await total(store) == 2
-    assert await total(store, statuses=("DELIVERED",)) == 1
-    assert await total(store, statuses=("RECEIVED", "DELIVERING")) == 1
+    assert await total(store, status=("DELIVERED",)) == 1
+    assert await total(store, status=("RECEIVED", "DELIVERING")) == 1
 
 
 async def test_hours_in_which_events_may_have_been_deleted_are_not_trusted(store, db, now):

@@ -70,6 +70,57 @@ def test_after_a_position_come_equal_instants_with_later_ids():
     ]
 
 
+@pytest.mark.parametrize(
+    ("sort", "least", "position", "said"),
+    [
+        ("-attempt_count", 0, None, [{"$gte": 2}, {"$in": [1]}, {"$in": [0]}]),
+        ("attempt_count", 0, None, [{"$in": [0]}, {"$in": [1]}, {"$gte": 2}]),
+        ("-attempt_count", 3, None, [{"$gte": 3}]),
+        ("-attempt_count", 1, Position(NOW, "e1", 1), [{"$in": [1]}]),
+        ("attempt_count", 0, Position(NOW, "e1", 1), [{"$in": [1]}, {"$gte": 2}]),
+        ("attempt_count", 0, Position(NOW, "e1", 4), [{"$gte": 2}]),
+        ("-attempt_count", 0, Position(NOW, "e1", 4), [{"$gte": 2}, {"$in": [1]}, {"$in": [0]}]),
+    ],
+)
+def test_an_order_by_attempts_is_of_parts_that_an_index_has_in_order(sort, least, position, said):
+    order = filters.SORTS[sort]
+    parts = filters.by_attempts(filters.match(min_attempts=least), order, position)
+    assert [part.wanted["attempt_count"] for part in parts] == said
+    for part in parts:
+        several = "$gte" in part.wanted["attempt_count"]
+        assert part.order == (order if several else order[1:])
+    if position is not None:
+        assert ["$and" in part.wanted for part in parts] == [True] + [False] * (len(parts) - 1)
+
+
+@pytest.mark.parametrize("sort", ["received_at", "-received_at"])
+def test_a_cursor_bounds_the_span_and_includes_its_own_instant(sort):
+    wanted = filters.match(from_=NOW.replace(hour=1), to=NOW.replace(hour=20))
+    begin, end = filters.span_of(filters.after(wanted, filters.SORTS[sort], Position(NOW, "e1")))
+    if sort == "received_at":
+        assert (begin, end) == (NOW, NOW.replace(hour=20))
+    else:
+        assert (begin, end) == (NOW.replace(hour=1), NOW.replace(microsecond=1000))
+
+
+@pytest.mark.parametrize(
+    ("given", "scattered"),
+    [
+        ({}, False),
+        ({"status": ["DELIVERED"], "event_type": ["a"]}, False),
+        ({"source": ["a", "b"], "from_": NOW}, False),
+        ({"last_status_code": [500]}, False),
+        ({"source": ["a"], "status": ["DELIVERED"]}, True),
+        ({"destination": ["a"]}, True),
+        ({"last_status_code": [500], "min_attempts": 6}, True),
+        ({"event_type": ["a"], "source": ["a"], "id_prefix": "01"}, False),
+        ({"source": ["a"], "status": ["DELIVERED"], "idempotency_key": "k"}, False),
+    ],
+)
+def test_filters_that_no_index_has_together_are_known(given, scattered):
+    assert filters.is_scattered(filters.match(**given)) is scattered
+
+
 @pytest.mark.parametrize("sort", filters.SORTS)
 def test_every_order_is_total(sort):
     assert filters.SORTS[sort][-1][0] == "_id"
@@ -78,8 +129,8 @@ def test_every_order_is_total(sort):
 @pytest.mark.parametrize(
     ("outcome", "index"),
     [
-        ({"min_attempts": 1}, "search"),
-        ({"min_attempts": 2}, "search_retried"),
+        ({"min_attempts": 1}, "search_time"),
+        ({"min_attempts": 2}, "search_attempts"),
         ({"min_attempts": 2, "last_status_code": [500]}, "search_code"),
     ],
 )
@@ -105,9 +156,9 @@ def test_counting_needs_only_what_the_index_that_is_hinted_at_holds(outcome, ind
     ("wanted", "index"),
     [
         ({"idempotency_key": "k", "status": ["DELIVERED"]}, "key"),
-        ({"id_prefix": "abcd"}, "search"),
+        ({"id_prefix": "abcd"}, "search_time"),
         ({"id_prefix": "abcde"}, "_id_"),
-        ({"event_type": ["a"]}, "search"),
+        ({"event_type": ["a"]}, "search_time"),
     ],
 )
 def test_the_index_to_count_by_is_the_one_that_leaves_least(wanted, index):
@@ -119,7 +170,7 @@ def test_the_index_to_count_by_is_the_one_that_leaves_least(wanted, index):
     "document",
     [
         {"p": filters.counts(filters.match(status=[*Status], to=NOW))},
-        {"p": filters.page_ids(filters.match(), filters.SORTS["attempt_count"], 1, 2)},
+        {"p": filters.places(filters.match(), filters.SORTS["attempt_count"], 2)},
     ],
     ids=["counts", "page"],
 )

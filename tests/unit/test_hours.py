@@ -83,3 +83,48 @@ def test_sums_add_up_by_status_type_and_hour_with_the_commonest_types_first():
         ],
         "histogram": [{"_id": at(0), "count": 5}, {"_id": at(60), "count": 3}],
     }
+
+
+def found(hour: int, first: float, last: float) -> dict:
+    begin = at(60 * hour)
+    return {
+        "_id": begin,
+        "until": begin + hours.HOUR,
+        "first": at(60 * hour + first),
+        "last": at(60 * hour + last) - hours.TICK,
+    }
+
+
+NOTHING = {"first": None, "last": None}
+
+
+def test_events_may_be_where_some_are_known_and_where_nothing_is_counted():
+    counted = [found(1, 5, 10), kept(2, 60) | NOTHING, kept(3, 30) | NOTHING, found(4, 59, 60)]
+    places = [(at(0), at(60)), (at(65), at(70)), (at(210), at(240)), (at(299), at(400))]
+    for newest_first in (False, True):
+        order = places[::-1] if newest_first else places
+        span = (at(0), at(400))
+        assert hours.places(span, reversed(counted), newest_first=newest_first) == order
+
+
+def test_places_near_each_other_are_one_and_none_beyond_an_hour():
+    counted = [found(1, 0, 55), found(2, 1, 55), kept(3, 60) | NOTHING, found(4, 0, 60)]
+    assert hours.places((at(60), at(300)), counted, newest_first=False) == [
+        (at(60), at(175)),
+        (at(240), at(300)),
+    ]
+
+
+def test_what_is_added_to_a_kind_makes_its_stretch_longer():
+    kind = dict.fromkeys(hours.KIND, "x")
+    kept_kinds = [{**kind, "count": 2, "first": at(5), "last": at(7)}]
+    other = {**kind, "source": "y"}
+    tallied = [
+        {"_id": {"hour": at(0), **kind}, "count": 1, "first": at(9), "last": at(9)},
+        {"_id": {"hour": at(0), **other}, "count": 1, "first": at(8), "last": at(8)},
+    ]
+    assert hours.added(kept_kinds, tallied, hours.KIND) == [
+        {**kind, "count": 3, "first": at(5), "last": at(9)},
+        {**other, "count": 1, "first": at(8), "last": at(8)},
+    ]
+    assert hours.added([], tallied, hours.PAIR) == [{"status": "x", "event_type": "x", "count": 2}]
