@@ -29,7 +29,7 @@ PAYLOADS_AT_ONCE = 8
 SCAN_PAGE = 500
 SPANS_AT_ONCE = 50
 """Most stretches of time in one query: it takes longer to plan the more they are."""
-FEW = 500
+FEW = 200
 """So many matching events are sorted rather than looked for among all that are in order."""
 OUTCOMES_TIMEOUT_MS = 4_000
 

@@ -217,23 +217,33 @@ def covered(
     ]
 
 
-def stretches(span: Span, wanted: Document, limit: int, *, newest_first: bool) -> list[Document]:
-    """Read the first `limit` counted hours within `span`: `{_id, until, first, last, count}`.
+def kept_in(span: Span) -> Document:
+    """Match the hours within `span` of which kinds are kept; to be read for `until`."""
+    begin, end = span
+    in_span = {"_id": {"$gte": begin, "$lt": end}, "until": {"$lte": end}}
+    return {**in_span, "kinds": {"$exists": True}}
 
-    The last are when the first and the last of the wanted events in it were received, both None
-    where there is none, and how many there are.
+
+def stretches(span: Span, wanted: Document, hold_ms: int) -> list[Document]:
+    """Read where in the hours within `span` the wanted events are: `{_id, first, last, count}`.
+
+    That is when the first and the last of them in that hour were received, and how many there are;
+    hours without any are left out. Those that were reopened in the last `hold_ms` have no
+    `first`: whoever was told before that they are kept is told so that they are not any more.
     """
+    begin, end = span
+    lately = {"$gt": ["$reopened_at", {"$subtract": ["$$NOW", hold_ms]}]}
+    there = {"kinds": {"$elemMatch": _by_kind(wanted)}}
     found = {
         "first": {"$min": "$chosen.first"},
         "last": {"$max": "$chosen.last"},
         "count": {"$sum": "$chosen.count"},
     }
     return [
-        *_counted_in(span, "kinds"),
-        {"$sort": {"_id": -1 if newest_first else 1}},
-        {"$limit": limit},
-        {"$project": {"until": 1, "chosen": _chosen(wanted, "kinds")}},
-        {"$project": {"until": 1, **found}},
+        {"$match": {"_id": {"$gte": begin, "$lt": end}}},
+        {"$match": {"$or": [there, {"$expr": lately}]}},
+        {"$project": {"chosen": _chosen(wanted, "kinds")}},
+        {"$project": found},
     ]
 
 
@@ -250,20 +260,28 @@ def gaps(span: Span, counted: Iterable[Document]) -> list[Span]:
     return left
 
 
-def places(span: Span, kept: Iterable[Document], *, newest_first: bool) -> list[Span]:
-    """Return the parts of `span` in which events may be that `stretches` was asked for, in order.
+def places(
+    span: Span, kept: Iterable[Document], found: Iterable[Document], *, newest_first: bool
+) -> list[Span]:
+    """Return the parts of `span` in which events may be, in order; parts near each other are one.
 
-    These are what is not counted and, of what is, from the first to the last of those events.
-    Parts that are near each other are one.
+    `found` is what `stretches` gave, later than `kept_in` gave `kept`. These are what is not
+    counted and, of what is, from the first to the last of the events.
     """
-    counted = list(kept)
-    found = [(each["first"], each["last"] + TICK) for each in counted if each["first"] is not None]
-    ordered = joined(sorted([*found, *gaps(span, counted)]), near=True)
+    known = {each["_id"]: each for each in found}
+    reopened = {hour for hour, each in known.items() if each["first"] is None}
+    counted = [each for each in kept if each["_id"] not in reopened]
+    there = [
+        (known[each["_id"]]["first"], known[each["_id"]]["last"] + TICK)
+        for each in counted
+        if each["_id"] in known
+    ]
+    ordered = joined(sorted([*there, *gaps(span, counted)]), near=True)
     return ordered[::-1] if newest_first else ordered
 
 
 def joined(spans: Iterable[Span], *, near: bool = False) -> list[Span]:
-    """Join spans, in order, that touch.
+    """Join spans, in order of their beginnings, that touch or overlap.
 
     If `near`, also those that are less apart than an hour and than each of the two is long.
     """
@@ -272,8 +290,8 @@ def joined(spans: Iterable[Span], *, near: bool = False) -> list[Span]:
         if whole:
             before, until = whole[-1]
             apart = begin - until
-            if not apart or (near and apart < min(until - before, end - begin, HOUR)):
-                whole[-1] = (before, end)
+            if apart <= timedelta(0) or (near and apart < min(until - before, end - begin, HOUR)):
+                whole[-1] = (before, max(until, end))
                 continue
         whole.append((begin, end))
     return whole

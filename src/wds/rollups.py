@@ -155,20 +155,30 @@ class Rollups:
         """
         begin, end = filters.span_of(wanted)
         for at_once in chain(HOURS_AT_ONCE, repeat(HOURS_AT_ONCE[-1])):
-            span = await self._whole((begin, end))
-            pipeline = hours.stretches(span, wanted, at_once, newest_first=newest_first)
-            kept = await self._try_for(0, lambda: self._hours.aggregate(pipeline).to_list(None))  # noqa: B023 - awaited here
-            known = sum(each["count"] for each in kept)
-            if len(kept) < at_once:
-                yield hours.places((begin, end), kept, newest_first=newest_first), known
+            kept = await self._kept_in((begin, end), at_once, newest_first=newest_first)
+            part = (begin, end)
+            if len(kept) == at_once and newest_first:
+                part = (kept[-1]["_id"], end)
+            elif len(kept) == at_once:
+                part = (begin, kept[-1]["until"])
+            found = await self._found_in(part, wanted) if kept else []
+            known = sum(each["count"] for each in found)
+            yield hours.places(part, kept, found, newest_first=newest_first), known
+            if part == (begin, end):
                 return
-            last = kept[-1]
-            if newest_first:
-                yield hours.places((last["_id"], end), kept, newest_first=True), known
-                end = last["_id"]
-            else:
-                yield hours.places((begin, last["until"]), kept, newest_first=False), known
-                begin = last["until"]
+            begin, end = (begin, part[0]) if newest_first else (part[1], end)
+
+    async def _kept_in(self, span: Span, limit: int, *, newest_first: bool) -> list[Document]:
+        """Return the first `limit` hours in `span` whose kinds are kept, and how far: `until`."""
+        wanted = hours.kept_in(await self._whole(span))
+        found = self._hours.find(wanted, {"until": 1}, batch_size=limit)
+        found = found.sort("_id", -1 if newest_first else 1).limit(limit)
+        return await self._try_for(0, lambda: found.to_list(None))
+
+    async def _found_in(self, span: Span, wanted: Document) -> list[Document]:
+        hold_ms = round(HOLD.total_seconds() * 1000)
+        pipeline = hours.stretches(span, wanted, hold_ms)
+        return await self._try_for(0, lambda: self._hours.aggregate(pipeline).to_list(None))
 
     async def reopen(self, instants: Iterable[datetime]) -> None:
         """Forget what is kept of the hours of these instants; do this before events change."""

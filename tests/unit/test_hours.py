@@ -86,32 +86,44 @@ def test_sums_add_up_by_status_type_and_hour_with_the_commonest_types_first():
 
 
 def found(hour: int, first: float, last: float) -> dict:
-    begin = at(60 * hour)
     return {
-        "_id": begin,
-        "until": begin + hours.HOUR,
+        "_id": at(60 * hour),
         "first": at(60 * hour + first),
         "last": at(60 * hour + last) - hours.TICK,
     }
 
 
-NOTHING = {"first": None, "last": None}
-
-
 def test_events_may_be_where_some_are_known_and_where_nothing_is_counted():
-    counted = [found(1, 5, 10), kept(2, 60) | NOTHING, kept(3, 30) | NOTHING, found(4, 59, 60)]
+    counted = [kept(4, 60), kept(3, 30), kept(2, 60), kept(1, 60)]
+    there = [found(1, 5, 10), found(4, 59, 60)]
     places = [(at(0), at(60)), (at(65), at(70)), (at(210), at(240)), (at(299), at(400))]
     for newest_first in (False, True):
         order = places[::-1] if newest_first else places
         span = (at(0), at(400))
-        assert hours.places(span, reversed(counted), newest_first=newest_first) == order
+        assert hours.places(span, counted, there, newest_first=newest_first) == order
 
 
 def test_places_near_each_other_are_one_and_none_beyond_an_hour():
-    counted = [found(1, 0, 55), found(2, 1, 55), kept(3, 60) | NOTHING, found(4, 0, 60)]
-    assert hours.places((at(60), at(300)), counted, newest_first=False) == [
+    counted = [kept(hour, 60) for hour in range(1, 5)]
+    there = [found(1, 0, 55), found(2, 1, 55), found(4, 0, 60)]
+    assert hours.places((at(60), at(300)), counted, there, newest_first=False) == [
         (at(60), at(175)),
         (at(240), at(300)),
+    ]
+    ends = (at(-10_000), at(10_000))
+    assert hours.places(ends, counted, [], newest_first=False) == [
+        (at(-10_000), at(60)),
+        (at(300), at(10_000)),
+    ]
+
+
+def test_an_hour_that_changes_while_it_is_read_is_looked_through():
+    span, counted = (at(0), at(180)), [kept(0, 60), kept(1, 60), kept(2, 30)]
+    reopened = {"_id": at(60), "first": None, "last": None}
+    extended = found(2, 25, 40)
+    assert hours.places(span, counted, [reopened, extended], newest_first=False) == [
+        (at(60), at(120)),
+        (at(145), at(180)),
     ]
 
 
