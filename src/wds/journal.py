@@ -103,7 +103,7 @@ def claimed(claimed: Claimed) -> None:
     """
     metrics.CLAIMS.inc(len(claimed.claims))
     metrics.LEASES_RECOVERED.inc(claimed.recovered)
-    metrics.ATTEMPTS.labels(Outcome.UNKNOWN).inc(claimed.recovered)
+    metrics.ATTEMPTS.labels(Outcome.UNKNOWN).inc(claimed.recovered + claimed.lost)
     metrics.DELIVERIES_FAILED.inc(claimed.buried)
     for claim in claimed.claims:
         if claim.recovered:

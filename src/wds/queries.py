@@ -190,7 +190,8 @@ def claim(token: str, owner: str, lease_ms: int, max_attempts: int) -> list[Docu
     An event already at `max_attempts` since it was received or replayed, or cancelled while it
     was leased, gets no lease and becomes FAILED_PERMANENTLY, so a claim never starts one attempt
     too many. `lease.recovered` is present (and true) only where this claim took over from an
-    expired lease. `buried` says which claim ended the event, and whether for a cancel alone.
+    expired lease. `buried` says which claim ended the event, whether for a cancel alone, and
+    whether an attempt was lost.
     """
     expired = {"$ne": [{"$type": "$lease"}, "missing"]}
     made = {"$subtract": ["$attempt_count", {"$ifNull": ["$attempts_before", 0]}]}
@@ -213,7 +214,7 @@ def claim(token: str, owner: str, lease_ms: int, max_attempts: int) -> list[Docu
         "due_at": "$next_attempt_at",
         "recovered": {"$cond": [expired, {"$literal": True}, "$$REMOVE"]},
     }
-    burial = {"by": {"$literal": token}, "cancelled": {"$not": [used_up]}}
+    burial = {"by": {"$literal": token}, "cancelled": {"$not": [used_up]}, "lost": expired}
     return [
         {
             "$set": {

@@ -65,6 +65,8 @@ class Claimed:
         buried_ids: which, to be looked up; not known if the claim's answer was lost.
         cancelled_ids: those that had attempts left, but were cancelled while they were leased:
             FAILED_PERMANENTLY, too, and not among the buried.
+        lost: how many of those two had an expired lease, now recorded as an unknown attempt; the
+            others waited for an attempt that a lower limit does not allow.
     """
 
     claims: list[Claim]
@@ -72,6 +74,7 @@ class Claimed:
     buried: int = 0
     buried_ids: Sequence[str] = ()
     cancelled_ids: Sequence[str] = ()
+    lost: int = 0
 
 
 class Store:
@@ -164,6 +167,7 @@ class Store:
             ended - len(cancelled),
             [each["_id"] for each in gone if not each["buried"]["cancelled"]],
             cancelled,
+            sum(each["buried"]["lost"] for each in gone),
         )
 
     async def _peek(self, destination: str, limit: int) -> list[str]:

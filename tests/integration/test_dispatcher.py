@@ -20,7 +20,7 @@ from wds.delivery import Deliverer, Result
 from wds.dispatcher import Dispatcher
 from wds.errors import StoreUnavailableError
 from wds.limiter import Limiter
-from wds.model import Action, Instruction, Status
+from wds.model import Action, Instruction, Outcome, Status
 from wds.mongo import uptime
 
 if TYPE_CHECKING:
@@ -232,6 +232,8 @@ async def test_a_cancelled_event_whose_dispatcher_died_is_none_that_failed(
     past = [{"$set": {"next_attempt_at": {"$subtract": ["$$NOW", 1000]}}}]
     await db.events.update_many({}, past)
     failures = metrics.DELIVERIES_FAILED._value.get()
+    unknown = metrics.ATTEMPTS.labels(Outcome.UNKNOWN)
+    lost = unknown._value.get()
     with capture_logs() as lines:
         async with running(replace(settings, **QUICK), store, receiver.url):
             await eventually(lambda: statuses(db), all_are(Status.FAILED_PERMANENTLY))
@@ -242,6 +244,7 @@ async def test_a_cancelled_event_whose_dispatcher_died_is_none_that_failed(
         *(("buried", each.id) for each in rest),
     }
     assert metrics.DELIVERIES_FAILED._value.get() == failures + others
+    assert unknown._value.get() == lost + 1 + others
     assert not receiver.requests
     assert await db.events.count_documents({"attempts.outcome": "unknown"}) == 1 + others
 

@@ -300,13 +300,22 @@ async def test_a_lease_lost_on_the_last_attempt_buries_the_event(store, db, limi
     await expire(db)
     await clock_caught_up(store)
     claimed = await store.claim("default", limit, owner="d2", lease_s=30, max_attempts=1)
-    assert (claimed.claims, claimed.buried) == ([], 1)
+    assert (claimed.claims, claimed.buried, claimed.lost) == ([], 1, 1)
     document = await only(db)
     assert claimed.buried_ids == [document["_id"]]
     assert document["status"] == "FAILED_PERMANENTLY"
     assert [attempt["outcome"] for attempt in document["attempts"]] == ["unknown"]
     assert document["finished_at"] is not None
     assert not {"lease", "next_attempt_at"} & set(document)
+
+
+@pytest.mark.parametrize("others", [0, 1], ids=["alone", "among others"])
+async def test_an_event_that_a_lower_limit_ends_between_attempts_has_lost_none(store, db, others):
+    await store.insert([new_event() for _ in range(1 + others)])
+    await db.events.update_many({}, {"$set": {"attempt_count": 2}})
+    await clock_caught_up(store)
+    claimed = await store.claim("default", 8, owner="d", lease_s=30, max_attempts=2)
+    assert (claimed.claims, claimed.buried, claimed.lost) == ([], 1 + others, 0)
 
 
 async def test_a_claim_whose_answer_was_lost_is_found_again_by_its_token(store, db):

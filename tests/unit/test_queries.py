@@ -188,8 +188,10 @@ def test_an_event_with_no_attempt_left_or_cancelled_is_buried_and_not_leased():
     made = {"$subtract": ["$attempt_count", {"$ifNull": ["$attempts_before", 0]}]}
     used_up = {"$gte": [made, 5]}
     exhausted = {"$or": [used_up, queries.CANCELLING]}
+    lost = {"$ne": [{"$type": "$lease"}, "missing"]}
+    burial = {"by": {"$literal": "t"}, "cancelled": {"$not": [used_up]}, "lost": lost}
     for name, then in [
-        ("buried", {"by": {"$literal": "t"}, "cancelled": {"$not": [used_up]}}),
+        ("buried", burial),
         ("status", {"$literal": Status.FAILED_PERMANENTLY}),
         ("next_attempt_at", "$$REMOVE"),
         ("lease", "$$REMOVE"),
