@@ -30,7 +30,7 @@ from wds import metrics
 from wds.errors import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Set as AbstractSet
+    from collections.abc import Awaitable, Callable, Set as AbstractSet
 
     from aiohttp.typedefs import Handler, Middleware
 
@@ -79,9 +79,11 @@ class Guard:
         self._open = settings.operator_open
         self._public = public | {METRICS} if settings.metrics_open else public
         self._failures = Throttle(clock)
-        self._readers: Callable[[web.Request], bool] = lambda _: False
+        self._readers: Callable[[web.Request], Awaitable[bool]] = _nobody
 
-    def share(self, paths: AbstractSet[str], knows: Callable[[web.Request], bool]) -> None:
+    def share(
+        self, paths: AbstractSet[str], knows: Callable[[web.Request], Awaitable[bool]]
+    ) -> None:
         """Leave the routes `paths` to whoever guards them, and let whom they know read the rest."""
         self._public |= paths
         self._readers = knows
@@ -96,7 +98,7 @@ class Guard:
             # Without a resource the answer is 404 or 405, and tells nothing.
             guarded = resource is not None and resource.canonical not in self._public
             reads = request.method in _READING
-            if guarded and not (reads and self._readers(request)):
+            if guarded and not (reads and await self._readers(request)):
                 self.check(request)
             return await handler(request)
 
@@ -196,6 +198,10 @@ def _clients(request: web.Request) -> dict[str, int]:
         return {peer: BURST}
     last = named.rpartition(",")[2].strip()
     return {f"{peer} for {_client(last)}": BURST, peer: BURST_OF_PROXY}
+async def _nobody(_: web.Request) -> bool:
+    return False
+
+
 
 
 def _client(remote: str | None) -> str:

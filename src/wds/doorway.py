@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from wds.access import Guard
     from wds.config import Settings
+    from wds.logouts import Logouts
 
 log = structlog.get_logger(__name__)
 
@@ -57,9 +58,10 @@ HEADERS = {
 class Doorway:
     """Opens the console's handlers to those who may come in."""
 
-    def __init__(self, settings: Settings, guard: Guard) -> None:
+    def __init__(self, settings: Settings, guard: Guard, logouts: Logouts) -> None:
         """Take the rules. Every replica with the same secrets accepts the same sessions."""
         self._guard = guard
+        self._logouts = logouts
         self.has_login = settings.operator_token is not None
         if settings.operator_token is not None:
             self._sessions = Sessions(settings.operator_token, "operator")
@@ -72,7 +74,7 @@ class Doorway:
 
         @functools.wraps(handler)
         async def guarded(request: web.Request) -> web.StreamResponse:
-            session = self._session(request)
+            session = await self._session(request)
             if session is None or not self.has_login:
                 if _came_over(request):
                     return page(request, "again.html", {"address": request.path_qs})
@@ -91,14 +93,18 @@ class Doorway:
 
         return presentable(guarded)
 
-    def knows(self, request: web.Request) -> bool:
-        """Tell whether somebody has logged in with the browser that sent this."""
-        return self.has_login and self._session(request) is not None
+    async def knows(self, request: web.Request) -> bool:
+        """Tell whether somebody has logged in with the browser that sent this.
 
-    def login_page(self, request: web.Request) -> web.StreamResponse:
+        Raises:
+            StoreUnavailableError: nobody can tell whether it has logged out since.
+        """
+        return self.has_login and await self._session(request) is not None
+
+    async def login_page(self, request: web.Request) -> web.StreamResponse:
         """Show the form for the token."""
         target = _local(request.query.get("next", ""))
-        if not self.has_login or self._session(request) is not None:
+        if not self.has_login or await self._session(request) is not None:
             raise web.HTTPSeeOther(target)
         return page(request, "login.html", {"target": target, "refusal": None})
 
@@ -126,7 +132,9 @@ class Doorway:
         return response
 
     async def logout(self, request: web.Request) -> web.StreamResponse:
-        """Take the session out of the browser."""
+        """End the session at every replica, and take it out of the browser."""
+        if self.has_login and (session := request.get(SESSION)) is not None:
+            await self._logouts.end(session.digest, session.expires_at)
         log.info("operator_logged_out", remote=request.remote)
         response = web.Response(status=303, headers={"Location": LOGIN})
         response.del_cookie(
@@ -134,8 +142,12 @@ class Doorway:
         )
         return response
 
-    def _session(self, request: web.Request) -> Session | None:
-        return self._sessions.read(request.cookies.get(_cookie(request), ""), time.time())
+    async def _session(self, request: web.Request) -> Session | None:
+        """Return the session of the browser, if its time is not over and nobody has ended it."""
+        session = self._sessions.read(request.cookies.get(_cookie(request), ""), time.time())
+        if session is None or not self.has_login or not await self._logouts.has(session.digest):
+            return session
+        return None
 
     def _to_login(self, request: web.Request) -> web.StreamResponse:
         if request.method != "GET":

@@ -48,7 +48,7 @@ def add_to(
 
     A browser that is logged in may also read what the API shows to operators.
     """
-    door = Doorway(settings, guard)
+    door = Doorway(settings, guard, store.logouts)
     assets = present.Assets()
     present.set_up(app, assets, has_login=door.has_login)
     own = _add(app, [*_free(door, assets), *_guarded(door, store, operate)])
@@ -72,9 +72,6 @@ def _free(door: Doorway, assets: present.Assets) -> list[Route]:
     async def home(_: web.Request) -> web.StreamResponse:
         raise web.HTTPFound(HOME)
 
-    async def login_page(request: web.Request) -> web.StreamResponse:
-        return door.login_page(request)
-
     async def static(request: web.Request) -> web.StreamResponse:
         found = assets.get(request.match_info["name"])
         if found is None:
@@ -85,7 +82,7 @@ def _free(door: Doorway, assets: present.Assets) -> list[Route]:
 
     return [
         ("GET", "/", presentable(home)),
-        ("GET", LOGIN, presentable(login_page)),
+        ("GET", LOGIN, presentable(door.login_page)),
         ("POST", LOGIN, presentable(door.login)),
         ("GET", _STATIC, presentable(static)),
     ]

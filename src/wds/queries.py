@@ -26,6 +26,7 @@ Document = dict[str, Any]
 
 EVENTS = "events"
 FLEET = "fleet"
+LOGOUTS = "logouts"
 
 CLAIM_INDEX = IndexModel(
     [("destination", ASCENDING), ("next_attempt_at", ASCENDING), ("_id", ASCENDING)],
@@ -98,6 +99,8 @@ def retention_index(after_s: int) -> IndexModel:
         partialFilterExpression={"finished_at": {"$exists": True}},
     )
 
+
+LOGOUTS_INDEX = IndexModel([("forget_at", ASCENDING)], name="forget", expireAfterSeconds=0)
 
 CLAIM_PROJECTION = {
     "payload": 1,

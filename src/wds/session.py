@@ -1,10 +1,11 @@
 """What a browser holds instead of the operators' token: a signed session and its form token. Pure.
 
 A session is `<expiry>.<nonce>.<MAC>`: seconds since 1970 and 128 random bits, signed with a key
-derived from a secret that every replica has. So any replica can judge it, nothing is stored,
-and it ends when its time is over or the secret changes. Neither it nor a form token tells the
-secret. The form token is signed over the session, so a page that cannot read this service's pages
-has none that fits the cookie its visitor's browser sends along.
+derived from a secret that every replica has. So any replica can judge it, nothing is stored
+unless somebody logs out (`logouts`), and it ends then, or when its time is over or the secret
+changes. Neither it nor a form token tells the secret. The form token is signed over the session,
+so a page that cannot read this service's pages has none that fits the cookie its visitor's browser
+sends along.
 """
 
 from __future__ import annotations
@@ -23,11 +24,19 @@ _SHAPE = re.compile(r"([0-9]{1,12})\.([0-9a-f]{32})\.([0-9a-f]{64})", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A session whose signature and time were found right."""
+    """A session whose signature and time were found right.
+
+    Attributes:
+        text: what the browser sends.
+        expires_at: seconds since 1970.
+        form_token: what its forms carry.
+        digest: names it to those who must not be able to use it.
+    """
 
     text: str
     expires_at: int
     form_token: str
+    digest: str
 
 
 class Sessions:
@@ -55,7 +64,8 @@ class Sessions:
         return self._session(text, int(expiry))
 
     def _session(self, text: str, expires_at: int) -> Session:
-        return Session(text, expires_at, _mac(self._form_key, text).hex())
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return Session(text, expires_at, _mac(self._form_key, text).hex(), digest)
 
 
 def same(given: str, form_token: str) -> bool:

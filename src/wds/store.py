@@ -25,6 +25,7 @@ from wds.archive import Archive
 from wds.bulk import Bulk
 from wds.errors import StoreUnavailableError
 from wds.inserts import READ_BUDGET_S, Inserts
+from wds.logouts import Logouts
 from wds.model import Claim, Settlement, Status
 from wds.mongo import (
     FOREVER,
@@ -90,6 +91,7 @@ class Store:
         self.rollups = Rollups(self._mongo)
         self.archive = Archive(self._mongo, self.rollups)
         self.watch = Watch(self._mongo)
+        self.logouts = Logouts(self._mongo)
         self._inserts = Inserts(self._mongo, self.rollups)
         self.bulk = Bulk(self._mongo, self.rollups)
         self._try_for = self._mongo.try_for
@@ -110,6 +112,7 @@ class Store:
             lambda: make_indexes(self._events, queries.EVENT_INDEXES, queries.OBSOLETE_INDEXES),
         )
         await self.bulk.open()
+        await self.logouts.open()
 
     async def keep_for(self, days: int | None) -> None:
         """Have events deleted so many days after they finished; None keeps them for ever."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from prometheus_client import REGISTRY
 
 from tests.support import make_settings, new_event
 from wds.access import BURST
+from wds.errors import StoreUnavailableError
 from wds.ingest import create_app
+from wds.logouts import Logouts
 from wds.server import listening
 from wds.session import LIFETIME_S, Sessions
 
@@ -232,6 +235,49 @@ async def test_logging_out_takes_the_cookie_away(serving):
         assert (answer.status, answer.headers["Location"]) == (303, "/console/login")
         assert answer.cookie.startswith('wds_session="";')
         assert "Max-Age=0" in answer.cookie
+
+
+async def test_a_session_that_was_logged_out_is_over_at_every_replica(serving, db):
+    """Also for whoever has a copy of the cookie. Others of the same operator go on."""
+    async with serving(WDS_OPERATOR_TOKEN=TOKEN) as one, serving(WDS_OPERATOR_TOKEN=TOKEN) as two:
+        cookie, other = await log_in(one), await log_in(one)
+        page = await two("/console", cookie=cookie)
+        answer = await one("/console/logout", data={"form_token": page.form_token}, cookie=cookie)
+        assert answer.status == 303
+        for ask in (one, two):
+            assert (await ask("/console", cookie=cookie)).status == 303
+            assert (await ask("/console/login", cookie=cookie)).status == 200
+            assert (await ask(f"/webhooks/events/{EVENT.id}", cookie=cookie)).status == 401
+            data = {"form_token": page.form_token, "request_id": "r1"}
+            assert (await ask(f"{ONE}/replay", data=data, cookie=cookie)).status == 401
+            assert (await ask("/console", cookie=other)).status == 200
+    [ended] = await db.logouts.find().to_list(None)
+    text = cookie.partition("=")[2].partition(";")[0]
+    assert not [part for part in text.split(".")[1:] if part in str(ended)]
+    lasts = ended["forget_at"].timestamp() - time.time()
+    assert lasts > LIFETIME_S
+    index = (await db.logouts.index_information())["forget"]
+    assert (index["key"], index["expireAfterSeconds"]) == ([("forget_at", 1)], 0)
+
+
+async def test_while_nobody_can_tell_whether_a_session_was_ended_it_opens_nothing(
+    serving, monkeypatch
+):
+    async def silence(*_):
+        raise StoreUnavailableError
+
+    async with serving(WDS_OPERATOR_TOKEN=TOKEN) as ask:
+        cookie = await log_in(ask)
+        page = await ask("/console", cookie=cookie)
+        for name in ("has", "end"):
+            with monkeypatch.context() as broken:
+                broken.setattr(Logouts, name, silence)
+                data = {"form_token": page.form_token}
+                assert (await ask("/console/logout", data=data, cookie=cookie)).status == 503
+                if name == "has":
+                    assert (await ask("/console", cookie=cookie)).status == 503
+                    assert (await ask("/docs", cookie=cookie)).status == 503
+        assert (await ask("/console", cookie=cookie)).status == 200
 
 
 async def test_whoever_is_logged_in_may_read_the_api_and_no_more(serving):
