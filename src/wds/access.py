@@ -9,7 +9,10 @@ With `WDS_OPERATOR_TOKEN`: whoever presents it. Without: clients on this machine
 * If it is a browser, the request comes from a page of this very service, or from the address bar.
 
 `WDS_OPERATOR_OPEN` trusts the clients, not the pages in their browsers: none of another service
-may change anything.
+may change anything, and none may point a name of its own at this service to be one of its pages.
+So only such names are answered as no stranger can own: an address, a name without a dot, which no
+public name server gives out, and what `WDS_OPERATOR_HOSTS` lists. A token needs no such rule: a
+browser sends a session's cookie to no other name than the one it logged in under.
 """
 
 from __future__ import annotations
@@ -77,6 +80,7 @@ class Guard:
         """Take the rules. `public` are route patterns; `clock` counts seconds."""
         self._token = settings.operator_token
         self._open = settings.operator_open
+        self._hosts = frozenset(name.lower().rstrip(".") for name in settings.operator_hosts)
         self._public = public | {METRICS} if settings.metrics_open else public
         self._failures = Throttle(clock)
         self._readers: Callable[[web.Request], Awaitable[bool]] = _nobody
@@ -109,7 +113,7 @@ class Guard:
 
         Raises:
             Refusal: 401 without the right token, 429 after too many wrong ones, 403 for a client
-                that is not on this machine.
+                that is not on this machine, or asks by a name that may be a stranger's.
         """
         if self._token is not None:
             scheme, _, given = request.headers.get("Authorization", "").partition(" ")
@@ -122,8 +126,27 @@ class Guard:
             self.check_token(request, given.strip())
         elif not self._open:
             _check_local(request)
-        elif request.method not in _READING and not from_here(request):
+        else:
+            self._check_open(request)
+
+    def _check_open(self, request: web.Request) -> None:
+        named = [request.host, *request.headers.getall("X-Forwarded-Host", [])]
+        if not all(self._is_ours(host.strip()) for each in named for host in each.split(",")):
+            raise counted(
+                403,
+                "foreign_host",
+                "this may have come from a foreign page in a browser; ask for the address of the"
+                " service, or list the name that you ask for in WDS_OPERATOR_HOSTS",
+            )
+        if request.method not in _READING and not from_here(request):
             raise _cross_site()
+
+    def _is_ours(self, host: str) -> bool:
+        """Tell whether no stranger can have pointed this name at the service."""
+        name = _name(host)
+        if not name:
+            return False
+        return "." not in name or name in self._hosts or _address(name) is not None
 
     def check_token(self, request: web.Request, given: str) -> None:
         """Return if `given` is the token. Past some failures of one client it is not looked at.
@@ -175,6 +198,10 @@ class Throttle:
         return len(self._full_until)
 
 
+async def _nobody(_: web.Request) -> bool:
+    return False
+
+
 def _same(given: str, token: str) -> bool:
     """Compare in a time that depends on neither where nor in what length they differ."""
     key = secrets.token_bytes(16)
@@ -198,10 +225,6 @@ def _clients(request: web.Request) -> dict[str, int]:
         return {peer: BURST}
     last = named.rpartition(",")[2].strip()
     return {f"{peer} for {_client(last)}": BURST, peer: BURST_OF_PROXY}
-async def _nobody(_: web.Request) -> bool:
-    return False
-
-
 
 
 def _client(remote: str | None) -> str:
@@ -263,11 +286,16 @@ def from_here(request: web.Request) -> bool:
     return host in {request.host, request.headers.get("X-Forwarded-Host")}
 
 
-def _names_this_machine(host: str) -> bool:
+def _name(host: str) -> str:
+    """Return the name or address in a `Host`, in lower case; empty if there is none."""
     try:
-        name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
     except ValueError:
-        return False
+        return ""
+
+
+def _names_this_machine(host: str) -> bool:
+    name = _name(host)
     if name == "localhost" or name.endswith(".localhost"):  # RFC 6761
         return True
     address = _address(name)

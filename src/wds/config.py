@@ -244,6 +244,12 @@ class Settings:
         "true opens operators' routes to every client while no token is set.",
         False,  # noqa: FBT003 - a default, read beside its name
     )
+    operator_hosts: tuple[str, ...] = _setting(
+        "WDS_OPERATOR_HOSTS",
+        _Words(),
+        "Names with a dot, separated by spaces, that operators' routes may be asked by while open.",
+        (),
+    )
     metrics_open: bool = _setting(
         "WDS_METRICS_OPEN",
         ma.fields.Boolean(),

@@ -167,7 +167,7 @@ async def test_without_a_token_set_a_client_without_an_address_is_refused(engine
 
 @pytest.mark.parametrize("headers", FORWARDED, ids=lambda headers: next(iter(headers)))
 async def test_an_open_service_lets_forwarded_requests_in(serving, headers):
-    async with serving(WDS_OPERATOR_OPEN="true") as ask:
+    async with serving(WDS_OPERATOR_OPEN="true", WDS_OPERATOR_HOSTS="example.com") as ask:
         assert await statuses(ask, headers) == [200, 200, 200, 404]
 
 
@@ -186,7 +186,7 @@ async def test_an_open_service_lets_forwarded_requests_in(serving, headers):
 async def test_a_foreign_page_changes_nothing_on_an_open_service(serving, db, headers, status):
     """Browsers send such a request without asking first: its body needs no special type."""
     headers = {"Content-Type": "text/plain", **headers}
-    async with serving(WDS_OPERATOR_OPEN="true") as ask:
+    async with serving(WDS_OPERATOR_OPEN="true", WDS_OPERATOR_HOSTS="wds.example") as ask:
         response = await ask("POST", "/webhooks/replay", headers, b'{"status": "DELIVERED"}')
         assert response.status == status
         assert (await ask("GET", f"/webhooks/events/{EVENT.id}", headers)).status == 200
@@ -291,6 +291,45 @@ async def test_a_foreign_name_for_this_machine_is_not_this_machine(serving, host
     """A page in a local browser may point its own name at 127.0.0.1."""
     async with serving() as ask:
         assert (await ask("GET", f"/webhooks/events/{EVENT.id}", {"Host": host})).status == status
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "10.1.2.3:8000"}, 200),
+        ({"Host": "[fd00::1]:8000"}, 200),
+        ({"Host": "localhost"}, 200),
+        ({"Host": "ingest:8000"}, 200),
+        ({"Host": "wds.corp.example"}, 200),
+        ({"Host": "WDS.corp.example.:8000"}, 200),
+        ({"Host": "ingest", "X-Forwarded-Host": "wds.corp.example, 10.0.0.1"}, 200),
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "wds.corp.example.evil.example"}, 403),
+        ({"Host": "x.wds.corp.example"}, 403),
+        ({"Host": "10.1.2.3.evil.example"}, 403),
+        ({"Host": "ingest", "X-Forwarded-Host": "evil.example"}, 403),
+        ({"Host": "evil.example", "X-Forwarded-Host": "wds.corp.example"}, 403),
+        ({"Host": "ingest", "X-Forwarded-Host": "10.0.0.1, evil.example"}, 403),
+        ({"Host": ""}, 403),
+        ({"Host": "[::1"}, 403),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("path", ["/console", "/webhooks/search"])
+async def test_an_open_service_is_not_taken_for_a_page_of_a_foreign_name(
+    serving, path, headers, status
+):
+    """A page in an operator's browser may point its own name at the service's address."""
+    before = refusals("foreign_host")
+    changes = {"WDS_OPERATOR_OPEN": "true", "WDS_OPERATOR_HOSTS": "wds.corp.example other.example"}
+    async with serving(**changes) as ask:
+        answer = await ask("GET" if path == "/console" else "POST", path, headers)
+        assert answer.status == status
+        assert refusals("foreign_host") - before == (status == 403)
+        if status == 403:
+            assert "WDS_OPERATOR_HOSTS" in await answer.text()
+        ingested = await ask("POST", "/webhooks/ingest", {**headers, **signed(b"{}")}, b"{}")
+        assert ingested.status == 202
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,12 @@ def test_an_empty_value_is_unset(name, value):
         ("WDS_MAX_BODY_BYTES", str(MAX_BODY_BYTES), "max_body_bytes", MAX_BODY_BYTES),
         ("WDS_OPERATOR_OPEN", "true", "operator_open", True),
         ("WDS_OPERATOR_OPEN", "false", "operator_open", False),
+        (
+            "WDS_OPERATOR_HOSTS",
+            " a.example  b.example",
+            "operator_hosts",
+            ("a.example", "b.example"),
+        ),
         ("WDS_MOCK_FAILURE_RATE", "0", "mock_failure_rate", 0.0),
         ("WDS_MOCK_FAILURE_RATE", "1", "mock_failure_rate", 1.0),
         ("WDS_MOCK_SEED", "0", "mock_seed", 0),
