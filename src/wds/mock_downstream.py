@@ -1,7 +1,8 @@
 """A downstream to deliver to: limited, unreliable, and an independent witness of what arrived.
 
-Imports nothing of the package, so that nothing here can agree with the dispatcher by sharing
-its mistakes. It counts by its own clock. With a Redis URL its replicas share one window.
+Imports nothing of the package but the page that shows its document, so that nothing here can agree
+with the dispatcher by sharing its mistakes. It counts by its own clock. With a Redis URL its
+replicas share one window.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from marshmallow import fields, validate
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.exposition import choose_encoder
 from redis.asyncio import Redis
+
+from wds import swagger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -326,11 +329,11 @@ def create_app(
             app,
             title="wds: mock downstream",
             version="1",
-            url="/docs/openapi.json",
-            swagger_path="/docs",
-            static_path="/docs/static",
+            url=swagger.DOCUMENT,
             in_place=True,
         )
+    for method, path, handler in swagger.routes():
+        app.router.add_route(method, path, handler)
     return app
 
 

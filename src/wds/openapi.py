@@ -1,4 +1,4 @@
-"""The OpenAPI document and Swagger UI. The only module of the service that knows aiohttp_apispec.
+"""The OpenAPI document. The only module of the service that knows aiohttp_apispec.
 
 A route's description stands beside its registration and is bound to one application, because
 aiohttp_apispec consumes what its decorators leave on a function.
@@ -9,14 +9,12 @@ from __future__ import annotations
 import functools
 import warnings
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 from aiohttp_apispec import docs, json_schema, response_schema, setup_aiohttp_apispec
 
-from wds import __version__
+from wds import __version__, swagger
 from wds.schemas import ErrorEnvelopeSchema
 
 if TYPE_CHECKING:
@@ -95,15 +93,9 @@ def serve_document(app: web.Application, title: str) -> None:
             title=title,
             version=__version__,
             info={"description": _INTRODUCTION},
-            url="/docs/openapi.json",
+            url=swagger.DOCUMENT,
             in_place=True,
         )
-
-
-def swagger_ui() -> Mapping[str, Path]:
-    """Return the files of Swagger UI, by name. Its own page takes orders from its query: not it."""
-    folder = Path(str(resources.files("aiohttp_apispec"))) / "static"
-    return {name: folder / name for name in ("swagger-ui.css", "swagger-ui-bundle.js")}
 
 
 def _described(operation: Operation) -> Handler:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from wds import openapi, present
+from wds import present, swagger
 from wds.confirm import ACTIONS, Confirm
 from wds.console import Console
-from wds.doorway import HOME, LOGIN, Doorway, page, presentable
+from wds.doorway import HOME, LOGIN, Doorway, presentable
 from wds.errors import Refusal
 from wds.model import Action
 
@@ -33,12 +33,6 @@ _ACTION = f"{ACTIONS}/{{request_id:[^/]+}}"  # any label, braces too
 _STATIC = f"{HOME}/static/{{name}}"
 _KEEP = "public, max-age=31536000, immutable"
 """The address of a static file changes with its contents."""
-DOCS = "/docs"
-DOCS_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
-    " connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
-)
-"""That of the console, and `data:` for the pictures in Swagger UI's style sheet."""
 
 
 def add_to(
@@ -52,7 +46,7 @@ def add_to(
     assets = present.Assets()
     present.set_up(app, assets, has_login=door.has_login)
     own = _add(app, [*_free(door, assets), *_guarded(door, store, operate)])
-    _add(app, _docs())
+    _add(app, [(method, path, presentable(show)) for method, path, show in swagger.routes()])
     guard.share(own, door.knows)
 
 
@@ -85,29 +79,6 @@ def _free(door: Doorway, assets: present.Assets) -> list[Route]:
         ("GET", LOGIN, presentable(door.login_page)),
         ("POST", LOGIN, presentable(door.login)),
         ("GET", _STATIC, presentable(static)),
-    ]
-
-
-def _docs() -> list[Route]:
-    files = openapi.swagger_ui()
-
-    async def docs(request: web.Request) -> web.StreamResponse:
-        if request.query_string:
-            # Swagger UI would take settings from there, such as whose document to show.
-            raise web.HTTPFound(DOCS)
-        response = page(request, "docs.html", {})
-        response.headers["Content-Security-Policy"] = DOCS_POLICY
-        return response
-
-    async def static(request: web.Request) -> web.StreamResponse:
-        found = files.get(request.match_info["name"])
-        if found is None:
-            raise _no_file()
-        return web.FileResponse(found, headers={"Cache-Control": "private, no-cache"})
-
-    return [
-        ("GET", DOCS, presentable(docs)),
-        ("GET", f"{DOCS}/static/{{name}}", presentable(static)),
     ]
 
 

@@ -440,9 +440,9 @@ async def test_the_api_is_shown_to_whoever_is_logged_in_and_no_other_document(op
             "/docs/openapi.json",
             "/docs/static/swagger-ui.css",
             "/docs/static/swagger-ui-bundle.js",
-            "/console/static/docs.css",
-            "/console/static/docs.js",
-            "/console/static/icon.svg",
+            "/docs/static/page.css",
+            "/docs/static/page.js",
+            "/docs/static/icon.svg",
         }
 
 

@@ -320,5 +320,23 @@ async def test_the_mock_lives_measures_itself_and_shows_its_documents(mock):
     assert 'mock_downstream_requests_total{result="accepted"}' in pages["/metrics"][1]
     # Of the same process, but of others: a mock that says wds_store_up 0 sets off an alert.
     assert "wds_" not in pages["/metrics"][1]
-    assert "SwaggerUIBundle" in pages["/docs"][1]
+    assert 'src="/docs/static/swagger-ui-bundle.js"' in pages["/docs"][1]
     assert "/downstream/receive" in pages["/docs/openapi.json"][1]
+
+
+async def test_its_documents_are_shown_by_the_same_page_as_ingests(mock):
+    """The bundled one takes orders from its query, and runs a script within itself."""
+    for query, status in (("", 200), ("?url=https://evil.example/x.json", 302)):
+        address = f"{mock.url}/docs{query}"
+        async with mock.session.get(address, allow_redirects=False) as response:
+            assert response.status == status
+            if status == 200:
+                assert response.headers["Content-Security-Policy"].startswith("default-src 'none';")
+                assert "<script>" not in await response.text()
+            else:
+                assert response.headers["Location"] == "/docs"
+    async with mock.session.get(f"{mock.url}/docs/static/page.js") as response:
+        assert 'url: "/docs/openapi.json"' in await response.text()
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+    async with mock.session.get(f"{mock.url}/docs/static/oauth2-redirect.html") as response:
+        assert response.status == 404

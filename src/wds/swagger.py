@@ -1,0 +1,58 @@
+"""Swagger UI on the document of the service that serves it, for every service alike.
+
+Its own page takes orders from the page's query, such as whose document to show, and runs a script
+inside of it. So the page is ours: without a query, and with a policy that lets it load this
+service's own files and ask this service. It is nothing but files; no other room is needed, so that
+the mock downstream can have it too.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from aiohttp.typedefs import Handler
+
+PAGE = "/docs"
+DOCUMENT = f"{PAGE}/openapi.json"
+FILE = f"{PAGE}/static/{{name}}"
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
+        " connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+}
+"""`data:` is for the pictures in Swagger UI's style sheet."""
+
+
+def routes() -> list[tuple[str, str, Handler]]:
+    """Return the routes of the page and its files: `(method, path, handler)`."""
+    ours = Path(str(resources.files(__package__)))
+    theirs = Path(str(resources.files("aiohttp_apispec"))) / "static"
+    files = {name: theirs / name for name in ("swagger-ui.css", "swagger-ui-bundle.js")}
+    files |= {name: ours / "docs_page" / name for name in ("page.css", "page.js")}
+    files["icon.svg"] = ours / "static" / "icon.svg"
+    html = (ours / "docs_page" / "page.html").read_text("utf-8")
+
+    async def page(request: web.Request) -> web.StreamResponse:
+        """Show the page, without a query."""
+        if request.query_string:
+            raise web.HTTPFound(PAGE)
+        headers = {**HEADERS, "Cache-Control": "no-store"}
+        return web.Response(text=html, content_type="text/html", charset="utf-8", headers=headers)
+
+    async def file(request: web.Request) -> web.StreamResponse:
+        """Give one of its files."""
+        found = files.get(request.match_info["name"])
+        if found is None:
+            raise web.HTTPNotFound
+        return web.FileResponse(found, headers={**HEADERS, "Cache-Control": "private, no-cache"})
+
+    return [("GET", PAGE, page), ("GET", FILE, file)]
