@@ -275,7 +275,7 @@ class Archive:
             yield page
             last = page[-1]["_id"]
 
-    async def count(self, match: Document) -> int:
+    async def total(self, match: Document) -> int:
         """Count the matching events."""
         return await self._search(
             lambda: self._events.count_documents(

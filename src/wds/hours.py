@@ -157,6 +157,17 @@ def _chosen(wanted: Document, counted: str) -> object:
     return {"$filter": {"input": f"${counted}", "cond": {"$and": holds}}}
 
 
+def _total(wanted: Document, counted: str) -> object:
+    """Return how many the wanted elements of the list `counted` count.
+
+    In one go: to make a list of them first takes twice as long.
+    """
+    added = {"$add": ["$$value", "$$this.count"]}
+    conditions = [_holds(each, f"$$this.{name}") for name, each in _by_kind(wanted).items()]
+    sum_ = {"$cond": [{"$and": conditions}, added, "$$value"]}
+    return {"$reduce": {"input": f"${counted}", "initialValue": 0, "in": sum_}}
+
+
 def _counted_in(span: Span, counted: str) -> list[Document]:
     begin, end = span
     return [
@@ -185,6 +196,7 @@ def covered(
     unit and how many of it, not less than an hour, `outcomes: [{_id: {at, status}, count}]`.
     """
     counted = _list_for(wanted)
+    chosen = _chosen(wanted, counted)
     facets: dict[str, list[Document]] = {"until": [{"$project": {"until": 1}}]}
     if bins is not None:
         unit, size = bins
@@ -199,7 +211,8 @@ def covered(
             },
         ]
     elif total_only:
-        facets["total"] = [{"$group": {"_id": None, "count": {"$sum": {"$sum": "$chosen.count"}}}}]
+        chosen = _total(wanted, counted)
+        facets["total"] = [{"$group": {"_id": None, "count": {"$sum": "$chosen"}}}]
     else:
         kind = {"status": "$chosen.status", "event_type": "$chosen.event_type"}
         facets["kinds"] = [
@@ -212,7 +225,7 @@ def covered(
         ]
     return [
         *_counted_in(span, counted),
-        {"$project": {"until": 1, "chosen": _chosen(wanted, counted)}},
+        {"$project": {"until": 1, "chosen": chosen}},
         {"$facet": facets},
     ]
 

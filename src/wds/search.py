@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -44,32 +45,35 @@ class Search:
         given = schemas.filters_of(wanted)
         match = filters.match(**given)
         _, after = wanted.get("cursor", (None, None))
-        page, more = await self._archive.page(
-            match,
-            sort=wanted["sort"],
-            skip=wanted["skip"],
-            limit=wanted["limit"],
-            after=after,
-            include_payload=wanted["include_payload"],
+        (page, more), counts = await asyncio.gather(
+            self._archive.page(
+                match,
+                sort=wanted["sort"],
+                skip=wanted["skip"],
+                limit=wanted["limit"],
+                after=after,
+                include_payload=wanted["include_payload"],
+            ),
+            self._counts(
+                match, kept=given.keys() <= filters.KEPT, aggregations=wanted["aggregations"]
+            ),
         )
         next_cursor = None
         if more:
             next_cursor = schemas.cursor_after(filters.position_of(page[-1]), wanted["sort"])
-        answer: dict[str, Any] = {"next_cursor": next_cursor}
-        if wanted["aggregations"]:
-            if given.keys() <= filters.KEPT:
-                counts = await self._rollups.counts(match)
-            else:
-                counts = await self._archive.counts(match)
-            answer["total"] = sum(each["count"] for each in counts["by_status"])
-            answer["aggregations"] = _aggregations(counts)
-        elif given.keys() <= filters.KEPT:
-            answer["total"] = await self._rollups.total(match)
-        else:
-            answer["total"] = await self._archive.count(match)
+        answer = {"next_cursor": next_cursor, **counts}
         rest = json.dumps(answer, separators=(",", ":"))
         events = ",".join(event_json(document) for document in page)
         return _json_text(f'{{"events":[{events}],{rest[1:]}')
+
+    async def _counts(self, match: Document, *, kept: bool, aggregations: bool) -> dict[str, Any]:
+        """Count all that matches, from what is `kept` of such filters or from an index."""
+        source = self._rollups if kept else self._archive
+        if not aggregations:
+            return {"total": await source.total(match)}
+        counts = await source.counts(match)
+        total = sum(each["count"] for each in counts["by_status"])
+        return {"total": total, "aggregations": _aggregations(counts)}
 
     async def export(self, request: web.Request) -> web.StreamResponse:
         """Stream every event that matches, one JSON object a line.
