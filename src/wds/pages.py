@@ -46,7 +46,8 @@ def add_to(
     assets = present.Assets()
     present.set_up(app, assets, has_login=door.has_login)
     own = _add(app, [*_free(door, assets), *_guarded(door, store, operate)])
-    _add(app, [(method, path, presentable(show)) for method, path, show in swagger.routes()])
+    documents = swagger.routes(console=HOME)
+    _add(app, [(method, path, presentable(show)) for method, path, show in documents])
     guard.share(own, door.knows)
 
 

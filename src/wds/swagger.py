@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -32,14 +33,19 @@ HEADERS = {
 """`data:` is for the pictures in Swagger UI's style sheet."""
 
 
-def routes() -> list[tuple[str, str, Handler]]:
-    """Return the routes of the page and its files: `(method, path, handler)`."""
+def routes(*, console: str | None = None) -> list[tuple[str, str, Handler]]:
+    """Return the routes of the page and its files: `(method, path, handler)`.
+
+    `console` is the path to lead back to, where the service has one.
+    """
     ours = Path(str(resources.files(__package__)))
     theirs = Path(str(resources.files("aiohttp_apispec"))) / "static"
     files = {name: theirs / name for name in ("swagger-ui.css", "swagger-ui-bundle.js")}
     files |= {name: ours / "docs_page" / name for name in ("page.css", "page.js")}
     files["icon.svg"] = ours / "static" / "icon.svg"
-    html = (ours / "docs_page" / "page.html").read_text("utf-8")
+    back = "" if console is None else f'<a class="back" href="{console}">← Console</a>'
+    template = (ours / "docs_page" / "page.html").read_text("utf-8")
+    html = Template(template).substitute(back=back)
 
     async def page(request: web.Request) -> web.StreamResponse:
         """Show the page, without a query."""

@@ -444,6 +444,8 @@ async def test_the_api_is_shown_to_whoever_is_logged_in_and_no_other_document(op
             "/docs/static/page.js",
             "/docs/static/icon.svg",
         }
+        await page.get_by_role("link", name="Console").click()
+        await expect(page).to_have_url(f"{url}/console")
 
 
 # -- foreign pages ---------------------------------------------------------------------------
