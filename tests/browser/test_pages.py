@@ -118,6 +118,17 @@ async def test_every_view_is_accessible_and_fits_light_and_dark_wide_and_narrow(
     assert len(grounds) == 2
 
 
+@pytest.mark.usefixtures("past")
+async def test_a_phone_shows_of_each_event_what_there_is(open_page, url):
+    """A line for what a finished event has not makes a page of them longer for nothing."""
+    page = await open_page(f"{url}/console?range=all&status=DELIVERED&limit=25", viewport=PHONE)
+    row = page.locator("table.events tbody tr").first
+    await expect(row.locator("td[data-label=Attempts]")).to_be_visible()
+    await expect(row.locator("td[data-label='Next attempt']")).to_be_hidden()
+    await page.set_viewport_size(DESKTOP)
+    await expect(row.locator("td[data-label='Next attempt']")).to_be_visible()
+
+
 async def test_control_axe_finds_a_fault_that_is_there(open_page, url):
     page = await open_page(f"{url}/console")
     await page.evaluate("document.querySelector('#find').labels[0].remove()")
@@ -443,6 +454,7 @@ async def test_the_api_is_shown_to_whoever_is_logged_in_and_no_other_document(op
             "/docs/static/page.css",
             "/docs/static/page.js",
             "/docs/static/icon.svg",
+            "/console/static/icon.svg",  # of the page before, late
         }
         await page.get_by_role("link", name="Console").click()
         await expect(page).to_have_url(f"{url}/console")

@@ -493,6 +493,23 @@ async def test_a_range_without_events_leads_to_all_time(look, db, store):
     assert len(ids(await look("/console?range=all"))) == 3
 
 
+@pytest.mark.usefixtures("past")
+async def test_the_filters_leave_the_room_to_the_events_unless_there_are_none(look):
+    """With the filters open the first event was below the fold; those in force stand above it."""
+    found = await look("/console?range=all&status=FAILED_PERMANENTLY")
+    [panel] = found.all("details", id="filters")
+    assert "open" not in panel
+    assert "status FAILED_PERMANENTLY" in found.text
+    assert found.links("/console/replay") and found.links("/console/cancel")
+    none = await look("/console?range=all&source=nobody")
+    [panel] = none.all("details", id="filters")
+    assert "open" in panel
+    assert "Nothing that matches was received in this range." in none.text
+    assert not none.links("/console/replay") + none.links("/console/cancel")
+    [panel] = (await look("/console?min_attempts=x")).all("details", id="filters")
+    assert "open" in panel
+
+
 async def test_counting_that_takes_too_long_leaves_the_events_there(look, past, monkeypatch):
     async def slow(*_, **__):
         raise StoreUnavailableError
