@@ -427,7 +427,7 @@ async def test_what_takes_too_long_to_count_is_replayed_all_the_same(
         raise StoreUnavailableError
 
     await queue.failed(2)
-    monkeypatch.setattr(store.archive, "counts", too_long)
+    monkeypatch.setattr(store.rollups, "counts", too_long)
     _, begun = await post(client, "/webhooks/replay", {"source": "default"})
     done = await bulk_done(client, begun["request_id"])
 
