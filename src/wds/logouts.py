@@ -27,7 +27,7 @@ class Logouts:
     def __init__(self, mongo: Connection) -> None:
         """Take the connection to use."""
         self._try_for = mongo.try_for
-        self._ended = mongo.db[queries.LOGOUTS]
+        self._ended = mongo.queue_db[queries.LOGOUTS]
 
     async def open(self) -> None:
         """Make the index by which MongoDB forgets sessions whose time is over anyway."""
