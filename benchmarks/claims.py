@@ -31,10 +31,14 @@ class Place:
         self._database: str | None = None
 
     async def database(self) -> str:
-        """Return its name, making it if need be."""
+        """Return its name, making it if need be.
+
+        What it was filled with is on disk then, as what has come in over weeks would be.
+        """
         if self._database is None:
             self._database = self._engines.database(keep=True)
             await self._prepare(self._database)
+            self._engines.client.admin.command("fsync")
         return self._database
 
 

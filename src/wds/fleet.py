@@ -40,8 +40,8 @@ def owner_name() -> str:
 async def report_once(store: Store, limiter: Limiter | None, *, owner: str, role: str) -> None:
     """Write one heartbeat and refresh the gauges; what does not answer is shown as down."""
     try:
-        await store.watch.report(owner=owner, role=role, totals=metrics.own_totals())
-        metrics.fleet.show(await store.watch.fleet())
+        fleet = await store.watch.report(owner=owner, role=role, totals=metrics.own_totals())
+        metrics.fleet.show(fleet)
         backlog = await store.watch.backlog("default")
     except StoreUnavailableError as error:
         metrics.STORE_UP.set(0)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
+
+from pymongo import ReturnDocument
 
 from wds import queries
 
@@ -47,8 +49,8 @@ class Watch:
 
         From `MANY` on `due` may be `COUNT_MANY_EVERY_S` old.
         """
-        hello = await self._try_for(0, self._mongo.hello)
-        due = queries.due_by(destination, hello["localTime"])
+        now = await self._mongo.now()
+        due = queries.due_by(destination, now)
         oldest = await self._try_for(
             0,
             lambda: self._events.find_one(
@@ -63,20 +65,29 @@ class Watch:
                 0, lambda: self._events.count_documents(due, limit=BACKLOG_CAP, hint="claim")
             )
             self._many[destination] = count, monotonic()
-        age: timedelta = hello["localTime"] - oldest["next_attempt_at"]
+        age: timedelta = now - oldest["next_attempt_at"]
         return Backlog(count, max(age.total_seconds(), 0.0))
 
-    async def report(self, *, owner: str, role: str, totals: dict[str, int]) -> None:
-        """Write this replica's heartbeat; totals are absolute, so repeating it is harmless."""
+    async def report(self, *, owner: str, role: str, totals: dict[str, int]) -> Document:
+        """Write this replica's heartbeat; totals are absolute, so repeating it is harmless.
+
+        Returns what `fleet` would: an idle process does little else than this and looking.
+        """
         update = queries.heartbeat(
             {"owner": owner, "role": role, "totals": totals},
             self._reported.get(owner),
             round(FORGET_REPLICA_S * 1000),
         )
-        await self._try_for(
-            0, lambda: self._fleet.update_one({"_id": queries.FLEET}, update, upsert=True)
+        upserted = await self._try_for(
+            0,
+            lambda: self._fleet.find_one_and_update(
+                {"_id": queries.FLEET}, update, upsert=True, return_document=ReturnDocument.AFTER
+            ),
         )
+        fleet = cast("Document", upserted)
         self._reported[owner] = dict(totals)
+        mine = next(each for each in fleet["replicas"] if each["owner"] == owner)
+        return {**fleet, "now": mine["seen_at"]}
 
     async def fleet(self) -> Document:
         """Return the fleet document and the database's time as `now`; empty before any report."""

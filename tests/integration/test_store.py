@@ -524,8 +524,10 @@ async def test_heartbeats_add_up_and_the_silent_are_folded_in(store, db):
         {"$set": {"replicas.$[a].seen_at": datetime(2020, 1, 1, tzinfo=UTC)}},
         array_filters=[{"a.owner": "a"}],
     )
-    await store.watch.report(owner="b", role="dispatcher", totals={"events_received": 1})
+    told = await store.watch.report(owner="b", role="dispatcher", totals={"events_received": 1})
     fleet = await store.watch.fleet()
+    assert told["replicas"] == fleet["replicas"] and told["retired"] == fleet["retired"]
+    assert timedelta() <= fleet["now"] - told["now"] < timedelta(seconds=5)
     assert [each["owner"] for each in fleet["replicas"]] == ["b"]
     assert fleet["retired"] == {"events_received": 7}
 
