@@ -28,6 +28,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 
 from wds import backoff, fleet, journal, metrics, server, tracing
 from wds.access import Guard
+from wds.background import ended
 from wds.config import SETTLE_MARGIN_S
 from wds.delivery import Deliverer, NotSentError
 from wds.errors import LimiterUnavailableError, StoreUnavailableError
@@ -404,8 +405,7 @@ async def serve(settings: Settings, stop: asyncio.Event, tracer: Tracer = tracin
             if unfinished:
                 log.warning("drain_cut_short", consequence="leases will expire")
                 dispatcher.abandon()
-                running.cancel()
-                await asyncio.wait({running})
+                await ended(running)
             else:
                 running.result()
     finally:
