@@ -69,8 +69,23 @@ class NotSentError(WdsError):
     """The gate stayed shut, or the connection was gone when it opened: no request was made."""
 
 
-_gate: ContextVar[Gate] = ContextVar("gate")
-_leaving: ContextVar[Leaving] = ContextVar("leaving")
+@dataclass(slots=True)
+class _Departure:
+    """What one request waits for and takes along."""
+
+    gate: Gate
+    leaving: Leaving
+
+    def forget(self) -> None:
+        """Let go of both, and so of the payload.
+
+        Whatever was begun in this context, such as a kept connection, keeps it, and this object.
+        """
+        self.gate = _open
+        self.leaving = _nothing
+
+
+_departure: ContextVar[_Departure] = ContextVar("departure")
 
 
 class _GatedConnector(aiohttp.TCPConnector):
@@ -85,7 +100,7 @@ class _GatedConnector(aiohttp.TCPConnector):
         connection = await super().connect(req, traces, timeout)
         usable = False
         try:
-            opened = await _gate.get()()
+            opened = await _departure.get().gate()
             protocol = connection.protocol
             usable = opened and protocol is not None and protocol.is_connected()
         finally:
@@ -93,7 +108,7 @@ class _GatedConnector(aiohttp.TCPConnector):
                 connection.release()
         if not usable:
             raise NotSentError
-        req.headers.update(_leaving.get()())
+        req.headers.update(_departure.get().leaving())
         return connection
 
 
@@ -151,8 +166,8 @@ class Deliverer:
             deadline.reschedule(now + self._timeout_s - connecting_s)
             return opened
 
-        _gate.set(timed_gate)
-        _leaving.set(leaving)
+        departure = _Departure(timed_gate, leaving)
+        _departure.set(departure)
         try:
             async with (
                 asyncio.timeout(self._timeout_s) as deadline,
@@ -172,6 +187,8 @@ class Deliverer:
             error = f"no complete answer within {self._timeout_s:g} s"
         except (aiohttp.ClientError, OSError, ValueError) as failure:
             error = self._reason(failure)
+        finally:
+            departure.forget()
         duration_ms = round((time.monotonic() - started) * 1000)
         return Result(status, error, response, duration_ms, started, asked_s)
 

@@ -239,14 +239,13 @@ class Connection:
             if not budget_s:
                 return await call()
             async with asyncio.timeout(budget_s if budget_s < FOREVER else None):
-                async for attempt in AsyncRetrying(
-                    retry=retry_if_exception(transient),
-                    stop=stop_after_delay(budget_s),
-                    wait=wait_random_exponential(multiplier=0.05, max=0.5),
-                    before_sleep=_log_retry,
-                ):
-                    with attempt:
-                        return await call()
+                try:
+                    return await call()
+                except (PyMongoError, StoreUnavailableError) as error:
+                    if not transient(error):
+                        raise
+                    _log_retry(error, 1)
+                return await _again(budget_s, call)
         except RetryError as error:
             cause = error.last_attempt.exception()
             raise StoreUnavailableError(type(cause).__name__) from cause
@@ -258,7 +257,6 @@ class Connection:
             log.exception("mongodb_refused")
             details: Any = getattr(error, "details", None) or {}
             raise StoreUnavailableError(details.get("codeName", type(error).__name__)) from error
-        raise AssertionError  # the loop returns or raises
 
     async def search(self, call: Callable[[], Awaitable[T]]) -> T:
         """Await, once, a search that the server ends at a time limit.
@@ -374,9 +372,26 @@ def _while_labelled(label: str) -> AsyncRetrying:
     )
 
 
-def _log_retry(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    log.warning("mongodb_unavailable", cause=type(error).__name__, tries=state.attempt_number)
+async def _again(budget_s: float, call: Callable[[], Awaitable[T]]) -> T:
+    """Await `call` again after it failed once, and again.
+
+    The first time goes without tenacity, whose preparations cost as much as a small write.
+    """
+
+    def log_retry(state: RetryCallState) -> None:
+        _log_retry(state.outcome.exception() if state.outcome else None, 1 + state.attempt_number)
+
+    patiently = AsyncRetrying(
+        retry=retry_if_exception(transient),
+        stop=stop_after_delay(budget_s),
+        wait=wait_random_exponential(multiplier=0.05, max=0.5),
+        before_sleep=log_retry,
+    )
+    return await patiently(call)
+
+
+def _log_retry(error: BaseException | None, tries: int) -> None:
+    log.warning("mongodb_unavailable", cause=type(error).__name__, tries=tries)
 
 
 def transient(error: BaseException) -> bool:

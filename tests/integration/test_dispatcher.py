@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -20,7 +21,7 @@ from wds.delivery import Deliverer, Result
 from wds.dispatcher import Dispatcher
 from wds.errors import StoreUnavailableError
 from wds.limiter import Limiter
-from wds.model import Action, Instruction, Outcome, Status
+from wds.model import Action, Claim, Instruction, Outcome, Status
 from wds.mongo import uptime
 
 if TYPE_CHECKING:
@@ -266,6 +267,23 @@ async def test_no_more_are_in_flight_than_allowed(settings, store, db, receiver)
         assert await db.events.count_documents({"lease": {"$exists": True}}) == 4
         release.set()
         await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
+
+
+async def test_a_finished_delivery_keeps_nothing_for_the_garbage_collector(
+    settings, store, db, receiver
+):
+    """Cycles would hold payloads until thousands of objects have gathered."""
+    quick = replace(settings, **QUICK)
+    async with running(quick, store, receiver.url):
+        gc.collect()
+        gc.disable()
+        try:
+            await store.insert([new_event() for _ in range(20)])
+            await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
+            await asyncio.sleep(quick.poll_interval * 3)  # the loop forgets the last batch
+            assert not [each for each in gc.get_objects() if type(each) is Claim]
+        finally:
+            gc.enable()
 
 
 async def test_what_waits_to_be_recorded_lets_as_many_again_be_sent_and_no_more(
