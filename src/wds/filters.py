@@ -140,8 +140,8 @@ def span_of(wanted: Document) -> Span:
         received = each.get("received_at", {})
         begin = max(begin, received.get("$gte", begin))
         end = min(end, received.get("$lt", end))
-        if "$lte" in received:
-            end = min(end, received["$lte"] + TICK)
+        if received.get("$lte", end) < end:
+            end = received["$lte"] + TICK
     return begin, end
 
 

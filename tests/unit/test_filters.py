@@ -53,6 +53,16 @@ def test_what_an_id_begins_with_is_an_id_prefix(text):
     assert filters.is_id_prefix(text)
 
 
+def test_a_cursor_at_the_end_of_time_bounds_no_more_than_the_calendar_does():
+    """Anybody can write one, and there is no instant after it."""
+    last = Position(datetime.max.replace(microsecond=999_000, tzinfo=UTC), "e1")
+    order = filters.SORTS[filters.NEWEST_FIRST]
+    wanted = filters.match()
+    assert filters.span_of(filters.after(wanted, order, last)) == filters.span_of(wanted)
+    until = filters.span_of(filters.after(wanted, order, Position(NOW, "e1")))[1]
+    assert NOW < until < NOW.replace(second=1)
+
+
 @pytest.mark.parametrize("sort", filters.SORTS)
 def test_a_cursor_narrows_the_filters_and_never_widens_them(sort):
     wanted = filters.match(status=["DELIVERED"], to=NOW, id_prefix="a", min_attempts=2)
