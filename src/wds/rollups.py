@@ -257,6 +257,8 @@ class Rollups:
             and not await self._has_live((until[hour], whole[hour]))
         ]
         taken = await self._take(wanted) if wanted else {}
+        # Another replica, whose horizon is later, may have extended some since they were looked at.
+        taken = {hour: each for hour, each in taken.items() if each["until"] < whole[hour]}
         if not taken:
             return 0
         spans = hours.joined([(taken[hour]["until"], whole[hour]) for hour in sorted(taken)])

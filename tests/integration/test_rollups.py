@@ -113,6 +113,15 @@ def fits(event, given) -> bool:
     return True
 
 
+def in_order(events, sort) -> list[str]:
+    """Return the ids of events in an order."""
+    fields = [field for field, _ in filters.SORTS[sort]]
+    ordered = sorted(
+        events, key=lambda each: [each[field] for field in fields], reverse=sort[0] == "-"
+    )
+    return [each["_id"] for each in ordered]
+
+
 async def keep_all(store, now) -> None:
     """Keep what can be kept, one hour not wholly."""
     horizon = now - 20 * HOUR + timedelta(minutes=17)
@@ -168,12 +177,9 @@ async def test_pages_are_the_same_however_much_is_kept(store, now, history, few,
     async def check() -> None:
         for _ in range(60):
             given, sort = drawn(rng, now), rng.choice(list(filters.SORTS))
-            fields = [field for field, _ in filters.SORTS[sort]]
-            expected = sorted(
-                (each for each in history if fits(each, given)),
-                key=lambda each: [each[field] for field in fields],
-                reverse=sort[0] == "-",
-            )
+            ordered = in_order([each for each in history if fits(each, given)], sort)
+            by_id = {each["_id"]: each for each in history}
+            expected = [by_id[each] for each in ordered]
             skip = rng.choice([0, 0, 3, 30])
             after = None
             if expected and rng.random() < 0.5:
@@ -331,6 +337,25 @@ async def test_replicas_that_count_the_same_hours_count_them_once(store, db, now
     await store.rollups.advance()
     monkeypatch.undo()
     assert await kept_alone(store, db) == 1
+
+
+async def test_a_replica_that_is_behind_does_not_count_again_what_another_has(
+    store, db, now, monkeypatch
+):
+    """It looked at an hour before the other extended it further than its own horizon."""
+    await put(db, now + timedelta(minutes=20))
+    has_live = store.rollups._has_live
+    other = rollups.Rollups(store._mongo)
+
+    async def look_and_lag(span):
+        await other._keep([now], now + timedelta(minutes=21))
+        return await has_live(span)
+
+    monkeypatch.setattr(store.rollups, "_has_live", look_and_lag)
+    await store.rollups._keep([now], now + timedelta(minutes=10))
+    assert await total(store) == 1
+    await store.rollups.advance()
+    assert await total(store) == 1
 
 
 async def test_an_insert_that_took_long_reopens_its_hour(store, db, monkeypatch):
