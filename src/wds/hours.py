@@ -52,6 +52,8 @@ def start_of(instant: datetime) -> datetime:
 
 def take(hour: datetime, token: str, hold_ms: int) -> UpdateOne:
     """Announce that the counts of `hour` are being extended, unless it was reopened lately."""
+    begin = {"$literal": hour}
+    nothing = {"$lte": [{"$ifNull": ["$until", begin]}, begin]}
     lately = {"$gt": ["$reopened_at", {"$subtract": ["$$NOW", hold_ms]}]}
     return UpdateOne(
         {"_id": hour},
@@ -59,9 +61,9 @@ def take(hour: datetime, token: str, hold_ms: int) -> UpdateOne:
             {
                 "$set": {
                     "token": {"$cond": [lately, "$$REMOVE", {"$literal": token}]},
-                    "until": {"$ifNull": ["$until", {"$literal": hour}]},
+                    "until": {"$ifNull": ["$until", begin]},
                     "counts": {"$ifNull": ["$counts", []]},
-                    "kinds": {"$cond": [{"$eq": [{"$type": "$until"}, "missing"]}, [], "$kinds"]},
+                    "kinds": {"$cond": [nothing, [], "$kinds"]},
                 }
             }
         ],
@@ -90,6 +92,14 @@ def reopen(hour: datetime) -> UpdateOne:
     """Forget the counts of `hour`, and keep it from being counted for a while."""
     fresh = {"until": {"$literal": hour}, "counts": [], "kinds": [], "reopened_at": "$$NOW"}
     return UpdateOne({"_id": hour}, [{"$set": {**fresh, "token": "$$REMOVE"}}], upsert=True)
+
+
+def forget() -> list[Document]:
+    """Forget the counts of an hour, to be made anew at once if it was not reopened lately.
+
+    It stays known as one of which nothing is kept: whoever has just read otherwise has to be told.
+    """
+    return [{"$set": {"until": "$_id"}}, {"$unset": ["counts", "kinds", "token"]}]
 
 
 def live_in(span: Span) -> Document:
@@ -241,8 +251,9 @@ def stretches(span: Span, wanted: Document, hold_ms: int) -> list[Document]:
     """Read where in the hours within `span` the wanted events are: `{_id, first, last, count}`.
 
     That is when the first and the last of them in that hour were received, and how many there are;
-    hours without any are left out. Those that were reopened in the last `hold_ms` have no
-    `first`: whoever was told before that they are kept is told so that they are not any more.
+    hours without any are left out. Those that were reopened in the last `hold_ms`, and those of
+    which no kinds are kept, have no `first`: whoever was told before that they are kept is told so
+    that they are not any more.
     """
     begin, end = span
     lately = {"$gt": ["$reopened_at", {"$subtract": ["$$NOW", hold_ms]}]}
@@ -254,7 +265,7 @@ def stretches(span: Span, wanted: Document, hold_ms: int) -> list[Document]:
     }
     return [
         {"$match": {"_id": {"$gte": begin, "$lt": end}}},
-        {"$match": {"$or": [there, {"$expr": lately}]}},
+        {"$match": {"$or": [there, {"kinds": {"$exists": False}}, {"$expr": lately}]}},
         {"$project": {"chosen": _chosen(wanted, "kinds")}},
         {"$project": found},
     ]
@@ -279,15 +290,16 @@ def places(
     """Return the parts of `span` in which events may be, in order; parts near each other are one.
 
     `found` is what `stretches` gave, later than `kept_in` gave `kept`. These are what is not
-    counted and, of what is, from the first to the last of the events.
+    counted and, of what is, from the first to the last of the events. Counts that were extended
+    between the two may tell of a last one that lies beyond `span`.
     """
     known = {each["_id"]: each for each in found}
     reopened = {hour for hour, each in known.items() if each["first"] is None}
     counted = [each for each in kept if each["_id"] not in reopened]
     there = [
-        (known[each["_id"]]["first"], known[each["_id"]]["last"] + TICK)
+        (known[each["_id"]]["first"], min(known[each["_id"]]["last"] + TICK, span[1]))
         for each in counted
-        if each["_id"] in known
+        if each["_id"] in known and known[each["_id"]]["first"] < span[1]
     ]
     ordered = joined(sorted([*there, *gaps(span, counted)]), near=True)
     return ordered[::-1] if newest_first else ordered

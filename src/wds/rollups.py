@@ -84,7 +84,7 @@ class Rollups:
 
     async def forget(self) -> None:
         """Forget all kept counts; they are made anew."""
-        await self._try_for(WRITE_BUDGET_S, lambda: self._hours.delete_many({}))
+        await self._try_for(WRITE_BUDGET_S, lambda: self._hours.update_many({}, hours.forget()))
 
     async def _whole_since(self) -> datetime:
         """Return the hour from which on no event can have been deleted yet."""
@@ -197,7 +197,9 @@ class Rollups:
         at_once = AT_ONCE
         since = await self._whole_since()
         if self._kept_for is not None:
-            await self._try_for(0, lambda: self._hours.delete_many({"_id": {"$lt": since}}))
+            # One more is left, which somebody may have begun to read when it was trusted still.
+            untrusted = {"_id": {"$lt": since - hours.HOUR}}
+            await self._try_for(0, lambda: self._hours.delete_many(untrusted))
         at = await self._first_received(since)
         while at is not None and at < horizon:
             begin = hours.start_of(at)

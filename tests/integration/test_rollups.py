@@ -205,6 +205,65 @@ async def test_pages_are_the_same_however_much_is_kept(store, now, history, few,
     await check()
 
 
+def _every(rng, store, now) -> list:
+    """List what other replicas may do with the kept counts between two reads of one."""
+
+    async def extend() -> None:
+        last = rng.randrange(41)
+        horizon = now - timedelta(minutes=rng.randrange(40 * 60))
+        batch = [now - n * HOUR for n in range(40, last, -1) if now - n * HOUR < horizon]
+        if batch:
+            await store.rollups._keep(batch, horizon)
+
+    async def reopen() -> None:
+        await store.rollups.reopen([now - n * HOUR for n in range(41) if rng.random() < 0.5])
+
+    async def find_too_many_kinds() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rollups, "MAX_KINDS", 2)
+            await extend()
+
+    return [extend, extend, reopen, find_too_many_kinds, store.rollups.forget]
+
+
+@pytest.mark.parametrize("few", [0, 200])
+async def test_pages_and_totals_agree_with_a_model_whatever_becomes_of_the_counts_meanwhile(
+    store, now, history, few, monkeypatch
+):
+    """From the first page to the last, of any size, in any order."""
+    monkeypatch.setattr(rollups, "HOURS_AT_ONCE", (2, 5))
+    monkeypatch.setattr(archive, "SPANS_AT_ONCE", 3)
+    monkeypatch.setattr(archive, "FEW", few)
+    rng = random.Random(10)
+    choices = _every(rng, store, now)
+    some_time_ago = {"$set": {"reopened_at": now - HOUR}}
+    kept_in = store.rollups._kept_in
+
+    async def kept_in_and_changed(*span, **order):
+        kept = await kept_in(*span, **order)
+        if rng.random() < 0.3:
+            await rng.choice(choices)()
+        return kept
+
+    monkeypatch.setattr(store.rollups, "_kept_in", kept_in_and_changed)
+    for _ in range(40):
+        await store.rollups._hours.update_many({}, some_time_ago)
+        await choices[0]()
+        given, sort = drawn(rng, now), rng.choice(list(filters.SORTS))
+        expected = in_order([each for each in history if fits(each, given)], sort)
+        wanted = filters.match(**given)
+        limit = rng.choice([7, 20, 500])
+        read, after, more = [], None, True
+        while more:
+            page, more = await store.archive.page(
+                wanted, sort=sort, skip=0, limit=limit, after=after, include_payload=False
+            )
+            read += [each["_id"] for each in page]
+            after = filters.position_of(page[-1]) if page else None
+        assert read == expected, (given, sort, limit)
+        assert await store.rollups.total(wanted) == len(expected), given
+
+
 async def test_where_no_kept_hour_has_an_event_none_is_looked_for(store, db, history):
     """Or the answer that nothing matches would take reading all."""
     await db.events.update_many({"status": "DELIVERING"}, {"$set": {"status": "DELIVERED"}})
@@ -356,6 +415,15 @@ async def test_a_replica_that_is_behind_does_not_count_again_what_another_has(
     assert await total(store) == 1
     await store.rollups.advance()
     assert await total(store) == 1
+
+
+async def test_what_is_forgotten_while_a_replay_is_on_its_way_is_not_counted_before(store, db, now):
+    event_id = await put(db, now)
+    await store.rollups.reopen([now])
+    await store.rollups.forget()
+    await store.rollups.advance()
+    await db.events.update_one({"_id": event_id}, {"$set": {"status": "DELIVERING"}})
+    assert await total(store, status=("DELIVERING",)) == 1
 
 
 async def test_an_insert_that_took_long_reopens_its_hour(store, db, monkeypatch):

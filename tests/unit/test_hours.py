@@ -127,6 +127,15 @@ def test_an_hour_that_changes_while_it_is_read_is_looked_through():
     ]
 
 
+def test_no_place_is_beyond_the_span_that_is_read_however_far_counts_were_extended_meanwhile():
+    span, counted = (at(0), at(45)), [kept(0, 30)]
+    for extended, expected in (
+        (found(0, 10, 60), [(at(10), at(45))]),
+        (found(0, 50, 60), [(at(30), at(45))]),
+    ):
+        assert hours.places(span, counted, [extended], newest_first=False) == expected
+
+
 def test_what_is_added_to_a_kind_makes_its_stretch_longer():
     kind = dict.fromkeys(hours.KIND, "x")
     kept_kinds = [{**kind, "count": 2, "first": at(5), "last": at(7)}]
