@@ -197,27 +197,42 @@ class Archive:
     async def _sorted(
         self, part: filters.Part, spans: list[Span], cut: _Cut
     ) -> AsyncGenerator[Document]:
-        """Yield events in an order that no index has, of places sorted from what an index holds."""
-        found: list[Document] = []
-        for start in range(0, len(spans), SPANS_AT_ONCE):
-            narrowed = filters.within(part.wanted, spans[start : start + SPANS_AT_ONCE])
-            places = filters.places(narrowed, part.order, cut.skip + cut.left)
-            read = self._events.aggregate(
-                places, hint=filters.hint(narrowed), maxTimeMS=SEARCH_LIMIT_MS
-            )
-            found += await read.to_list(None)
-        for field, direction in reversed(part.order):
-            found.sort(key=itemgetter(field), reverse=direction < 0)
-        ids = [each["_id"] for each in found[cut.skip : cut.skip + cut.left]]
-        cut.skip = max(cut.skip - len(found), 0)
-        for start in range(0, len(ids), cut.batch):
-            some = ids[start : start + cut.batch]
-            batch = await self._events.find({"_id": {"$in": some}}, cut.fields).to_list(None)
-            by_id = {document["_id"]: document for document in batch}
-            for event_id in some:
-                if event_id in by_id:
+        """Yield events in an order that no index has, of places sorted from what an index holds.
+
+        Those that leave their places before they are read leave no gap, and end nothing too soon.
+        """
+        while True:
+            found: list[Document] = []
+            for start in range(0, len(spans), SPANS_AT_ONCE):
+                narrowed = filters.within(part.wanted, spans[start : start + SPANS_AT_ONCE])
+                places = filters.places(narrowed, part.order, cut.skip + cut.left)
+                read = self._events.aggregate(
+                    places, hint=filters.hint(narrowed), maxTimeMS=SEARCH_LIMIT_MS
+                )
+                found += await read.to_list(None)
+            asked = cut.left
+            chosen = _in_order(found, part.order)[cut.skip : cut.skip + asked]
+            cut.skip = max(cut.skip - len(found), 0)
+            for start in range(0, len(chosen), cut.batch):
+                for document in await self._at(chosen[start : start + cut.batch], part, cut):
                     cut.left -= 1
-                    yield by_id[event_id]
+                    yield document
+            if len(chosen) < asked or not cut.left:
+                return
+            last = filters.position_of(chosen[-1])
+            part = filters.Part(filters.after(part.wanted, part.order, last), part.order)
+
+    async def _at(self, places: list[Document], part: filters.Part, cut: _Cut) -> list[Document]:
+        """Return the events of a part that are at these places, in order as they are by now.
+
+        So none that was attempted meanwhile is taken for the place up to which all were read; one
+        that follows the last place now will be found from there on.
+        """
+        wanted = filters.narrowed(part.wanted, {"_id": {"$in": [each["_id"] for each in places]}})
+        found = self._events.find(wanted, cut.fields, max_time_ms=SEARCH_LIMIT_MS, hint="_id_")
+        last = places[-1]
+        ordered = _in_order([*await found.to_list(None), last], part.order)
+        return ordered[: next(at for at, each in enumerate(ordered) if each is last)]
 
     async def export(
         self, match: Document, *, sort: str, include_payload: bool
@@ -320,6 +335,13 @@ class Archive:
             ),
         )
         return None if found is None else found["received_at"]
+
+
+def _in_order(events: list[Document], order: filters.Order) -> list[Document]:
+    """Return events in an order; what is equal in it stays as it was."""
+    for field, direction in reversed(order):
+        events = sorted(events, key=itemgetter(field), reverse=direction < 0)
+    return events
 
 
 async def _each(cursor: Any) -> AsyncGenerator[Document, None]:  # noqa: ANN401 - motor's own

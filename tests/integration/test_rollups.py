@@ -264,6 +264,37 @@ async def test_pages_and_totals_agree_with_a_model_whatever_becomes_of_the_count
         assert await store.rollups.total(wanted) == len(expected), given
 
 
+@pytest.mark.parametrize("sort", ["attempt_count", "-attempt_count"])
+async def test_events_that_change_while_a_page_is_read_cost_it_no_others(
+    store, db, history, sort, monkeypatch
+):
+    """Some are deleted, some attempted once more, after their places were found."""
+    at = store.archive._at
+    changed: set[str] = set()
+
+    async def at_after_a_change(places, part, cut):
+        if not changed:
+            gone, first, last = places[3]["_id"], places[0]["_id"], places[-1]["_id"]
+            changed.update({gone, first, last})
+            await db.events.delete_one({"_id": gone})
+            await db.events.update_many(
+                {"_id": {"$in": [first, last]}}, {"$inc": {"attempt_count": 1}}
+            )
+        return await at(places, part, cut)
+
+    monkeypatch.setattr(store.archive, "_at", at_after_a_change)
+    read, after, more = [], None, True
+    while more:
+        page, more = await store.archive.page(
+            filters.match(), sort=sort, skip=0, limit=20, after=after, include_payload=False
+        )
+        read += [each["_id"] for each in page]
+        after = filters.position_of(page[-1]) if page else None
+    others = [event_id for event_id in read if event_id not in changed]
+    assert others == [each for each in in_order(history, sort) if each not in changed]
+    assert len(read) == len(set(read))
+
+
 async def test_where_no_kept_hour_has_an_event_none_is_looked_for(store, db, history):
     """Or the answer that nothing matches would take reading all."""
     await db.events.update_many({"status": "DELIVERING"}, {"$set": {"status": "DELIVERED"}})
