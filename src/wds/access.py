@@ -80,7 +80,7 @@ class Guard:
         """Take the rules. `public` are route patterns; `clock` counts seconds."""
         self._token = settings.operator_token
         self._open = settings.operator_open
-        self._hosts = frozenset(name.lower().rstrip(".") for name in settings.operator_hosts)
+        self._hosts = frozenset(map(_name, settings.operator_hosts))
         self._public = public | {METRICS} if settings.metrics_open else public
         self._failures = Throttle(clock)
         self._readers: Callable[[web.Request], Awaitable[bool]] = _nobody

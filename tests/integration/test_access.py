@@ -321,7 +321,7 @@ async def test_an_open_service_is_not_taken_for_a_page_of_a_foreign_name(
 ):
     """A page in an operator's browser may point its own name at the service's address."""
     before = refusals("foreign_host")
-    changes = {"WDS_OPERATOR_OPEN": "true", "WDS_OPERATOR_HOSTS": "wds.corp.example other.example"}
+    changes = {"WDS_OPERATOR_OPEN": "true", "WDS_OPERATOR_HOSTS": "WDS.corp.example:443 a.b"}
     async with serving(**changes) as ask:
         answer = await ask("GET" if path == "/console" else "POST", path, headers)
         assert answer.status == status
