@@ -518,6 +518,16 @@ async def test_hours_in_which_events_may_have_been_deleted_are_not_trusted(store
     assert await total(store) == 0
 
 
+async def test_an_hour_is_dropped_only_after_everybody_has_ceased_to_trust_it(store, db):
+    """Or who has begun to read it would take it for one without events."""
+    store.rollups.keep_for(24 * 3600)
+    since = await store.rollups._whole_since()
+    old, lately_trusted = since - 2 * HOUR, since - HOUR
+    await db.hour_kinds.insert_many([{"_id": old}, {"_id": lately_trusted}])
+    await store.rollups.advance()
+    assert await db.hour_kinds.distinct("_id") == [lately_trusted]
+
+
 async def test_control_were_they_trusted_deleted_events_would_be_counted(store, db, now):
     old = await put(db, now - 50 * HOUR)
     await store.rollups.advance()
