@@ -235,6 +235,9 @@ class Connection:
             StoreUnavailableError: no try succeeded in time, or MongoDB refused the call for a
                 reason that time does not mend, which is logged as the defect it is.
         """
+        return await heeded(lambda: self._try_for(budget_s, call))
+
+    async def _try_for(self, budget_s: float, call: Callable[[], Awaitable[T]]) -> T:
         try:
             if not budget_s:
                 return await call()
@@ -271,6 +274,22 @@ class Connection:
             if isinstance(error.__cause__, ExecutionTimeout):
                 raise SearchTooSlowError from error
             raise
+
+
+async def heeded(call: Callable[[], Awaitable[T]]) -> T:
+    """Await `call`; if this task was cancelled meanwhile, it ends as cancelled.
+
+    PyMongo waits by `asyncio.wait_for`, which before Python 3.12 overlooks a cancellation that
+    comes together with what it waits for. The task would go on, and whoever cancelled it and
+    waits for its end might wait for ever.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    try:
+        return await call()
+    finally:
+        if task and task.cancelling() > before:
+            raise asyncio.CancelledError
 
 
 async def make_indexes(

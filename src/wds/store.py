@@ -30,6 +30,7 @@ from wds.model import Claim, Settlement, Status
 from wds.mongo import (
     FOREVER,
     Connection,
+    heeded,
     make_indexes,
     transient,
     uptime,
@@ -242,7 +243,7 @@ class Store:
         ids = random.sample(peeked, min(limit, len(peeked)))
         chosen = {"_id": {"$in": ids}, **queries.due(destination)}
         try:
-            written = await self._events.update_many(chosen, update, hint="_id_")
+            written = await heeded(lambda: self._events.update_many(chosen, update, hint="_id_"))
         except PyMongoError as error:
             if not transient(error):
                 raise

@@ -346,6 +346,32 @@ async def test_a_claim_ends_where_the_store_takes_a_slower_clock_to_be_ahead(
     assert "lease" not in await only(db)
 
 
+@pytest.mark.parametrize("what", ["ping", "report", "insert", "claim"])
+async def test_whoever_is_cancelled_while_the_database_answers_goes_no_further(store, what):
+    """Or a loop that was cancelled would begin its next turn, and its owner wait for ever."""
+    calls = {
+        "ping": store.ping,
+        "report": lambda: store.watch.report(owner="o", role="r", totals={"claimed": 1}),
+        "insert": lambda: store.insert([new_event()]),
+        "claim": lambda: store.claim("default", 2, owner="d", lease_s=0.001, max_attempts=99),
+    }
+    await store.insert([new_event(), new_event()])
+    await clock_caught_up(store)
+    cancelled = 0
+    for passes in range(60):
+        await store.ping()  # over a connection that is made already, the last one was cut off
+        task = asyncio.create_task(calls[what]())
+        for _ in range(passes):
+            await asyncio.sleep(0)
+        if task.cancel():
+            await asyncio.wait({task})
+            assert task.cancelled(), passes
+            cancelled += 1
+    assert cancelled > 10
+    [server] = store._mongo._queue_client._topology._servers.values()
+    assert (server.pool.active_sockets, server.pool.requests) == (0, 0)
+
+
 async def test_the_databases_clock_is_looked_at_anew_after_the_machine_was_suspended(
     store, monkeypatch
 ):
