@@ -6,6 +6,8 @@ id that is taken tells a repeat from a contradiction by the payload's hash.
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from pymongo.errors import BulkWriteError
@@ -17,8 +19,7 @@ from wds.model import Conflict, NewEvent, Receipt, Status
 from wds.mongo import WRITE_BUDGET_S, duplicates, uptime
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime
+    from collections.abc import AsyncIterator, Sequence
 
     from wds.mongo import Connection, Session
     from wds.queries import Document
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 READ_BUDGET_S = 5.0
 """Seconds that a read is retried where giving up would leave a write's outcome unknown."""
+_MILLISECOND = timedelta(milliseconds=1)
+"""The least by which two instants in the database differ."""
 
 
 class Inserts:
@@ -39,6 +42,7 @@ class Inserts:
         self._events = mongo.queue_db[queries.EVENTS]
         # What decides whether a write took place is read where no failover can undo it.
         self._majority = self._events.with_options(read_concern=ReadConcern("majority"))
+        self._under_way: set[datetime] = set()
 
     async def insert(self, events: Sequence[NewEvent]) -> list[Receipt | Conflict]:
         """Store `events`, one result for each in order, majority-committed and journaled.
@@ -49,8 +53,11 @@ class Inserts:
             StoreUnavailableError: no confirmation in time. Some may have been stored; sent
                 again, those with an idempotency key are recognised.
         """
+        async with self._instant() as now:
+            return await self._insert(events, now)
+
+    async def _insert(self, events: Sequence[NewEvent], now: datetime) -> list[Receipt | Conflict]:
         began = uptime()
-        now = await self._mongo.now()
         documents = [queries.event_document(event, now) for event in events]
         tries = 0
 
@@ -87,8 +94,13 @@ class Inserts:
         Raises:
             StoreUnavailableError: no confirmation in time; either all were stored or none.
         """
+        async with self._instant() as now:
+            return await self._insert_all(events, now)
+
+    async def _insert_all(
+        self, events: Sequence[NewEvent], now: datetime
+    ) -> list[Receipt | Conflict]:
         began = uptime()
-        now = await self._mongo.now()
         wanted = {event.id: event for event in events}
         stored: dict[str, Document] = {}
         tries = 0
@@ -118,6 +130,22 @@ class Inserts:
                 results.append(Receipt(event.id, Status.RECEIVED, event.id in met))
             met.add(event.id)
         return results
+
+    @asynccontextmanager
+    async def _instant(self) -> AsyncIterator[datetime]:
+        """Give the database's time, to no other insert of this process while the block lasts.
+
+        An insert that is repeated knows by it which documents are its own. Where another has it,
+        an earlier one is as good: never later than it is.
+        """
+        instant = await self._mongo.now()
+        while instant in self._under_way:
+            instant -= _MILLISECOND
+        self._under_way.add(instant)
+        try:
+            yield instant
+        finally:
+            self._under_way.discard(instant)
 
     async def _insert_in_transaction(self, documents: list[Document]) -> bool:
         """Insert all or none; False if one of them is there already."""

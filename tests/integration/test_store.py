@@ -113,6 +113,20 @@ async def test_a_write_whose_answer_was_lost_is_written_once_and_is_no_duplicate
     assert await db.events.count_documents({}) == 2
 
 
+async def test_of_two_inserts_at_once_whose_answers_were_lost_one_wrote_an_event(
+    store, db, monkeypatch
+):
+    """Both begin within one millisecond, and meet the event when they write again."""
+    instant = await store.now()
+    monkeypatch.setattr(store._mongo, "now", lambda: asyncio.sleep(0, instant))
+    fail = {"failCommands": ["insert"], "writeConcernError": {"code": 64, "errmsg": "lost"}}
+    await db.client.admin.command("configureFailPoint", "failCommand", mode={"times": 4}, data=fail)
+    event = new_event(key="k")
+    results = await asyncio.gather(store.insert([event]), store.insert([event]))
+    assert sorted(receipt.duplicate for [receipt] in results) == [False, True]
+    assert (await only(db))["received_at"] <= instant
+
+
 async def test_an_insert_that_is_never_confirmed_is_an_error(store, db, monkeypatch):
     monkeypatch.setattr("wds.inserts.WRITE_BUDGET_S", 0.3)
     fail = {"failCommands": ["insert"], "errorCode": 11600}
