@@ -14,6 +14,7 @@ import sys
 import threading
 from collections import deque
 from contextlib import suppress
+from select import PIPE_BUF
 from typing import TYPE_CHECKING, TextIO, cast
 
 import orjson
@@ -36,10 +37,11 @@ _tracebacks = structlog.processors.ExceptionRenderer(
 
 
 class _Lines:
-    """Standard error, written to once in each pass of the event loop, or at once outside one.
+    """Standard error, written to after each pass of the event loop, or at once outside one.
 
-    A write for each line costs as much as making the line. It never raises: no reader is no reason
-    to stop.
+    A write for each line costs as much as making the line. One write is of whole lines, together
+    no longer than a pipe takes in one piece: other processes may write to the same pipe. It never
+    raises: no reader is no reason to stop.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -62,10 +64,20 @@ class _Lines:
     def _write_out(self) -> None:
         # First of all, so that a thread which still sees the loop has its line among these.
         self._writes_next = None
-        lines = []
+        lines: list[str] = []
+        size = 0
         with suppress(IndexError):
             while True:
-                lines.append(self._waiting.popleft())
+                line = self._waiting.popleft()
+                length = len(line.encode(errors="replace"))
+                if lines and size + length > PIPE_BUF:
+                    self._write_at_once(lines)
+                    lines, size = [], 0
+                lines.append(line)
+                size += length
+        self._write_at_once(lines)
+
+    def _write_at_once(self, lines: list[str]) -> None:
         with suppress(OSError, ValueError):
             self._stream.write("".join(lines))
             self._stream.flush()

@@ -8,6 +8,7 @@ import logging
 import sys
 import threading
 import weakref
+from select import PIPE_BUF
 
 import pytest
 import structlog
@@ -137,6 +138,32 @@ def test_the_lines_of_one_pass_of_the_event_loop_are_written_together(writes):
 
     asyncio.run(passes())
     assert writes == [["a", "b"], ["c"]]
+
+
+def test_what_is_written_together_is_whole_lines_and_fits_into_a_pipe_in_one_piece(monkeypatch):
+    """Or the lines of processes that share one would break each other while it is full."""
+    sizes = []
+
+    class Measured(Recorded):
+        def write(self, text):
+            super().write(text)
+            sizes.append(len(text.encode()))
+
+    recorded = Measured()
+    monkeypatch.setattr(sys, "stderr", recorded)
+    logs.configure("json")
+    said = [f"{number} {'ü' * (number % 300)}" for number in range(200)]
+    said[100] = "long" * PIPE_BUF
+
+    async def burst():
+        for event in said:
+            structlog.get_logger().info(event)
+
+    asyncio.run(burst())
+    assert [event for events in recorded.writes for event in events] == said
+    assert [said[100]] in recorded.writes
+    assert [size for size in sizes if size > PIPE_BUF] == [max(sizes)]
+    assert len(sizes) < len(said) / 4
 
 
 def test_what_was_logged_as_the_event_loop_ended_is_written_with_the_next_line_or_at_exit(writes):
