@@ -8,6 +8,7 @@ standalone server is refused: it has no majority, and it can lose what it acknow
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -65,7 +66,7 @@ HEARTBEAT_S = 2.0
 WRITE_BUDGET_S = 8.0
 """Seconds that an insert is retried on transport errors before the sender is told 503."""
 CLOSE_S = 0.5
-"""Seconds that taking leave of the server may take."""
+"""Seconds that each step of taking leave of the server may take."""
 FOREVER = float("inf")
 MILLISECOND_S = 0.001
 CLOCK_TRUST_S = 5.0
@@ -164,11 +165,34 @@ class Connection:
             raise StandaloneRefusedError(msg)
 
     async def close(self) -> None:
-        """Drop all connections."""
-        self._client.close()
-        with suppress(TimeoutError):  # it says goodbye, which a server that hangs does not hear
+        """Drop all connections, once transactions are ended and sessions returned, if that is soon.
+
+        A server that hangs does not hear of it; it ends them by itself.
+        """
+        await asyncio.gather(self._close_motor(), self._close_queue_client())
+
+    async def _close_queue_client(self) -> None:
+        # It takes leave of sessions, then of cursors; at another try of none that it has tried.
+        for _ in range(3):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_S):
+                    await asyncio.gather(*self._endings, return_exceptions=True)
+                    await self._queue_client.close()
+                    break
+
+    async def _close_motor(self) -> None:
+        """Close the client that would stop the event loop until the server has answered."""
+        loop, closed = asyncio.get_running_loop(), asyncio.Event()
+
+        def close() -> None:
+            self._client.close()
+            with suppress(RuntimeError):  # nobody waited so long, and the loop is over
+                loop.call_soon_threadsafe(closed.set)
+
+        threading.Thread(target=close, name="leave MongoDB", daemon=True).start()
+        with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S):
-                await self._queue_client.close()
+                await closed.wait()
 
     async def hello(self) -> Document:
         """Ask the server about itself; `localTime` in it is its clock, tz-aware."""

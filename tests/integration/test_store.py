@@ -360,6 +360,43 @@ async def test_a_claim_ends_where_the_store_takes_a_slower_clock_to_be_ahead(
     assert "lease" not in await only(db)
 
 
+async def test_closing_waits_until_a_transaction_is_ended_that_is_being_given_up(
+    settings, db, monkeypatch
+):
+    monkeypatch.setattr("wds.inserts.WRITE_BUDGET_S", 0.3)
+    store = Store(settings.mongo_url, settings.mongo_db)
+    await store.open()
+    await store.ping()
+    stall = {"failCommands": ["insert"], "blockConnection": True, "blockTimeMS": 600}
+    await db.client.admin.command(
+        "configureFailPoint", "failCommand", mode={"times": 1}, data=stall
+    )
+    with pytest.raises(StoreUnavailableError):
+        await store.insert_all([new_event()])
+    assert store._mongo._endings
+    await store.close()
+    assert not store._mongo._endings
+
+
+async def test_closing_leaves_nothing_behind_even_if_the_server_does_not_answer(settings, db):
+    before = asyncio.all_tasks()
+    store = Store(settings.mongo_url, settings.mongo_db)
+    await store.open()
+    await store.insert_all([new_event()])
+    stall = {"failCommands": ["endSessions"], "blockConnection": True, "blockTimeMS": 3000}
+    await db.client.admin.command(
+        "configureFailPoint", "failCommand", mode={"times": 2}, data=stall
+    )
+    try:
+        async with asyncio.timeout(2):
+            await store.close()
+    finally:
+        await db.client.admin.command("configureFailPoint", "failCommand", mode="off")
+    assert asyncio.all_tasks() == before
+    [server] = store._mongo._queue_client._topology._servers.values()
+    assert not server.pool.conns
+
+
 @pytest.mark.parametrize("what", ["ping", "report", "insert", "claim"])
 async def test_whoever_is_cancelled_while_the_database_answers_goes_no_further(store, what):
     """Or a loop that was cancelled would begin its next turn, and its owner wait for ever."""
