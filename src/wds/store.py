@@ -83,7 +83,7 @@ class Store:
     """One process's access to the events. Create, `open`, use, `close`."""
 
     def __init__(self, url: str, database: str) -> None:
-        """Prepare a client; nothing is sent until `open`.
+        """Prepare the clients; nothing is sent until `open`.
 
         Raises:
             StartError: the URL is malformed. It is not repeated, it may hold a password.
