@@ -11,8 +11,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.integration.conftest import Client
-from tests.support import SECRET, make_settings, signed
+from tests.support import SECRET, eventually, make_settings, signed
+from wds import ingest
 from wds.ingest import create_app
+from wds.inserts import Inserts
 from wds.model import derived_id
 from wds.server import listening
 from wds.signature import sign
@@ -409,3 +411,35 @@ async def test_a_batch_under_an_unusable_key_is_refused(client, db, key):
 
     assert (status, answer["error"]["details"][0]["field"]) == (422, "idempotency_key")
     assert await db.events.count_documents({}) == 0
+
+
+async def test_a_key_whose_event_is_being_written_is_a_repeat_in_the_insert_beside_it(
+    client, db, monkeypatch
+):
+    """The second write meets the first, which is done but not answered yet."""
+    store_insert = Inserts.insert
+    answered = asyncio.Event()
+    sizes = []
+
+    async def slow_at_first(self, events):
+        sizes.append(len(events))
+        first = len(sizes) == 1
+        receipts = await store_insert(self, events)
+        if first:
+            await answered.wait()
+        return receipts
+
+    monkeypatch.setattr(Inserts, "insert", slow_at_first)
+    first = asyncio.create_task(client.ingest(b"{}", Idempotency_Key="k"))
+    await eventually(lambda: db.events.count_documents({}), lambda stored: stored == 1)
+    beside = [client.ingest(b"{}", Idempotency_Key="k")]
+    beside += [client.ingest(b"{}") for _ in range(ingest.WORTH_OVERLAPPING - 1)]
+    try:
+        statuses = [status for status, _ in await asyncio.wait_for(asyncio.gather(*beside), 5)]
+        assert not first.done()
+    finally:
+        answered.set()
+    assert (await first)[0] == 202
+    assert sorted(statuses) == [200] + [202] * (ingest.WORTH_OVERLAPPING - 1)
+    assert sizes == [1, ingest.WORTH_OVERLAPPING]
+    assert await db.events.count_documents({}) == ingest.WORTH_OVERLAPPING
