@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
-
-ASK_AGAIN_S = 0.1
-"""Seconds after which work that was told to end is told again."""
 
 
 @asynccontextmanager
@@ -20,18 +17,6 @@ async def beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await ended(task)
-        if not task.cancelled():
-            task.result()
-
-
-async def ended(task: asyncio.Task[Any]) -> None:
-    """Cancel `task` and wait until it is over, whatever it comes to.
-
-    Told once it may go on: until Python 3.12 a cancellation is lost that reaches
-    `asyncio.wait_for`, which the driver of MongoDB uses, just as what it waits for is done
-    (https://github.com/python/cpython/issues/81839).
-    """
-    while not task.done():
         task.cancel()
-        await asyncio.wait({task}, timeout=ASK_AGAIN_S)
+        with suppress(asyncio.CancelledError):
+            await task

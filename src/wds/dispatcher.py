@@ -28,7 +28,6 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 
 from wds import backoff, fleet, journal, metrics, server, tracing
 from wds.access import Guard
-from wds.background import ended
 from wds.config import SETTLE_MARGIN_S
 from wds.delivery import Deliverer, NotSentError
 from wds.errors import LimiterUnavailableError, StoreUnavailableError
@@ -405,7 +404,8 @@ async def serve(settings: Settings, stop: asyncio.Event, tracer: Tracer = tracin
             if unfinished:
                 log.warning("drain_cut_short", consequence="leases will expire")
                 dispatcher.abandon()
-                await ended(running)
+                running.cancel()
+                await asyncio.wait({running})
             else:
                 running.result()
     finally:
