@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 INTERVAL_S = 2.0
-LAST_REPORT_S = 0.5
+LAST_REPORT_S = 0.3
 """What the last report may take; stopping in time matters more."""
 
 

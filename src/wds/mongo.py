@@ -65,7 +65,7 @@ HEARTBEAT_S = 2.0
 """Seconds between the driver's looks at each server; its default, 10, finds a primary late."""
 WRITE_BUDGET_S = 8.0
 """Seconds that an insert is retried on transport errors before the sender is told 503."""
-CLOSE_S = 0.5
+CLOSE_S = 0.2
 """Seconds that each step of taking leave of the server may take."""
 FOREVER = float("inf")
 MILLISECOND_S = 0.001
@@ -424,13 +424,15 @@ async def _again(budget_s: float, call: Callable[[], Awaitable[T]]) -> T:
     def log_retry(state: RetryCallState) -> None:
         _log_retry(state.outcome.exception() if state.outcome else None, 1 + state.attempt_number)
 
-    patiently = AsyncRetrying(
+    async for attempt in AsyncRetrying(
         retry=retry_if_exception(transient),
         stop=stop_after_delay(budget_s),
         wait=wait_random_exponential(multiplier=0.05, max=0.5),
         before_sleep=log_retry,
-    )
-    return await patiently(call)
+    ):
+        with attempt:
+            return await call()
+    raise AssertionError  # the loop returns or raises
 
 
 def _log_retry(error: BaseException | None, tries: int) -> None:
