@@ -418,7 +418,7 @@ async def test_whoever_is_cancelled_while_the_database_answers_goes_no_further(s
             await asyncio.wait({task})
             assert task.cancelled(), passes
             cancelled += 1
-    assert cancelled > 10
+    assert cancelled > 3
     [server] = store._mongo._queue_client._topology._servers.values()
     assert (server.pool.active_sockets, server.pool.requests) == (0, 0)
 
