@@ -8,7 +8,7 @@ from benchmarks.delivery import claim_and_settle
 from benchmarks.fill import TYPES
 from benchmarks.payloads import SMALL, of_size
 from benchmarks.rows import Measure, Row, Sample
-from wds import queries
+from wds import indexes
 from wds.model import NewEvent, derived_id
 from wds.store import Store
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 AT_ONCE = 64
 """Events in one insert, one claim and one settlement."""
 DROPPED = (
-    queries.COVERING_INDEX,
-    queries.STATUS_INDEX,
-    queries.TYPE_INDEX,
-    queries.SOURCE_INDEX,
-    queries.CODE_INDEX,
-    queries.ATTEMPTS_INDEX,
-    queries.KEY_INDEX,
+    indexes.COVERING_INDEX,
+    indexes.STATUS_INDEX,
+    indexes.TYPE_INDEX,
+    indexes.SOURCE_INDEX,
+    indexes.CODE_INDEX,
+    indexes.ATTEMPTS_INDEX,
+    indexes.KEY_INDEX,
 )
 """All but `_id` and the claim index, without which the queue is none."""
 

@@ -14,7 +14,7 @@ from pymongo.write_concern import WriteConcern
 from benchmarks import stack
 from benchmarks.payloads import wrk_script
 from benchmarks.rows import Measure, Row, Sample, Target, at_least, within
-from wds import embedded, queries
+from wds import embedded, indexes, queries
 from wds.model import NewEvent, random_id
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def in_bulk(engines: Engines, bodies: Sequence[bytes], seconds: int) -> Measure:
         collection = engines.client[engines.database()].get_collection(
             "events", write_concern=WriteConcern("majority", j=True)
         )
-        collection.create_indexes(queries.EVENT_INDEXES)
+        collection.create_indexes(indexes.EVENT_INDEXES)
         now = engines.client.admin.command("hello")["localTime"]
         done, began = 0, time.monotonic()
         while time.monotonic() - began < seconds:

@@ -16,7 +16,7 @@ from motor.motor_asyncio import AsyncIOMotorClient
 from tests.support import Engines, make_settings
 from wds import embedded
 from wds.limiter import Limiter
-from wds.mongo import initiate_replica_set
+from wds.replica_set import initiate_replica_set
 from wds.store import Store
 
 if TYPE_CHECKING:

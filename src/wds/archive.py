@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from wds import filters, queries
+from wds import filters, indexes, queries
 from wds.mongo import SEARCH_LIMIT_MS
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class Archive:
                 if known <= FEW:
                     read = self._sorted(each, spans, cut)
                 else:
-                    read = self._find(each.wanted, queries.ATTEMPTS_INDEX, each.order, cut)
+                    read = self._find(each.wanted, indexes.ATTEMPTS_INDEX, each.order, cut)
             else:
                 read = self._by_time(each, cut)
             async with aclosing(read) as documents:

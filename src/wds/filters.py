@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pymongo import ASCENDING, DESCENDING
 
 from wds.hours import KIND, MAX_EVENT_TYPES, TICK, received_in
-from wds.model import ID_LENGTH, Status
-from wds.queries import (
+from wds.indexes import (
     ATTEMPTS_INDEX,
     CODE_INDEX,
     COVERING_INDEX,
@@ -24,6 +23,7 @@ from wds.queries import (
     STATUS_INDEX,
     TYPE_INDEX,
 )
+from wds.model import ID_LENGTH, Status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

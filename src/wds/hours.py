@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from pymongo import UpdateOne
 
+from wds.indexes import STATUS_INDEX
 from wds.model import Status
-from wds.queries import STATUS_INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -11,7 +11,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from wds import queries
+from wds import indexes, queries
 from wds.mongo import FOREVER, WRITE_BUDGET_S
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Logouts:
 
     async def open(self) -> None:
         """Make the index by which MongoDB forgets sessions whose time is over anyway."""
-        await self._try_for(FOREVER, lambda: self._ended.create_indexes([queries.LOGOUTS_INDEX]))
+        await self._try_for(FOREVER, lambda: self._ended.create_indexes([indexes.LOGOUTS_INDEX]))
 
     async def end(self, digest: str, expires_at: int) -> None:
         """End the session of this digest, which would last until `expires_at`, seconds since 1970.

@@ -43,10 +43,8 @@ from wds.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine
 
-    from pymongo import IndexModel
-    from pymongo.asynchronous.collection import AsyncCollection
     from tenacity import RetryCallState
 
     from wds.queries import Document
@@ -98,8 +96,6 @@ _TRANSIENT_CODES = frozenset(
         13436,
     }
 )
-_INDEX_NOT_FOUND = 27
-_ALREADY_INITIALIZED = 23
 AWARE: CodecOptions[Document] = CodecOptions(tz_aware=True)
 """For `command`, which ignores the client's own."""
 
@@ -316,37 +312,6 @@ async def heeded(call: Callable[[], Awaitable[T]]) -> T:
             raise asyncio.CancelledError
 
 
-async def make_indexes(
-    collection: AsyncCollection[Document],
-    indexes: Sequence[IndexModel],
-    obsolete: Sequence[str] = (),
-) -> None:
-    """Make what is missing, and anew what an earlier version made otherwise under the same name.
-
-    Then drop those named `obsolete`, which replicas of an earlier version may still ask for: so
-    what replaces them is there first.
-    """
-    existing = await collection.index_information()
-    for index in indexes:
-        name, keys = index.document["name"], list(index.document["key"].items())
-        if name in existing and existing[name]["key"] != keys:
-            log.warning("index_made_anew", index=name)
-            await _drop_index(collection, name)
-    await collection.create_indexes(indexes)
-    for name in existing.keys() & set(obsolete):
-        log.warning("index_dropped", index=name, consequence="nothing uses it any more")
-        await _drop_index(collection, name)
-
-
-async def _drop_index(collection: AsyncCollection[Document], name: str) -> None:
-    """Drop an index, unless another replica that starts just now was faster."""
-    try:
-        await collection.drop_index(name)
-    except OperationFailure as error:
-        if error.code != _INDEX_NOT_FOUND:
-            raise
-
-
 def duplicates(error: BulkWriteError) -> list[int]:
     """Return the indexes refused as duplicates; raise on for any other failure in the bulk."""
     details: Any = error.details
@@ -354,46 +319,6 @@ def duplicates(error: BulkWriteError) -> list[int]:
     if others or details["writeConcernErrors"]:
         raise error
     return [each["index"] for each in details["writeErrors"]]
-
-
-async def initiate_replica_set(host: str, port: int, name: str) -> None:
-    """Make the mongod at `host:port` a one-node replica set, or give an old one this address.
-
-    Raises:
-        StartError: it did not become primary.
-    """
-    client: AsyncIOMotorClient[Document] = AsyncIOMotorClient(
-        host, port, directConnection=True, serverSelectionTimeoutMS=20_000
-    )
-    config = {"_id": name, "members": [{"_id": 0, "host": f"{host}:{port}"}]}
-    try:
-        try:
-            await client.admin.command("replSetInitiate", config)
-        except OperationFailure as error:
-            if error.code != _ALREADY_INITIALIZED:
-                raise
-            await _move_replica_set(client, config)
-        async for attempt in AsyncRetrying(
-            stop=stop_after_delay(20), wait=wait_random_exponential(multiplier=0.02, max=0.2)
-        ):
-            with attempt:
-                hello = await client.admin.command("hello")
-                if not hello.get("isWritablePrimary"):
-                    raise StoreUnavailableError
-    except (PyMongoError, RetryError) as error:
-        msg = f"mongod on port {port} did not become a primary: {error}"
-        raise StartError(msg) from error
-    finally:
-        client.close()
-
-
-async def _move_replica_set(client: AsyncIOMotorClient[Document], config: Document) -> None:
-    """Force the stored configuration to this address: data kept from an earlier port."""
-    current = (await client.admin.command("replSetGetConfig"))["config"]
-    if current["members"][0]["host"] == config["members"][0]["host"]:
-        return
-    moved = {**current, "members": config["members"], "version": current["version"] + 1}
-    await client.admin.command("replSetReconfig", moved, force=True)
 
 
 def uptime() -> float:

@@ -1,4 +1,4 @@
-"""Every MongoDB document, filter, update and pipeline, as plain data. Pure.
+"""Every MongoDB document, filter, update and pipeline of the queue, as plain data. Pure.
 
 `store` executes them; tests explain() them. What must stay true:
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pymongo import ASCENDING, DESCENDING, IndexModel, UpdateOne
+from pymongo import ASCENDING, UpdateOne
 
 from wds.model import Attempt, NewEvent, Outcome, Settlement, Status
 
@@ -27,80 +27,6 @@ Document = dict[str, Any]
 EVENTS = "events"
 FLEET = "fleet"
 LOGOUTS = "logouts"
-
-CLAIM_INDEX = IndexModel(
-    [("destination", ASCENDING), ("next_attempt_at", ASCENDING), ("_id", ASCENDING)],
-    name="claim",
-    partialFilterExpression={"next_attempt_at": {"$exists": True}},
-)
-"""Holds live events only, so a claim costs the same however many are finished.
-
-With `_id`, so that looking at what is due and counting it reads no document.
-"""
-
-COVERING_INDEX = "search_time"
-"""Holds all that is filtered and counted by, so that no document is read."""
-STATUS_INDEX = "search_status"
-TYPE_INDEX = "search_type"
-"""Has each status of a type apart, so that a type with a status it never had costs nothing."""
-SOURCE_INDEX = "search_source"
-"""Holds nothing that changes, so an event is put into it once."""
-CODE_INDEX = "search_code"
-"""Holds all of it too, of events with a last status code, each code apart: few have most codes."""
-RETRIED = 2
-"""Attempts of the events in `ATTEMPTS_INDEX`, at least."""
-ATTEMPTS_INDEX = "search_attempts"
-"""Holds all of it too, of the few events attempted more than once, each number apart."""
-KEY_INDEX = "key"
-"""Finds an idempotency key without its source; holds only events that have one."""
-
-_NEWEST_FIRST = [("received_at", DESCENDING), ("_id", DESCENDING)]
-_KINDS = [(name, ASCENDING) for name in ("status", "event_type", "source", "destination")]
-_CODE = ("last_status_code", ASCENDING)
-_COUNTED = [*_KINDS, ("attempt_count", ASCENDING)]
-EVENT_INDEXES = [
-    CLAIM_INDEX,
-    IndexModel([*_NEWEST_FIRST, *_COUNTED, _CODE], name=COVERING_INDEX),
-    IndexModel([("status", ASCENDING), *_NEWEST_FIRST], name=STATUS_INDEX),
-    IndexModel([("event_type", ASCENDING), ("status", ASCENDING), *_NEWEST_FIRST], name=TYPE_INDEX),
-    IndexModel([("source", ASCENDING), *_NEWEST_FIRST], name=SOURCE_INDEX),
-    IndexModel(
-        [_CODE, *_NEWEST_FIRST, *_COUNTED],
-        name=CODE_INDEX,
-        partialFilterExpression={"last_status_code": {"$exists": True}},
-    ),
-    IndexModel(
-        [("attempt_count", DESCENDING), *_NEWEST_FIRST, *_KINDS, _CODE],
-        name=ATTEMPTS_INDEX,
-        partialFilterExpression={"attempt_count": {"$gte": RETRIED}},
-    ),
-    IndexModel(
-        [("idempotency_key", ASCENDING)],
-        name=KEY_INDEX,
-        partialFilterExpression={"idempotency_key": {"$exists": True}},
-    ),
-]
-OBSOLETE_INDEXES = ("search", "search_retried")
-"""What earlier versions had instead; dropped once there is what replaces it."""
-
-RETENTION_INDEX = "retention"
-"""Makes MongoDB delete finished events once they are old; exists only while that is wanted."""
-
-
-def retention_index(after_s: int) -> IndexModel:
-    """Return the index by which events go `after_s` seconds after they finished.
-
-    A live event has no `finished_at`, so it is not in the index and never goes.
-    """
-    return IndexModel(
-        [("finished_at", ASCENDING)],
-        name=RETENTION_INDEX,
-        expireAfterSeconds=after_s,
-        partialFilterExpression={"finished_at": {"$exists": True}},
-    )
-
-
-LOGOUTS_INDEX = IndexModel([("forget_at", ASCENDING)], name="forget", expireAfterSeconds=0)
 
 CLAIM_PROJECTION = {
     "payload": 1,

@@ -12,6 +12,7 @@ import structlog
 from pymongo.errors import OperationFailure
 
 from wds import queries
+from wds.indexes import RETENTION_INDEX, retention_index
 from wds.mongo import FOREVER
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ async def apply(
 async def _current(mongo: Connection) -> int | None:
     """Return after how many seconds events are deleted now, None for never."""
     indexes = await mongo.db[queries.EVENTS].index_information()
-    index = indexes.get(queries.RETENTION_INDEX)
+    index = indexes.get(RETENTION_INDEX)
     return None if index is None else int(index["expireAfterSeconds"])
 
 
@@ -54,9 +55,9 @@ async def _apply(mongo: Connection, after_s: int | None) -> None:
     while True:
         try:
             if after_s is None:
-                await events.drop_index(queries.RETENTION_INDEX)
+                await events.drop_index(RETENTION_INDEX)
             else:
-                await events.create_indexes([queries.retention_index(after_s)])
+                await events.create_indexes([retention_index(after_s)])
         except OperationFailure as error:
             if after_s is None and error.code in {_NO_SUCH_INDEX, _NO_SUCH_COLLECTION}:
                 return
@@ -69,7 +70,7 @@ async def _apply(mongo: Connection, after_s: int | None) -> None:
 
 async def _change(mongo: Connection, after_s: int) -> bool:
     """Set another age in the index that is there; False if it is not there any more."""
-    index = {"name": queries.RETENTION_INDEX, "expireAfterSeconds": after_s}
+    index = {"name": RETENTION_INDEX, "expireAfterSeconds": after_s}
     try:
         await mongo.db.command("collMod", queries.EVENTS, index=index)
     except OperationFailure as error:

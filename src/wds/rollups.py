@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from wds import filters, hours, queries
+from wds import filters, hours, indexes, queries
 from wds.background import beside
 from wds.errors import StoreUnavailableError
 from wds.mongo import SEARCH_LIMIT_MS, WRITE_BUDGET_S
@@ -140,7 +140,7 @@ class Rollups:
 
     async def _tally(self, pipeline: list[Document]) -> list[Document]:
         counted = self._events.aggregate(
-            pipeline, hint=queries.COVERING_INDEX, maxTimeMS=SEARCH_LIMIT_MS
+            pipeline, hint=indexes.COVERING_INDEX, maxTimeMS=SEARCH_LIMIT_MS
         )
         return await self._mongo.search(lambda: counted.to_list(None))
 

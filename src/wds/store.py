@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 import structlog
 from pymongo import ReturnDocument
-from pymongo.errors import PyMongoError
+from pymongo.errors import OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 
-from wds import queries, retention
+from wds import indexes, queries, retention
 from wds.archive import Archive
 from wds.bulk import Bulk
 from wds.errors import StoreUnavailableError
@@ -31,7 +31,6 @@ from wds.mongo import (
     FOREVER,
     Connection,
     heeded,
-    make_indexes,
     transient,
     uptime,
 )
@@ -41,6 +40,8 @@ from wds.watch import Watch
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
+
+    from pymongo.asynchronous.collection import AsyncCollection
 
     from wds.model import Conflict, NewEvent, Receipt
     from wds.queries import Document
@@ -54,6 +55,7 @@ PEEK_FACTOR = 4
 PEEK_LEAST = 16
 PEEKS_MOST = 3
 """How often a claim of one event looks again where others took, or it buried, all it saw."""
+_INDEX_NOT_FOUND = 27
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +110,7 @@ class Store:
             StartError: it refuses this client.
         """
         await self._mongo.open()
-        await self._try_for(
-            FOREVER,
-            lambda: make_indexes(self._events, queries.EVENT_INDEXES, queries.OBSOLETE_INDEXES),
-        )
+        await self._try_for(FOREVER, lambda: _make_indexes(self._events))
         await self.bulk.open()
         await self.logouts.open()
 
@@ -362,3 +361,30 @@ def _claim(document: Document, token: str, held_since: float, trusted_until: flo
         trace=document.get("trace"),
         attempts_before=document.get("attempts_before", 0),
     )
+
+
+async def _make_indexes(events: AsyncCollection[Document]) -> None:
+    """Make what is missing, and anew what an earlier version made otherwise under the same name.
+
+    Then drop what is obsolete. Replicas of an earlier version may still ask for that, so what
+    replaces it is there first.
+    """
+    existing = await events.index_information()
+    for index in indexes.EVENT_INDEXES:
+        name, keys = index.document["name"], list(index.document["key"].items())
+        if name in existing and existing[name]["key"] != keys:
+            log.warning("index_made_anew", index=name)
+            await _drop_index(events, name)
+    await events.create_indexes(indexes.EVENT_INDEXES)
+    for name in existing.keys() & set(indexes.OBSOLETE_INDEXES):
+        log.warning("index_dropped", index=name, consequence="nothing uses it any more")
+        await _drop_index(events, name)
+
+
+async def _drop_index(events: AsyncCollection[Document], name: str) -> None:
+    """Drop an index, unless another replica that starts just now was faster."""
+    try:
+        await events.drop_index(name)
+    except OperationFailure as error:
+        if error.code != _INDEX_NOT_FOUND:
+            raise

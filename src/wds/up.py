@@ -18,7 +18,7 @@ import aiohttp
 
 from wds import embedded
 from wds.errors import StartError
-from wds.mongo import initiate_replica_set
+from wds.replica_set import initiate_replica_set
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence

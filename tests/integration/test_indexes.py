@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support import new_event
-from wds import actions, filters, hours, queries
+from wds import actions, filters, hours, indexes, queries
 from wds.bulk import matching
 from wds.model import Action, Instruction, Status, derived_id
 
@@ -86,7 +86,7 @@ async def test_an_index_made_otherwise_by_an_earlier_version_is_made_anew(store,
     await db.events.create_index([("destination", 1), ("next_attempt_at", 1)], name="claim")
     await store.open()
     made = (await db.events.index_information())["claim"]
-    assert made["key"] == list(queries.CLAIM_INDEX.document["key"].items())
+    assert made["key"] == list(indexes.CLAIM_INDEX.document["key"].items())
     assert made["partialFilterExpression"] == {"next_attempt_at": {"$exists": True}}
 
 
@@ -100,7 +100,7 @@ async def test_what_an_earlier_version_had_is_replaced_when_the_new_is_there(sto
     await db.events.create_index(newest, name="search_retried", partialFilterExpression=retried)
     await asyncio.gather(store.open(), store.open())
     made = (await db.events.index_information()).keys() - {"_id_"}
-    assert made == {index.document["name"] for index in queries.EVENT_INDEXES}
+    assert made == {index.document["name"] for index in indexes.EVENT_INDEXES}
     page, _ = await store.archive.page(
         filters.match(), skip=0, limit=5, after=None, include_payload=False
     )
@@ -335,7 +335,7 @@ async def test_counting_what_is_not_kept_fetches_no_document(db, chosen):
     pipelines = [hours.tally(spans, wanted), hours.kinds(spans)]
     for pipeline in pipelines:
         command = {"aggregate": "events", "pipeline": pipeline, "cursor": {}}
-        plan, stats = await explain(db, {**command, "hint": queries.COVERING_INDEX})
+        plan, stats = await explain(db, {**command, "hint": indexes.COVERING_INDEX})
         assert index_of(plan) == "search_time"
         assert stats["totalDocsExamined"] == 0
 
@@ -420,7 +420,7 @@ async def test_the_oldest_event_is_found_by_one_key(db):
     command = {"find": "events", "filter": filters.ANY, "projection": {"_id": 0, "received_at": 1}}
     order = dict(filters.SORTS[filters.OLDEST_FIRST])
     plan, stats = await explain(db, {**command, "sort": order, "limit": 1})
-    assert index_of(plan) == queries.COVERING_INDEX
+    assert index_of(plan) == indexes.COVERING_INDEX
     assert stats["totalKeysExamined"] == 1
 
 
@@ -430,6 +430,6 @@ async def test_a_page_backwards_is_read_from_where_it_begins(db):
     wanted = filters.after(filters.match(), order, place)
     command = {"find": "events", "filter": wanted, "sort": dict(order), "limit": 51}
     plan, stats = await explain(db, {**command, "projection": {"payload": 0}})
-    assert index_of(plan) == queries.COVERING_INDEX
+    assert index_of(plan) == indexes.COVERING_INDEX
     assert "SORT" not in {stage.get("stage") for stage in plan}
     assert stats["totalDocsExamined"] <= 52

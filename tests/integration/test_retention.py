@@ -14,8 +14,8 @@ from tests.support import eventually, new_event
 from wds import embedded, filters, retention
 from wds.errors import StoreUnavailableError
 from wds.model import Action, Instruction
-from wds.mongo import initiate_replica_set
 from wds.queries import event_document
+from wds.replica_set import initiate_replica_set
 from wds.store import Store
 
 DAY = timedelta(days=1)

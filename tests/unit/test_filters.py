@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import bson
 import pytest
 
-from wds import filters, queries
+from wds import filters, indexes
 from wds.filters import Position
 from wds.model import Status
 
@@ -145,7 +145,7 @@ def test_every_order_is_total(sort):
     ],
 )
 def test_counting_needs_only_what_the_index_that_is_hinted_at_holds(outcome, index):
-    keys = {index.document["name"]: index.document["key"] for index in queries.EVENT_INDEXES}
+    keys = {index.document["name"]: index.document["key"] for index in indexes.EVENT_INDEXES}
     everything = filters.match(
         status=["DELIVERED"],
         event_type=["a"],

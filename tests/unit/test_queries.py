@@ -9,7 +9,7 @@ import bson
 import pytest
 
 from tests.support import new_event
-from wds import hours, queries
+from wds import hours, indexes, queries
 from wds.model import Attempt, Claim, Outcome, Settlement, Status
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -217,7 +217,7 @@ def test_due_is_judged_by_the_databases_clock_and_fits_the_partial_index():
     due = queries.due("default")
     assert due["destination"] == "default"
     assert due["$expr"] == {"$lte": ["$next_attempt_at", "$$NOW"]}
-    partial = queries.CLAIM_INDEX.document["partialFilterExpression"]
+    partial = indexes.CLAIM_INDEX.document["partialFilterExpression"]
     assert partial.items() <= due.items()
 
 
