@@ -278,12 +278,16 @@ async def test_a_finished_delivery_keeps_nothing_for_the_garbage_collector(
         gc.collect()
         gc.disable()
         try:
-            events = [new_event() for _ in range(20)]
-            await store.insert(events)
+            events = {event.id: event for event in (new_event() for _ in range(20))}
+            await store.insert([*events.values()])
             await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
-            await asyncio.sleep(quick.poll_interval * 3)  # the loop forgets the last batch
-            left = {each.id for each in gc.get_objects() if type(each) is Claim}
-            assert not left & {event.id for event in events}
+
+            async def kept() -> list[str]:
+                claims = [each for each in gc.get_objects() if type(each) is Claim]
+                return [each.id for each in claims if each.id in events]
+
+            # Not at once: the loop still holds the last batch.
+            await eventually(kept, lambda ids: not ids)
         finally:
             gc.enable()
 
@@ -302,11 +306,13 @@ async def test_what_waits_to_be_recorded_lets_as_many_again_be_sent_and_no_more(
     await store.insert([new_event() for _ in range(30)])
     few = replace(settings, **QUICK, concurrency=4)
     async with running(few, store, receiver.url):
-        await eventually(lambda: asyncio.sleep(0, len(receiver.requests)), lambda n: n == 8)
-        await asyncio.sleep(few.poll_interval * 3)
-        assert len(receiver.requests) == 8
-        assert await db.events.count_documents({"lease": {"$exists": True}}) == 8
-        recorded.set()
+        try:
+            await eventually(lambda: asyncio.sleep(0, len(receiver.requests)), lambda n: n == 8)
+            await asyncio.sleep(few.poll_interval * 3)
+            assert len(receiver.requests) == 8
+            assert await db.events.count_documents({"lease": {"$exists": True}}) == 8
+        finally:
+            recorded.set()  # or the dispatcher would never stop
         await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
     assert len(set(receiver.ids)) == len(receiver.ids) == 30
 
