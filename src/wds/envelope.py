@@ -9,7 +9,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-import orjson
+import msgspec
 import structlog
 from aiohttp import web
 
@@ -118,5 +118,8 @@ def _route(request: web.Request) -> str:
 def json_answer(body: object, status: int = 200) -> web.Response:
     """Answer with compact JSON."""
     return web.Response(
-        body=orjson.dumps(body), status=status, content_type="application/json", charset="utf-8"
+        body=msgspec.json.encode(body),
+        status=status,
+        content_type="application/json",
+        charset="utf-8",
     )

@@ -57,6 +57,7 @@ WORTH_OVERLAPPING = 8
 MAX_WAIT_S = 2.0
 """Once one write takes longer than this, senders are told 503 before they wait for the next."""
 MAX_CHALLENGE = 512
+_OF_CHALLENGE = ("type", "challenge")
 _EVENT_OVERHEAD_BYTES = 512
 
 
@@ -118,8 +119,9 @@ class Ingest:
     async def _take(self, request: web.Request, source: Source) -> web.Response:
         verified = await self._verified(request, source)
         is_form = payload.is_form(verified.content_type)
-        parse = payload.parse_form if is_form else payload.parse_object
-        fields = parse(verified.body)
+        read = payload.form_members if is_form else payload.members
+        names = (*source.members, *_OF_CHALLENGE) if source.scheme is SLACK else source.members
+        fields = read(verified.body, names)
         if source.scheme is SLACK and fields.get("type") == "url_verification":
             return json_answer({"challenge": _challenge(fields)})
         event = incoming.event(verified, fields)

@@ -17,7 +17,7 @@ from contextlib import suppress
 from select import PIPE_BUF
 from typing import TYPE_CHECKING, TextIO, cast
 
-import orjson
+import msgspec
 import structlog
 from aiohttp.http_exceptions import HttpProcessingError
 
@@ -127,8 +127,8 @@ def configure(log_format: str, level: str = "info") -> None:
 
 def _json(line: object, default: Callable[[object], object]) -> str:
     try:
-        return orjson.dumps(line, default=default, option=orjson.OPT_NON_STR_KEYS).decode()
-    except TypeError:  # it writes less: no lone surrogates, no integers beyond 64 bits
+        return msgspec.json.encode(line, enc_hook=default).decode()
+    except (TypeError, UnicodeEncodeError):  # it writes less: no lone surrogates
         return json.dumps(line, default=default)
 
 

@@ -77,6 +77,7 @@ class Source:
     Attributes:
         keys: newest first.
         vouches: a repeated idempotency key means a repeated event, whatever its bytes.
+        members: of a body, all that its places are in, by name.
     """
 
     name: str
@@ -86,6 +87,15 @@ class Source:
     event_type: tuple[Place, ...]
     idempotency_key: tuple[Place, ...]
     vouches: bool = False
+    members: tuple[str, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Find out what of a body is ever asked for."""
+        places = (*self.event_type, *self.idempotency_key)
+        found = dict.fromkeys(
+            place.name.partition(".")[0] for place in places if place.kind == "body"
+        )
+        object.__setattr__(self, "members", tuple(found))
 
     def verify(self, headers: MultiMapping[str], body: bytes, now: float) -> Proof:
         """See `schemes.verify`."""

@@ -6,13 +6,19 @@ import json
 import math
 import random
 
+import msgspec
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from wds import payload
 from wds.errors import Detail, Refusal
-from wds.payload import checked_object, parse_object, parse_request, split_batch
+from wds.payload import checked_object, members, parse_request, split_batch
 
 DEEP = b'{"a":' * 200_000 + b"1" + b"}" * 200_000
+
+
+def member_a(body):
+    return members(body, ["a"])
 
 
 def refusal(call, *args):
@@ -52,7 +58,7 @@ NOT_JSON = [
 ]
 
 
-@pytest.mark.parametrize("read", [parse_object, parse_request, split_batch])
+@pytest.mark.parametrize("read", [member_a, parse_request, split_batch])
 @pytest.mark.parametrize("body", NOT_JSON)
 def test_what_is_not_json_is_refused_with_400(read, body):
     refused = refusal(read, body)
@@ -68,7 +74,7 @@ def test_a_batch_around_something_that_is_not_json_is_refused(bad):
 
 @pytest.mark.parametrize("body", [b"[]", b"[{}]", b'"a"', b"1", b"1.5", b"null", b"true", b" 0 "])
 def test_json_that_is_no_object_is_refused_with_422(body):
-    refused = refusal(parse_object, body)
+    refused = refusal(member_a, body)
     assert (refused.status, refused.code) == (422, "invalid_request")
     assert refused.details == (Detail("", "must be a JSON object"),)
 
@@ -89,21 +95,89 @@ def test_json_that_is_no_object_is_refused_with_422(body):
     ],
 )
 def test_any_json_object_is_read(body, value):
-    assert parse_object(body) == value
+    assert members(body, value) == value
+    assert members(body, []) == {}
     assert parse_request(body) == value
+
+
+def test_what_was_not_asked_for_is_not_made(monkeypatch):
+    made = []
+    whole = msgspec.json.Decoder()
+
+    class Watching:
+        def decode(self, raw):
+            made.append(bytes(raw))
+            return whole.decode(raw)
+
+    monkeypatch.setattr(payload, "_VALUE", Watching())
+    body = b'{"data":{"much":[1,2,3]},"type":"t","more":[[]]}'
+    assert members(body, ["event_type", "type"]) == {"type": "t"}
+    assert made == [b'"t"']
+
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=12,
+)
+PIECES = [b'"', b"\\", b"\\u", b"\\ud800", b"\xff", b"\xc3", b"\0", b"e", b"-", b"0", b".", b"NaN"]
+PIECES += [b",", b":", b"[", b"]", b"{", b"}", b" ", b"\x0b", b"9" * 20, b"1e999", b"tru", b"/"]
+
+
+@st.composite
+def damaged(draw):
+    """JSON with a few pieces put in, taken out or put in place of others."""
+    whole = draw(st.dictionaries(st.sampled_from(["type", "b", "c"]), JSON, max_size=3))
+    body = json.dumps(whole, ensure_ascii=draw(st.booleans())).encode()
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, len(body)))
+        piece = draw(st.sampled_from([b"", *PIECES]))
+        body = body[:at] + piece + body[at + draw(st.integers(0, 2)) :]
+    return body
+
+
+def outcome(call, *args):
+    try:
+        return call(*args)
+    except Refusal as refused:
+        return refused.status, refused.message
+
+
+def rounded(value):
+    """Return `value` with every number as a float, which is all that is promised of them."""
+    if isinstance(value, dict):
+        return {name: rounded(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [rounded(each) for each in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+@settings(max_examples=1000, deadline=None)
+@given(damaged())
+def test_what_is_checked_and_not_made_is_judged_as_if_it_were_made(body):
+    """`json` reads all of it, and so is the model of what is JSON and what is not."""
+    whole = outcome(payload._object, payload._DECODER, body)
+    for names in ([], ["type"], ["b", "c"]):
+        expected = whole
+        if isinstance(whole, dict):
+            expected = {name: whole[name] for name in names if name in whole}
+        found = outcome(members, body, names)
+        assert (rounded(found) if isinstance(found, dict) else found) == expected
 
 
 @pytest.mark.parametrize("digits", [20, 5_000, 1_000_000])
 @pytest.mark.parametrize("sign", [b"", b"-"])
 def test_an_integer_of_any_length_is_accepted(digits, sign):
     number = sign + b"9" * digits
-    assert isinstance(parse_object(b'{"a":' + number + b"}")["a"], float)
+    assert isinstance(member_a(b'{"a":' + number + b"}")["a"], int | float)
     assert isinstance(parse_request(b'{"a":' + number + b"}")["a"], float)
     assert split_batch(b'[{"a":' + number + b"}]")[0][0] == b'{"a":' + number + b"}"
 
 
 def test_a_number_beyond_every_float_is_accepted():
-    assert parse_object(b'{"a":1e999}') == {"a": math.inf}
+    assert member_a(b'{"a":1e999}') == {"a": math.inf}
+    assert members(b'{"a":[1e999]}', ["b"]) == {}
 
 
 def test_a_request_keeps_integers_of_18_digits_exact():
@@ -113,7 +187,7 @@ def test_a_request_keeps_integers_of_18_digits_exact():
 
 
 def test_what_is_wrong_with_json_is_said_with_its_place():
-    message = refusal(parse_object, b'{\n "a": x}').message
+    message = refusal(member_a, b'{\n "a": x}').message
     assert "line 2 column 7" in message
 
 
@@ -171,7 +245,8 @@ def test_a_key_that_is_no_label_is_refused_and_not_ignored(key):
     ],
 )
 def test_a_form_is_its_fields_or_the_json_in_its_field_payload(body, fields):
-    assert payload.parse_form(body) == fields
+    assert payload.form_members(body, [*fields, "absent"]) == fields
+    assert payload.form_members(body, []) == {}
 
 
 @pytest.mark.parametrize(
@@ -188,7 +263,7 @@ def test_a_form_is_its_fields_or_the_json_in_its_field_payload(body, fields):
     ],
 )
 def test_what_is_no_form_is_refused(body, status, code):
-    refused = refusal(payload.parse_form, body)
+    refused = refusal(payload.form_members, body, ["a"])
     assert (refused.status, refused.code) == (status, code)
 
 
