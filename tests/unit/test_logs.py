@@ -7,7 +7,9 @@ import json
 import logging
 import sys
 import threading
+import time
 import weakref
+from datetime import UTC, datetime, timedelta
 from select import PIPE_BUF
 
 import pytest
@@ -54,6 +56,20 @@ def test_json_is_one_object_a_line(capsys):
     first, second = map(json.loads, capsys.readouterr().err.splitlines())
     assert (first["event"], first["number"], first["level"]) == ("fact", 1, "info")
     assert (second["event"], second["level"]) == ("other fact", "warning")
+
+
+def test_every_line_has_the_time_to_the_microsecond(capsys, monkeypatch):
+    logs.configure("json")
+    instants = [0, 999_999, 1_000_000, 1_767_225_599_999_999, 1_767_225_600_000_001, 5]
+    for instant in instants:
+        monkeypatch.setattr(time, "time_ns", lambda at=instant: at * 1000 + 999)
+        structlog.get_logger().info("fact")
+    found = [json.loads(line)["timestamp"] for line in capsys.readouterr().err.splitlines()]
+    epoch = datetime(1970, 1, 1, tzinfo=UTC)
+    assert [datetime.fromisoformat(each) for each in found] == [
+        epoch + timedelta(microseconds=instant) for instant in instants
+    ]
+    assert found[-3:-1] == ["2025-12-31T23:59:59.999999Z", "2026-01-01T00:00:00.000001Z"]
 
 
 @pytest.mark.parametrize("value", ["\udcff", 1 << 70, {"\ud800": [-(1 << 64)]}])
