@@ -76,13 +76,14 @@ class GroupCommit(Generic[Item, Result]):
             Exception: whatever `commit` raised for a batch that held one of them.
         """
         self.check()
-        weights = [self._weigh(item) for item in items]
-        if self._pending and self._pending_weight + sum(weights) > self._max_pending:
+        weights = list(map(self._weigh, items))
+        weight = sum(weights)
+        if self._pending and self._pending_weight + weight > self._max_pending:
             raise QueueFullError
         create_future = asyncio.get_running_loop().create_future
         futures: list[asyncio.Future[Result]] = [create_future() for _ in items]
         self._pending.extend(zip(items, weights, futures, strict=True))
-        self._pending_weight += sum(weights)
+        self._pending_weight += weight
         if futures and not self._boarding and self._takes_another(len(self._flights)):
             # In a context of its own: what it logs concerns no single submitter.
             flight = _Flight()
@@ -103,9 +104,10 @@ class GroupCommit(Generic[Item, Result]):
         Raises:
             QueueFullError: the commit under way takes too long.
         """
-        longest_since = min((flight.since for flight in self._flights), default=math.inf)
-        if time.monotonic() - longest_since > self._max_wait_s:
-            raise QueueFullError
+        latest = time.monotonic() - self._max_wait_s
+        for flight in self._flights:
+            if flight.since < latest:
+                raise QueueFullError
 
     async def drain(self) -> None:
         """Return once everything that was submitted has been committed or has failed."""
