@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+from msgspec import Struct
 
 from wds import __version__, backoff, standard
 from wds.errors import WdsError
@@ -44,8 +45,7 @@ READ_RESPONSE_BYTES = 64 * 1024
 MAX_ERROR_LENGTH = 300
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(Struct, frozen=True):
     """What one request came to.
 
     Attributes:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
 from multidict import CIMultiDict
 
 from wds import payload
@@ -69,8 +69,7 @@ def content_type(request: web.Request, *, forms: bool = False) -> str:
     return value
 
 
-@dataclass(frozen=True, slots=True)
-class Verified:
+class Verified(Struct, frozen=True):
     """A request that its source signed, with its body and the Content-Type as sent."""
 
     request: web.Request

@@ -22,9 +22,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -78,8 +78,7 @@ return answer
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(Struct, frozen=True):
     """The right to send one request between two instants of `time.monotonic()`.
 
     A slot that became unusable while its answer was on the way has `use_by < ready_at`.
@@ -90,8 +89,7 @@ class Slot:
     use_by: float
 
 
-@dataclass(frozen=True, slots=True)
-class Reservation:
+class Reservation(Struct, frozen=True):
     """What was granted, and the seconds until asking again can bring more."""
 
     slots: list[Slot]

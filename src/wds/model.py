@@ -1,5 +1,7 @@
 """The vocabulary: events, claims, attempts and what becomes of them. Pure: no I/O, no clock.
 
+What is made anew for each event is a `msgspec.Struct`; a frozen dataclass takes ten times as long.
+
 State machine of an event (`status`):
 
     RECEIVED ──claim──▶ DELIVERING ──2xx──────────────▶ DELIVERED
@@ -16,9 +18,10 @@ once, or as soon as the attempt under way is over.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,8 +61,7 @@ class Action(StrEnum):
     CANCEL = "cancel"
 
 
-@dataclass(frozen=True, slots=True)
-class Instruction:
+class Instruction(Struct, frozen=True):
     """What an operator wants done to an event, as it goes on its record.
 
     Attributes:
@@ -76,8 +78,7 @@ class Instruction:
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class NewEvent:
+class NewEvent(Struct, frozen=True):
     """An event that was verified and not yet stored. Never changed after that."""
 
     id: str
@@ -97,8 +98,7 @@ class NewEvent:
         return hashlib.sha256(self.payload).digest()
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(Struct, frozen=True):
     """An event is durable: majority-committed and journaled.
 
     Attributes:
@@ -112,8 +112,7 @@ class Receipt:
     duplicate: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Conflict:
+class Conflict(Struct, frozen=True):
     """The idempotency key already belongs to another payload; nothing was stored.
 
     Attributes:
@@ -125,8 +124,7 @@ class Conflict:
     status: Status
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(Struct, frozen=True):
     """The right to make one attempt, until the lease expires.
 
     Attributes:
@@ -163,8 +161,7 @@ class Claim:
         return self.attempt_number - self.attempts_before
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(Struct, frozen=True):
     """The record of one attempt; immutable once stored.
 
     Attributes:
@@ -185,8 +182,7 @@ class Attempt:
     response: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(Struct, frozen=True):
     """How a claim ends. Exactly one of four, see the constructors' callers in `dispatcher`.
 
     Attributes:

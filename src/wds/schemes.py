@@ -20,6 +20,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from wds import signature, standard
 from wds.errors import Refusal
 
@@ -40,8 +42,7 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _SECONDS = re.compile(r"[0-9]{1,12}")
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
+class Given(Struct, frozen=True):
     """What a request shows.
 
     Attributes:
@@ -55,8 +56,7 @@ class Given:
     timestamp: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Proof:
+class Proof(Struct, frozen=True):
     """A request is genuine.
 
     Attributes:

@@ -12,10 +12,11 @@ import asyncio
 import random
 import secrets
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
+from msgspec.structs import replace
 from pymongo import ReturnDocument
 from pymongo.errors import OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import TCPConnector, web
+from msgspec import structs
 from structlog.testing import capture_logs
 
 from tests.support import clock_caught_up, eventually, most_in_any_second, new_event, receiving
@@ -165,7 +166,8 @@ async def test_the_delays_begin_anew_with_a_replay(settings, store, receiver):
         for before in (0, 5, 50):
             decided = [
                 dispatcher._decide(
-                    replace(claim, attempt_number=before + step, attempts_before=before), failure
+                    structs.replace(claim, attempt_number=before + step, attempts_before=before),
+                    failure,
                 )
                 for step in range(1, 6)
             ]
@@ -457,7 +459,7 @@ async def test_a_claim_older_than_its_lease_allows_is_not_sent(settings, store, 
     quick = replace(settings, **QUICK)
     async with replica(quick, store, receiver.url) as dispatcher:
         [held] = (await store.claim("default", 1, owner="d1", lease_s=5, max_attempts=5)).claims
-        stalled = replace(held, trusted_until=uptime() + quick.request_timeout / 2)
+        stalled = structs.replace(held, trusted_until=uptime() + quick.request_timeout / 2)
         await dispatcher._deliver(stalled, None)
     assert receiver.requests == []
     assert await statuses(db) == [Status.RECEIVED]

@@ -7,11 +7,11 @@ import json
 import random
 import tracemalloc
 from collections import Counter
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import aiohttp
 import pytest
+from msgspec.structs import replace
 
 from tests.support import make_settings, new_event
 from wds import filters

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 
 import pytest
+from msgspec.structs import replace
 
 from tests.support import clock_caught_up, eventually, new_event
 from wds import embedded, queries, watch

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import bson
 import pytest
+from msgspec.structs import replace
 
 from tests.support import new_event
 from wds import hours, indexes, queries
