@@ -1,8 +1,9 @@
 """Group commit: whatever arrives while a write is in flight goes out as the next one.
 
 One slow acknowledged write then carries many items, so throughput does not depend on the
-latency of a majority commit, and a lone item waits for nothing. Where writes may overlap, enough
-items make another one at once. There is no timer and no task while idle.
+latency of a majority commit, and a lone item waits for nothing. Where writes may overlap, they are
+kept equal in size: while one is under way the next is put together, and neither waits long for the
+other. There is no timer and no task while idle.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ Result = TypeVar("Result")
 
 @dataclass(eq=False, slots=True)
 class _Flight:
-    """Batches on their way one after another; `since` is when the present one left."""
+    """Batches on their way one after another: when the present one left, and its items."""
 
     since: float = math.inf
+    items: int = 0
     task: asyncio.Task[None] | None = None
 
 
@@ -53,8 +55,10 @@ class GroupCommit(Generic[Item, Result]):
         """Bound one batch and all waiting items, both by the sum of `weigh`.
 
         While one commit has been under way for longer than `max_wait_s`, nothing more is taken:
-        what would only wait is better told so at once. Up to `overlap` batches are in flight; one
-        begins beside others only once `worth` items wait for it.
+        what would only wait is better told so at once. Up to `overlap` batches are in flight. One
+        begins beside others once as many items wait for it as each of these holds, and at least
+        `worth`; it takes no more than an equal share of all. Otherwise most items would soon
+        travel together, and while they do nobody has anything to do.
         """
         self._commit = commit
         self._max_wait_s = max_wait_s
@@ -118,7 +122,11 @@ class GroupCommit(Generic[Item, Result]):
         """Tell whether what waits should go now, so many other batches being in flight."""
         if not others:
             return bool(self._pending)
-        return others < self._overlap and len(self._pending) >= self._worth
+        equal = self._in_flight() // others
+        return others < self._overlap and len(self._pending) >= max(equal, self._worth)
+
+    def _in_flight(self) -> int:
+        return sum(flight.items for flight in self._flights)
 
     async def _fly(self, flight: _Flight) -> None:
         """Commit one batch after another, as long as there is something to take."""
@@ -128,7 +136,7 @@ class GroupCommit(Generic[Item, Result]):
             while self._takes_another(len(self._flights) - 1):
                 batch = self._next_batch()
                 futures = [future for _, _, future in batch]
-                flight.since = time.monotonic()
+                flight.since, flight.items = time.monotonic(), len(batch)
                 try:
                     results = await self._commit([item for item, _, _ in batch])
                     for future, result in zip(futures, results, strict=True):
@@ -136,6 +144,7 @@ class GroupCommit(Generic[Item, Result]):
                             future.set_result(result)
                 except Exception as error:  # noqa: BLE001 - handed to everyone who waits for it
                     _settle(futures, error)
+                flight.since, flight.items = math.inf, 0
         finally:
             self._flights.discard(flight)
             # Something is left only if this task was cancelled; nobody may wait for ever.
@@ -146,9 +155,14 @@ class GroupCommit(Generic[Item, Result]):
                 self._pending_weight = 0
 
     def _next_batch(self) -> list[tuple[Item, int, asyncio.Future[Result]]]:
+        most = len(self._pending)
+        if in_flight := self._in_flight():
+            most = max(self._worth, math.ceil((in_flight + most) / self._overlap))
         batch = [self._pending.popleft()]
         weight = batch[0][1]
-        while self._pending and weight + self._pending[0][1] <= self._max_batch:
+        while (
+            self._pending and len(batch) < most and weight + self._pending[0][1] <= self._max_batch
+        ):
             batch.append(self._pending.popleft())
             weight += batch[-1][1]
         self._pending_weight -= weight

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 MAX_BATCH_BYTES = 8 * 1024 * 1024
 MAX_PENDING_BYTES = 64 * 1024 * 1024
 """What may wait for the store; beyond it senders are told 503 at once."""
-OVERLAPPING = 3
+OVERLAPPING = 2
 """Inserts in flight at once: MongoDB works on one while the next is read and parsed."""
 WORTH_OVERLAPPING = 8
 """Events that another insert beside one in flight is worth: fewer wait for the next."""

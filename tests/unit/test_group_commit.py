@@ -107,18 +107,42 @@ async def test_where_they_may_overlap_another_batch_leaves_once_it_is_worth_it()
     tasks = await submitted(group, (1,))
     tasks += await submitted(group, (2,), (3,))
     assert commit.batches == [[1]]
-    tasks += await submitted(group, (4,), (5,))
-    assert commit.batches == [[1], [2, 3, 4, 5]]
-    tasks += await submitted(group, (6, 7, 8, 9))
-    assert commit.batches == [[1], [2, 3, 4, 5]]
+    tasks += await submitted(group, (4,))
+    assert commit.batches == [[1], [2, 3, 4]]
+    tasks += await submitted(group, (5, 6, 7, 8))
+    assert commit.batches == [[1], [2, 3, 4]]
     commit.finish(1)
     await turn()
-    assert commit.batches == [[1], [2, 3, 4, 5], [6, 7, 8, 9]]
+    assert commit.batches == [[1], [2, 3, 4], [5, 6, 7, 8]]
     commit.finish()
-    assert await outcomes(tasks) == [
-        *(["r1"], ["r2"], ["r3"], ["r4"], ["r5"]),
-        ["r6", "r7", "r8", "r9"],
-    ]
+    assert await outcomes(tasks) == [["r1"], ["r2"], ["r3"], ["r4"], ["r5", "r6", "r7", "r8"]]
+
+
+async def test_a_batch_beside_others_waits_until_it_is_as_large_as_they_are():
+    commit = Commit()
+    group = grouped(commit, overlap=2, worth=2)
+    tasks = await submitted(group, (1, 2, 3, 4, 5))
+    tasks += await submitted(group, (6, 7), (8, 9))
+    assert commit.batches == [[1, 2, 3, 4, 5]]
+    tasks += await submitted(group, (10,))
+    assert commit.batches == [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]
+    commit.finish()
+    await outcomes(tasks)
+
+
+async def test_a_batch_beside_others_takes_an_equal_share_of_all():
+    commit = Commit()
+    group = grouped(commit, overlap=2, worth=2)
+    tasks = await submitted(group, (1, 2, 3))
+    tasks += await submitted(group, (4, 5, 6, 7, 8, 9, 10))
+    assert commit.batches == [[1, 2, 3], [4, 5, 6, 7, 8]]
+    commit.finish(1)
+    await turn()
+    assert commit.in_flight == 1
+    tasks += await submitted(group, (11, 12, 13))
+    assert commit.batches == [[1, 2, 3], [4, 5, 6, 7, 8], [9, 10, 11, 12, 13]]
+    commit.finish()
+    await outcomes(tasks)
 
 
 async def test_what_is_not_worth_overlapping_leaves_once_nothing_is_in_flight():
