@@ -30,11 +30,9 @@ log = structlog.get_logger(__name__)
 
 def acknowledged(events: Sequence[NewEvent], receipts: Sequence[Receipt]) -> None:
     """The senders of `events` are told that they are durable; one receipt for each."""
-    repeated = sum(receipt.duplicate for receipt in receipts)
-    if repeated:
-        metrics.EVENTS_REPEATED.inc(repeated)
-    metrics.EVENTS_RECEIVED.inc(len(receipts) - repeated)
+    repeated = 0
     for event, receipt in zip(events, receipts, strict=True):
+        repeated += receipt.duplicate
         log.info(
             "received",
             event_id=receipt.id,
@@ -42,6 +40,9 @@ def acknowledged(events: Sequence[NewEvent], receipts: Sequence[Receipt]) -> Non
             bytes=len(event.payload),
             duplicate=receipt.duplicate,
         )
+    metrics.EVENTS_RECEIVED.inc(len(receipts) - repeated)
+    if repeated:
+        metrics.EVENTS_REPEATED.inc(repeated)
 
 
 class UnlessAcknowledged:
