@@ -30,6 +30,8 @@ LARGE_BYTES = 100_000
 CONNECTIONS_LARGE = 8
 """For payloads beyond `LARGE_BYTES`: more of them at once are refused, to bound memory."""
 WARM_UP_S = 1
+PATIENCE_S = 15
+"""How long an answer may take. wrk's own 2 s would call a slow side broken."""
 BULK = 500
 """Documents in one bulk insert of the sync driver."""
 
@@ -45,7 +47,8 @@ class Load:
 async def drive(url: str, load: Load, seconds: int) -> dict[str, float]:
     """Let wrk post for so long; return what it counted: requests, seconds, p50_ms, p99_ms ..."""
     process = await asyncio.create_subprocess_exec(
-        *("wrk", "-t1", f"-c{load.connections}", f"-d{seconds}", "-s", str(load.script), url),
+        *("wrk", "-t1", f"-c{load.connections}", f"-d{seconds}", "--timeout", f"{PATIENCE_S}s"),
+        *("-s", str(load.script), url),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
