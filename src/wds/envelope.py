@@ -15,6 +15,7 @@ from aiohttp import web
 
 from wds import metrics
 from wds.errors import QueueFullError, Refusal, SearchTooSlowError, StoreUnavailableError
+from wds.plain import plain
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
@@ -115,10 +116,13 @@ def _route(request: web.Request) -> str:
     return resource.canonical if resource is not None else "none"
 
 
+_ENCODER = msgspec.json.Encoder(enc_hook=plain)
+
+
 def json_answer(body: object, status: int = 200) -> web.Response:
     """Answer with compact JSON."""
     return web.Response(
-        body=msgspec.json.encode(body),
+        body=_ENCODER.encode(body),
         status=status,
         content_type="application/json",
         charset="utf-8",

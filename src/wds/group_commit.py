@@ -2,8 +2,8 @@
 
 One slow acknowledged write then carries many items, so throughput does not depend on the
 latency of a majority commit, and a lone item waits for nothing. Where writes may overlap, they are
-kept equal in size: while one is under way the next is put together, and neither waits long for the
-other. There is no timer and no task while idle.
+kept equal in size: were most items in one of them, nobody would have anything to do meanwhile.
+There is no timer and no task while idle.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ from wds.errors import QueueFullError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+
+YOUNG_S = 0.05
+"""Beside a commit that takes longer than this others do not wait to be as large: it is stuck, or
+slow enough to work beside it all the same."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -56,9 +60,9 @@ class GroupCommit(Generic[Item, Result]):
 
         While one commit has been under way for longer than `max_wait_s`, nothing more is taken:
         what would only wait is better told so at once. Up to `overlap` batches are in flight. One
-        begins beside others once as many items wait for it as each of these holds, and at least
-        `worth`; it takes no more than an equal share of all. Otherwise most items would soon
-        travel together, and while they do nobody has anything to do.
+        begins beside others once at least `worth` items wait for it, and as many as are in flight
+        unless these have been for `YOUNG_S`; it takes no more than an equal share of all. What
+        would fill a batch waits for nothing but a place.
         """
         self._commit = commit
         self._max_wait_s = max_wait_s
@@ -108,10 +112,8 @@ class GroupCommit(Generic[Item, Result]):
         Raises:
             QueueFullError: the commit under way takes too long.
         """
-        latest = time.monotonic() - self._max_wait_s
-        for flight in self._flights:
-            if flight.since < latest:
-                raise QueueFullError
+        if self._late(self._max_wait_s):
+            raise QueueFullError
 
     async def drain(self) -> None:
         """Return once everything that was submitted has been committed or has failed."""
@@ -122,11 +124,20 @@ class GroupCommit(Generic[Item, Result]):
         """Tell whether what waits should go now, so many other batches being in flight."""
         if not others:
             return bool(self._pending)
-        equal = self._in_flight() // others
-        return others < self._overlap and len(self._pending) >= max(equal, self._worth)
+        if others >= self._overlap:
+            return False
+        if self._pending_weight >= self._max_batch:
+            return True
+        waiting = len(self._pending)
+        return waiting >= self._worth and (waiting >= self._in_flight() or self._late(YOUNG_S))
 
     def _in_flight(self) -> int:
         return sum(flight.items for flight in self._flights)
+
+    def _late(self, seconds: float) -> bool:
+        """Tell whether some commit has been under way for longer than that."""
+        latest = time.monotonic() - seconds
+        return any(flight.since < latest for flight in self._flights)
 
     async def _fly(self, flight: _Flight) -> None:
         """Commit one batch after another, as long as there is something to take."""

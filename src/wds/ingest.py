@@ -53,7 +53,7 @@ MAX_PENDING_BYTES = 64 * 1024 * 1024
 OVERLAPPING = 2
 """Inserts in flight at once: MongoDB works on one while the next is read and parsed."""
 WORTH_OVERLAPPING = 8
-"""Events that another insert beside one in flight is worth: fewer wait for the next."""
+"""Events that another insert beside one in flight is worth: fewer always wait for the next."""
 MAX_WAIT_S = 2.0
 """Once one write takes longer than this, senders are told 503 before they wait for the next."""
 MAX_CHALLENGE = 512
@@ -125,7 +125,7 @@ class Ingest:
         if source.scheme is SLACK and fields.get("type") == "url_verification":
             return json_answer({"challenge": _challenge(fields)})
         event = incoming.event(verified, fields)
-        # Parsed it may be twenty times as large as what the budget counts while the store is slow.
+        # One may be all of the body, and parsed twenty times as large as what the budget counts.
         del fields
         with self._tracer.sending([event]) as [traced], journal.UnlessAcknowledged([event]):
             [result] = await self._commits.submit(traced)

@@ -23,8 +23,9 @@ import msgspec
 import structlog
 from aiohttp.http_exceptions import HttpProcessingError
 
+from wds.plain import plain
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import TracebackType
 
     from structlog.typing import EventDict, Processor
@@ -110,7 +111,7 @@ def configure(log_format: str, level: str = "info") -> None:
         _Clock(),
     ]
     if log_format == "json":
-        final: list[Processor] = [_tracebacks, structlog.processors.JSONRenderer(_json)]
+        final: list[Processor] = [_tracebacks, _rendered]
     else:
         final = [
             structlog.dev.ConsoleRenderer(
@@ -143,11 +144,18 @@ def configure(log_format: str, level: str = "info") -> None:
     threading.excepthook = _thread_crashed
 
 
-def _json(line: object, default: Callable[[object], object]) -> str:
+def _rendered(_logger: object, _method: str, line: EventDict) -> str:
     try:
-        return msgspec.json.encode(line, enc_hook=default).decode()
-    except (TypeError, UnicodeEncodeError):  # it writes less: no lone surrogates
-        return json.dumps(line, default=default)
+        return msgspec.json.encode(line, enc_hook=_written).decode()
+    except UnicodeEncodeError:  # it writes less: no lone surrogates
+        return json.dumps(line, default=_written)
+
+
+def _written(value: object) -> object:
+    try:
+        return plain(value)
+    except TypeError:
+        return repr(value)
 
 
 def _without_their_bytes(record: logging.LogRecord) -> bool:

@@ -1,6 +1,7 @@
 """The vocabulary: events, claims, attempts and what becomes of them. Pure: no I/O, no clock.
 
-What is made anew for each event is a `msgspec.Struct`; a frozen dataclass takes ten times as long.
+What is made anew for each event is a `msgspec.Struct`; a frozen dataclass takes six to twelve times
+as long.
 
 State machine of an event (`status`):
 

@@ -10,7 +10,7 @@ from itertools import chain
 import pytest
 
 from wds.errors import QueueFullError
-from wds.group_commit import GroupCommit
+from wds.group_commit import YOUNG_S, GroupCommit
 
 
 class BrokenError(Exception):
@@ -141,6 +141,68 @@ async def test_a_batch_beside_others_takes_an_equal_share_of_all():
     assert commit.in_flight == 1
     tasks += await submitted(group, (11, 12, 13))
     assert commit.batches == [[1, 2, 3], [4, 5, 6, 7, 8], [9, 10, 11, 12, 13]]
+    commit.finish()
+    await outcomes(tasks)
+
+
+async def test_the_items_of_a_batch_that_has_landed_need_not_be_matched():
+    commit = Commit()
+    group = grouped(commit, overlap=2, worth=2)
+    tasks = await submitted(group, (1, 2, 3))
+    tasks += await submitted(group, (4, 5, 6))
+    tasks += await submitted(group, (7, 8, 9, 10))
+    assert commit.batches == [[1, 2, 3], [4, 5, 6]]
+    commit.finish(1)
+    await turn()
+    assert commit.batches[2:] == [[7, 8, 9, 10]]
+    commit.finish()
+    await outcomes(tasks)
+
+
+async def test_the_age_of_a_batch_that_has_landed_does_not_count(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("wds.group_commit.time.monotonic", lambda: now)
+    commit = Commit()
+    group = grouped(commit, overlap=2, worth=2)
+    tasks = await submitted(group, (1, 2, 3))
+    now = YOUNG_S * 0.9
+    tasks += await submitted(group, (4, 5, 6))
+    tasks += await submitted(group, (7, 8))
+    now = YOUNG_S * 1.1
+    commit.finish(1)
+    await turn()
+    assert commit.batches == [[1, 2, 3], [4, 5, 6]]
+    tasks += await submitted(group, (9,))
+    assert commit.batches[2:] == [[7, 8, 9]]
+    commit.finish()
+    await outcomes(tasks)
+
+
+async def test_beside_one_that_takes_long_a_batch_need_not_be_as_large(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("wds.group_commit.time.monotonic", lambda: now)
+    commit = Commit()
+    group = grouped(commit, overlap=2, worth=2)
+    tasks = await submitted(group, (1, 2, 3, 4, 5), (6,))
+    now = YOUNG_S * 1.1
+    tasks += await submitted(group, (7,))
+    assert len(commit.batches) == 1
+    tasks += await submitted(group, (8,))
+    assert commit.batches[1:] == [[7, 8]]
+    commit.finish()
+    await outcomes(tasks)
+
+
+async def test_what_fills_a_batch_waits_for_nothing_but_a_place():
+    commit = Commit()
+    group = GroupCommit(
+        commit, weigh=lambda item: item, max_batch=100, max_pending=1_000, overlap=2, worth=4
+    )
+    tasks = await submitted(group, (1, 2, 3, 4, 5))
+    tasks += await submitted(group, (60,))
+    assert len(commit.batches) == 1
+    tasks += await submitted(group, (40,))
+    assert commit.batches[1:] == [[60, 40]]
     commit.finish()
     await outcomes(tasks)
 

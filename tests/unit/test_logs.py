@@ -10,10 +10,12 @@ import threading
 import time
 import weakref
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from select import PIPE_BUF
 
 import pytest
 import structlog
+from bson import Int64
 
 from wds import logs
 
@@ -28,6 +30,10 @@ def restored():
     sys.excepthook, threading.excepthook = hooks
     logging.captureWarnings(capture=False)
     structlog.reset_defaults()
+
+
+class Text(str):
+    __slots__ = ()
 
 
 def crash(secret: str) -> None:
@@ -77,6 +83,16 @@ def test_a_fact_that_is_no_json_to_everybody_is_logged_all_the_same(value, capsy
     logs.configure("json")
     structlog.get_logger().warning("unknown_setting", name=value)
     assert json.loads(capsys.readouterr().err)["name"] == value
+
+
+def test_a_number_of_another_class_is_a_number_and_what_is_no_json_is_shown(capsys):
+    logs.configure("json")
+    structlog.get_logger().info(
+        "fact", count=Int64(1 << 40), kind=Text("a"), what={1j}, where=Path("/")
+    )
+    said = json.loads(capsys.readouterr().err)
+    assert (said["count"], said["kind"]) == (1 << 40, "a")
+    assert said["where"] == repr(Path("/"))
 
 
 @pytest.mark.parametrize("log_format", logs.FORMATS)
