@@ -92,7 +92,7 @@ def test_a_number_of_another_class_is_a_number_and_what_is_no_json_is_shown(caps
     )
     said = json.loads(capsys.readouterr().err)
     assert (said["count"], said["kind"]) == (1 << 40, "a")
-    assert said["where"] == repr(Path("/"))
+    assert (said["what"], said["where"]) == (["1j"], repr(Path("/")))
 
 
 @pytest.mark.parametrize("log_format", logs.FORMATS)
