@@ -7,8 +7,8 @@ together obey one limit without talking to each other.
 
 From slots to requests: a slot may be used from its instant until `USE_WITHIN_US` later and
 not after. Two requests that are `limit` slots apart are then at least
-`WINDOW_US - USE_WITHIN_US` = 1.03 s apart when they leave, and 30 ms remain for the network
-to bring them closer together. The margin costs 4 % of the allowance. Slots also lie
+`WINDOW_US - USE_WITHIN_US` = 1.02 s apart when they leave, and 20 ms remain for the network
+to bring them closer together. The margin costs 3 % of the allowance. Slots also lie
 `SPACING_US` apart, or a limit's share of the window if that is less: whoever sends or receives a
 burst of many at once is late with its tail, and being late by more than the margin would bring
 it too close to the next burst. A replica measures the
@@ -35,7 +35,7 @@ from wds.errors import LimiterUnavailableError, StartError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-WINDOW_US = 1_040_000
+WINDOW_US = 1_030_000
 USE_WITHIN_US = 10_000
 SPACING_US = 20_000
 TIMEOUT_S = 0.5
