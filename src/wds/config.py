@@ -202,6 +202,12 @@ class Settings:
         "Seconds between looks at the queue while nothing is due.",
         0.05,
     )
+    listen: bool = _setting(
+        "WDS_LISTEN",
+        ma.fields.Boolean(),
+        "false: idle dispatchers keep looking, instead of being told of events by a change stream.",
+        True,  # noqa: FBT003 - a default, read beside its name
+    )
     concurrency: int = _setting(
         "WDS_CONCURRENCY",
         _integer(1, 10_000),

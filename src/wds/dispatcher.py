@@ -61,6 +61,12 @@ MOST_PATIENCE_S = 1.0
 """Longest wait for slots before asking again, whatever Redis's clock says."""
 PAUSE_MOST_S = 1.0
 """Longest wait between two looks at a database or a Redis that does not answer."""
+LISTEN_AFTER = 2
+"""Looks in a row that found nothing, after which to wait to be told of events."""
+LISTEN_MOST_S = 1.0
+"""Longest wait to be told, unless looks are seldom anyway: what nobody told of is found by then."""
+LOOKS_APART_S = 0.05
+"""Least time between a look in vain and the next, however soon that is told to be worthwhile."""
 
 
 class Dispatcher:
@@ -93,6 +99,8 @@ class Dispatcher:
         self._waiting = 0
         self._settling = 0
         self._limiter_failed = False
+        self._found_nothing = 0
+        self._listening: asyncio.Task[bool] | None = None
         self._stopping = asyncio.Event()
         self._room_changed = asyncio.Event()
 
@@ -100,6 +108,8 @@ class Dispatcher:
         """Claim no more, defer what waits for a slot; `run` returns when the rest is settled."""
         self._stopping.set()
         self._room_changed.set()
+        if self._listening is not None:
+            self._listening.cancel()
 
     async def run(self) -> None:
         """Take turns until `stop`, waiting with backoff while MongoDB or Redis is away."""
@@ -113,8 +123,11 @@ class Dispatcher:
             retry_error_callback=lambda _: 0.0,
         )
         while not self._stopping.is_set():
+            looked_at = time.monotonic()
             try:
                 wait_s = await self.run_once()
+                if self._found_nothing and self._settings.listen:
+                    wait_s = await self._listened(looked_at, wait_s)
             except Exception as error:  # noqa: BLE001 - a defect must not end deliveries
                 _log_failure(error)
                 wait_s = await patiently(self.run_once)
@@ -152,6 +165,7 @@ class Dispatcher:
             max_attempts=self._settings.max_attempts,
         )
         journal.claimed(claimed)
+        self._found_nothing = 0 if claimed.claims else self._found_nothing + 1
         if not claimed.claims:
             # Not in step with other replicas, or together they would look no more often than one.
             return self._settings.poll_interval * random.uniform(0.75, 1.25)  # noqa: S311
@@ -327,6 +341,26 @@ class Dispatcher:
         while self._room() < wanted and self._deliveries and not self._stopping.is_set():
             self._room_changed.clear()
             await self._room_changed.wait()
+
+    async def _listened(self, looked_at: float, wait_s: float) -> float:
+        """Wait to be told that events may be due, after a look in vain or two.
+
+        Returns the seconds until the next look: `wait_s` where nobody tells.
+        """
+        if self._found_nothing < LISTEN_AFTER:
+            return min(wait_s, LOOKS_APART_S)
+        if self._stopping.is_set():
+            return 0.0
+        most_s = max(LISTEN_MOST_S, self._settings.poll_interval)
+        told = asyncio.create_task(self._store.listener.wait(DESTINATION, most_s))
+        self._listening = told
+        try:
+            await asyncio.wait({told})
+        finally:
+            told.cancel()
+        if told.cancelled() or not told.result():
+            return wait_s
+        return looked_at + LOOKS_APART_S - time.monotonic()
 
     async def _pause(self, seconds: float) -> None:
         await self._sleep_until(time.monotonic() + seconds)

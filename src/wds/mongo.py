@@ -107,6 +107,7 @@ class Connection:
         db: by Motor, which hands each call to a thread. For what operators ask.
         queue_db: by PyMongo's own asyncio client, which stays on the event loop. For what moves
             events: threads that take turns at the interpreter cost each event a quarter more.
+        sharded: whether a `mongos` answers, of a sharded cluster; known once open.
     """
 
     def __init__(self, url: str, database: str) -> None:
@@ -137,6 +138,7 @@ class Connection:
             raise StartError(msg) from error
         self.db = self._client[database]
         self.queue_db = self._queue_client[database]
+        self.sharded = False
         self._endings: set[asyncio.Future[None]] = set()
         self._clock_read_at = -CLOCK_TRUST_S
         self._clock_ahead_s = (0.0, 0.0)
@@ -153,7 +155,8 @@ class Connection:
         except StoreUnavailableError as error:
             msg = f"MongoDB at WDS_MONGO_URL refuses this client: {error}"
             raise StartError(msg) from error
-        if "setName" not in hello and hello.get("msg") != "isdbgrid":
+        self.sharded = hello.get("msg") == "isdbgrid"
+        if "setName" not in hello and not self.sharded:
             msg = (
                 "MongoDB at WDS_MONGO_URL is a standalone server, which can lose acknowledged"
                 " events: start mongod with --replSet and run rs.initiate(); one node is enough"
@@ -212,6 +215,10 @@ class Connection:
             self._clock_ahead_s = shown - self._clock_read_at, shown + MILLISECOND_S - asked
         instant = datetime.fromtimestamp(uptime() + self._clock_ahead_s[latest], UTC)
         return instant.replace(microsecond=instant.microsecond // 1000 * 1000)
+
+    def session(self) -> Session:
+        """Begin a session of `queue_db`'s client, for commands that belong together; end it."""
+        return self._queue_client.start_session(causal_consistency=False)
 
     async def in_transaction(self, call: Callable[[Session], Coroutine[Any, Any, None]]) -> None:
         """Run `call` in a transaction; again from the start after a conflict of writes.

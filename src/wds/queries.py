@@ -82,13 +82,14 @@ def event_document(event: NewEvent, now: datetime) -> Document:
     return document
 
 
+def live(destination: str) -> Document:
+    """Match the events of `destination` that are not final, due or not."""
+    return {"destination": destination, "next_attempt_at": {"$exists": True}}
+
+
 def due(destination: str) -> Document:
     """Match the events of `destination` that may be claimed now."""
-    return {
-        "destination": destination,
-        "next_attempt_at": {"$exists": True},
-        "$expr": {"$lte": ["$next_attempt_at", "$$NOW"]},
-    }
+    return {**live(destination), "$expr": {"$lte": ["$next_attempt_at", "$$NOW"]}}
 
 
 def peek(destination: str, now: datetime, limit: int) -> Document:
@@ -109,6 +110,39 @@ def due_by(destination: str, now: datetime) -> Document:
     Unlike `due` it is answered from the claim index alone.
     """
     return {"destination": destination, "next_attempt_at": {"$lte": now}}
+
+
+STREAM: Document = {
+    "aggregate": EVENTS,
+    "pipeline": [
+        {"$changeStream": {}},
+        {
+            "$match": {
+                "$or": [
+                    {"operationType": "insert"},
+                    {
+                        "updateDescription.updatedFields.next_attempt_at": {"$exists": True},
+                        "updateDescription.updatedFields.lease": {"$exists": False},
+                    },
+                ]
+            }
+        },
+        {"$project": {"_id": 1}},
+    ],
+    "cursor": {},
+}
+"""The command that begins a change stream of what may have become due: new events, retries,
+replays and returned leases. Not of claims, which set a lease together with its expiry."""
+
+
+def next_changes(cursor: int, most_ms: int) -> Document:
+    """Return the command that waits for the next changes of a stream, for `most_ms` at most."""
+    return {"getMore": cursor, "collection": EVENTS, "maxTimeMS": most_ms}
+
+
+def end_stream(cursor: int) -> Document:
+    """Return the command that ends a stream; of one that is gone MongoDB says so in its answer."""
+    return {"killCursors": EVENTS, "cursors": [cursor]}
 
 
 def claim(token: str, owner: str, lease_ms: int, max_attempts: int) -> list[Document]:

@@ -26,6 +26,7 @@ from wds.archive import Archive
 from wds.bulk import Bulk
 from wds.errors import StoreUnavailableError
 from wds.inserts import READ_BUDGET_S, Inserts
+from wds.listener import Listener
 from wds.logouts import Logouts
 from wds.model import Claim, Settlement, Status
 from wds.mongo import (
@@ -95,6 +96,7 @@ class Store:
         self.rollups = Rollups(self._mongo)
         self.archive = Archive(self._mongo, self.rollups)
         self.watch = Watch(self._mongo)
+        self.listener = Listener(self._mongo)
         self.logouts = Logouts(self._mongo)
         self._inserts = Inserts(self._mongo, self.rollups)
         self.bulk = Bulk(self._mongo, self.rollups)
@@ -123,6 +125,7 @@ class Store:
 
     async def close(self) -> None:
         """Drop all connections."""
+        await self.listener.close()
         await self._mongo.close()
 
     async def ping(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -562,3 +563,67 @@ async def test_a_settlement_survives_the_cancellation_of_the_delivery(
             task.cancel()
         await dispatcher._settler.drain()
     assert await statuses(db) == [Status.DELIVERED]
+
+
+def looks_of(store, monkeypatch) -> list[float]:
+    """Return the instants of all looks at the queue from now on."""
+    instants: list[float] = []
+    peek = store._peek
+
+    async def noted(*arguments):
+        instants.append(time.monotonic())
+        return await peek(*arguments)
+
+    monkeypatch.setattr(store, "_peek", noted)
+    return instants
+
+
+async def test_an_idle_dispatcher_hardly_looks(settings, store, receiver, monkeypatch):
+    async with running(settings, store, receiver.url, limited=False):
+        await eventually(lambda: asyncio.sleep(0, store.listener._cursor))
+        looks = looks_of(store, monkeypatch)
+        await asyncio.sleep(2)
+    assert len(looks) <= 4
+
+
+async def test_an_idle_dispatcher_sends_what_it_is_told_of(settings, store, db, receiver):
+    """Looking alone would find it after a minute."""
+    told = replace(settings, poll_interval=60, lease=120)
+    async with running(told, store, receiver.url, limited=False):
+        await eventually(lambda: asyncio.sleep(0, store.listener._cursor))
+        for _ in range(3):
+            await store.insert([new_event()])
+            await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
+
+
+async def test_an_idle_dispatcher_sends_a_retry_when_it_is_due(settings, store, db, receiver):
+    async def fail_once(request: web.Request) -> web.Response:
+        return web.Response(status=500 if request.headers["webhook-attempt"] == "1" else 200)
+
+    receiver.answer = fail_once
+    told = replace(settings, poll_interval=60, lease=120, backoff=(1.5,), rate_limit=0)
+    async with running(told, store, receiver.url):
+        await store.insert([new_event()])
+        await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
+    [first, second] = [request.at for request in receiver.requests]
+    assert second - first >= 1.5
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_a_dispatcher_that_is_not_told_looks(settings, store, receiver, monkeypatch, refused):
+    monkeypatch.setattr(store.listener, "_try_at", math.inf if refused else 0)
+    alone = replace(settings, listen=refused)
+    async with running(alone, store, receiver.url, limited=False):
+        looks = looks_of(store, monkeypatch)
+        await eventually(lambda: asyncio.sleep(0, len(looks)), lambda seen: seen > 20)
+    assert looks[20] - looks[0] >= 20 * 0.75 * alone.poll_interval
+    assert not store.listener._cursor
+
+
+async def test_stopping_does_not_wait_to_be_told(settings, store, receiver):
+    patient = replace(settings, poll_interval=60, lease=120)
+    async with running(patient, store, receiver.url):
+        await eventually(lambda: asyncio.sleep(0, store.listener._cursor))
+        await asyncio.sleep(0.3)
+        began = time.monotonic()
+    assert time.monotonic() - began < 2

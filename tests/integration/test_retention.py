@@ -148,6 +148,7 @@ async def test_the_roles_of_the_documents_are_enough_and_all_are_needed(guarded)
     await store.insert_all([new_event(), new_event()])
     await store.claim("default", 2, owner="w", lease_s=30, max_attempts=5)
     await store.bulk.one(event.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1"))
+    assert await store.listener.wait("default", 0.01)
     await store.rollups.counts(filters.match())
     for days in (7, 30, None):
         await store.keep_for(days)
