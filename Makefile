@@ -6,6 +6,8 @@ MINUTES ?= 30
 EXAMPLES ?= 150
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
+WORKERS ?= 3
+IN_PARALLEL := --numprocesses $(WORKERS) --dist worksteal
 
 .PHONY: help demo up test test-unit test-promtool test-generated test-browser test-containers \
   test-kubernetes test-postman test-release screenshots test-faults soak bench bench-smoke coverage \
@@ -21,10 +23,10 @@ up: $(VENV)/run.done .env ## everything on this machine, until Ctrl-C
 	@$(BIN)/python -m wds up
 
 test: $(VENV)/dev.done ## all tests, against real engines
-	$(PYTEST) $(ARGS)
+	$(PYTEST) $(IN_PARALLEL) $(ARGS)
 
 test-unit: $(VENV)/dev.done ## the tests that need no engine
-	$(PYTEST) tests/unit $(ARGS)
+	$(PYTEST) tests/unit $(IN_PARALLEL) $(ARGS)
 
 test-promtool: $(VENV)/dev.done ## metrics, alerts and dashboard in a real Prometheus, which must be installed
 	$(PYTEST) tests/tools/test_promtool.py tests/tools/test_prometheus.py
@@ -64,7 +66,7 @@ bench-smoke: $(VENV)/bench.done ## a little of every measurement, to see that it
 	$(BIN)/python -m benchmarks --smoke $(ARGS)
 
 coverage: $(VENV)/dev.done ## all tests, with branch coverage
-	$(PYTEST) --cov --cov-report=term $(ARGS)
+	$(PYTEST) $(IN_PARALLEL) --cov --cov-report=term $(ARGS)
 
 lint: $(VENV)/dev.done ## format, lint, types, architecture
 	$(BIN)/ruff format --check .
