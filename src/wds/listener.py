@@ -25,7 +25,7 @@ import structlog
 from pymongo.errors import PyMongoError
 
 from wds import queries
-from wds.mongo import CLOSE_S, SOCKET_TIMEOUT_S, heeded
+from wds.mongo import AWARE, CLOSE_S, SOCKET_TIMEOUT_S, heeded
 
 if TYPE_CHECKING:
     from wds.mongo import Connection, Session
@@ -89,11 +89,9 @@ class Listener:
         if not self._cursor or monotonic() - self._read_at > STALE_S:
             await self._begin()
             return
-        waiting = await self._db[queries.EVENTS].find_one(
-            queries.live(destination), {"_id": 0, "next_attempt_at": 1}, sort=queries.DUE_ORDER
-        )
-        if waiting is not None:
-            due_in = waiting["next_attempt_at"] - await self._mongo.now_at_latest()
+        found = await self._db.command(queries.earliest(destination), codec_options=AWARE)
+        for event in found["cursor"]["firstBatch"]:
+            due_in = event["next_attempt_at"] - await self._mongo.now_at_latest()
             most_s = min(most_s, due_in.total_seconds())
         if most_s > 0:
             await self._read(min(most_s, MOST_S))

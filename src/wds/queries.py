@@ -12,15 +12,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections import defaultdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
 
-from pymongo import ASCENDING, UpdateOne
+from pymongo import ASCENDING, UpdateMany
 
 from wds.model import Attempt, NewEvent, Outcome, Settlement, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime
+    from collections.abc import Iterable, Sequence
 
 Document = dict[str, Any]
 
@@ -82,14 +83,13 @@ def event_document(event: NewEvent, now: datetime) -> Document:
     return document
 
 
-def live(destination: str) -> Document:
-    """Match the events of `destination` that are not final, due or not."""
-    return {"destination": destination, "next_attempt_at": {"$exists": True}}
-
-
 def due(destination: str) -> Document:
     """Match the events of `destination` that may be claimed now."""
-    return {**live(destination), "$expr": {"$lte": ["$next_attempt_at", "$$NOW"]}}
+    return {
+        "destination": destination,
+        "next_attempt_at": {"$exists": True},
+        "$expr": {"$lte": ["$next_attempt_at", "$$NOW"]},
+    }
 
 
 def peek(destination: str, now: datetime, limit: int) -> Document:
@@ -104,12 +104,27 @@ def peek(destination: str, now: datetime, limit: int) -> Document:
     }
 
 
+_EVER = datetime(9999, 12, 31, tzinfo=UTC)
+
+
 def due_by(destination: str, now: datetime) -> Document:
     """Match what is due by a reading of the database's clock: to look at and count, not to claim.
 
     Unlike `due` it is answered from the claim index alone.
     """
     return {"destination": destination, "next_attempt_at": {"$lte": now}}
+
+
+def earliest(destination: str) -> Document:
+    """Return the command that reads when the first event of those that are not final is due."""
+    return {
+        "find": EVENTS,
+        "filter": due_by(destination, _EVER),
+        "projection": {"_id": 0, "next_attempt_at": 1},
+        "sort": dict(DUE_ORDER),
+        "limit": 1,
+        "singleBatch": True,
+    }
 
 
 STREAM: Document = {
@@ -210,41 +225,99 @@ def buried(ids: list[str], token: str) -> Document:
     return {"_id": {"$in": ids}, "buried.by": token}
 
 
-def held(event_id: str, token: str) -> Document:
-    """Match the event only while the lease with this token is on it: the fence."""
-    return {"_id": event_id, "lease.token": token}
+def held(event_ids: list[str], token: str) -> Document:
+    """Match those of these events that the lease with this token is on: the fence."""
+    return {"_id": {"$in": event_ids}, "lease.token": token}
 
 
-def settlement(settlement: Settlement) -> UpdateOne:
-    """Return the one write that ends a claim: finish, retry later, or defer.
+def settlements(settlements: Iterable[Settlement]) -> list[UpdateMany]:
+    """Return the writes that end claims: finish, retry later, or defer.
+
+    One for all events that one claim leased and that end alike: MongoDB takes less than half as
+    long for it as for one each. Each event's document still changes in one write of its own, or
+    not at all.
 
     Retrying later is only for an event that nobody has cancelled meanwhile, ending it because
     it was cancelled only for one that is.
     """
-    fence = held(settlement.claim.id, settlement.claim.token)
-    if settlement.cancelled:
-        fence["cancelling"] = True
+    alike: defaultdict[tuple[str, _End], list[Settlement]] = defaultdict(list)
+    for each in settlements:
+        alike[each.claim.token, _end(each)].append(each)
+    return [_write(token, end, together) for (token, end), together in alike.items()]
+
+
+_End = Literal["defer", "retry", "finish", "cancel"]
+
+
+def _end(settlement: Settlement) -> _End:
     if settlement.attempt is None:
-        return UpdateOne(fence, _defer())
-    attempt = attempt_document(settlement.attempt)
+        return "defer"
     if settlement.status is Status.DELIVERING:
-        delay_ms = round(settlement.delay_s * 1000)
-        return UpdateOne(
-            {**fence, "cancelling": {"$exists": False}},
-            _retry(attempt, _status_code(settlement.attempt), delay_ms),
-        )
-    return UpdateOne(
-        fence,
-        {
-            "$push": {"attempts": attempt},
-            "$set": {
-                "status": settlement.status,
-                "last_status_code": _status_code(settlement.attempt),
-            },
-            "$currentDate": {"finished_at": True},
-            "$unset": {"lease": "", "next_attempt_at": "", "cancelling": ""},
-        },
-    )
+        return "retry"
+    return "cancel" if settlement.cancelled else "finish"
+
+
+def _write(token: str, end: _End, settlements: list[Settlement]) -> UpdateMany:
+    ids = [each.claim.id for each in settlements]
+    attempts = [each.attempt for each in settlements if each.attempt is not None]
+    fence = held(ids, token)
+    match end:
+        case "defer":
+            changes = _DEFER
+        case "retry":
+            fence["cancelling"] = {"$exists": False}
+            delays_ms = [round(each.delay_s * 1000) for each in settlements]
+            changes = {
+                **_recorded(ids, attempts),
+                "next_attempt_at": {"$add": ["$$NOW", _beside(ids, delays_ms)]},
+            }
+        case "finish" | "cancel":
+            if end == "cancel":
+                fence["cancelling"] = True
+            changes = {
+                **_recorded(ids, attempts),
+                "status": _beside(ids, [each.status for each in settlements]),
+                "finished_at": "$$NOW",
+                "next_attempt_at": "$$REMOVE",
+                "cancelling": "$$REMOVE",
+            }
+    return UpdateMany(fence, [{"$set": changes}], hint="_id_")
+
+
+def _recorded(ids: list[str], attempts: list[Attempt]) -> Document:
+    """Return the changes that record these attempts, one for each id, and give the lease back."""
+    documents = [attempt_document(each) for each in attempts]
+    return {
+        "attempts": {"$concatArrays": ["$attempts", [_beside(ids, documents)]]},
+        "last_status_code": _beside(ids, [_status_code(each) for each in attempts]),
+        "lease": "$$REMOVE",
+    }
+
+
+def _beside(ids: list[str], values: Sequence[object]) -> Document:
+    """Return the expression for what lies beside an event's id. Nothing in it is evaluated."""
+    if all(each == values[0] for each in values):
+        return {"$literal": values[0]}
+    place = {"$indexOfArray": [{"$literal": ids}, "$_id"]}
+    return {"$arrayElemAt": [{"$literal": values}, place]}
+
+
+_WAITING = {
+    "$cond": [
+        {"$eq": [{"$size": "$attempts"}, 0]},
+        {"$literal": Status.RECEIVED},
+        {"$literal": Status.DELIVERING},
+    ]
+}
+_DEFER: Document = {
+    "attempt_count": {"$subtract": ["$attempt_count", 1]},
+    "next_attempt_at": {"$cond": [CANCELLING, "$$REMOVE", "$lease.due_at"]},
+    "lease": "$$REMOVE",
+    "status": {"$cond": [CANCELLING, FINAL_BY_LAST_ATTEMPT, _WAITING]},
+    "finished_at": {"$cond": [CANCELLING, "$$NOW", "$$REMOVE"]},
+    "cancelling": "$$REMOVE",
+}
+"""Undo a claim: due since when it was before, the attempt not counted."""
 
 
 def attempt_document(attempt: Attempt) -> Document:
@@ -263,43 +336,6 @@ def attempt_document(attempt: Attempt) -> Document:
 
 def _status_code(attempt: Attempt) -> int:
     return NO_ANSWER if attempt.status_code is None else attempt.status_code
-
-
-def _retry(attempt: Document, status_code: int, delay_ms: int) -> list[Document]:
-    """Wait for the next attempt."""
-    return [
-        {
-            "$set": {
-                "attempts": {"$concatArrays": ["$attempts", [{"$literal": attempt}]]},
-                "last_status_code": status_code,
-                "next_attempt_at": {"$add": ["$$NOW", delay_ms]},
-                "lease": "$$REMOVE",
-            }
-        }
-    ]
-
-
-def _defer() -> list[Document]:
-    """Undo a claim: due since when it was before, the attempt not counted."""
-    waiting = {
-        "$cond": [
-            {"$eq": [{"$size": "$attempts"}, 0]},
-            {"$literal": Status.RECEIVED},
-            {"$literal": Status.DELIVERING},
-        ]
-    }
-    return [
-        {
-            "$set": {
-                "attempt_count": {"$subtract": ["$attempt_count", 1]},
-                "next_attempt_at": {"$cond": [CANCELLING, "$$REMOVE", "$lease.due_at"]},
-                "lease": "$$REMOVE",
-                "status": {"$cond": [CANCELLING, FINAL_BY_LAST_ATTEMPT, waiting]},
-                "finished_at": {"$cond": [CANCELLING, "$$NOW", "$$REMOVE"]},
-                "cancelling": "$$REMOVE",
-            }
-        }
-    ]
 
 
 def settled(settlements: Sequence[Settlement]) -> Document:

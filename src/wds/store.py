@@ -321,7 +321,7 @@ class Store:
 
     async def _end(self, settlements: Sequence[Settlement]) -> int:
         """Write the ends of these claims; return how many had their lease still."""
-        writes = [queries.settlement(each) for each in settlements]
+        writes = queries.settlements(settlements)
         budget = max(each.claim.trusted_until for each in settlements) - uptime()
         written = await self._try_for(
             max(budget, 0), lambda: self._events.bulk_write(writes, ordered=False)

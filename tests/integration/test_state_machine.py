@@ -347,7 +347,7 @@ def test_random_walks_agree_with_the_model(engines, machine):
 
 
 def test_control_without_the_fence_the_walk_finds_a_late_settlement(engines, monkeypatch):
-    monkeypatch.setattr(queries, "held", lambda event_id, _token: {"_id": event_id})
+    monkeypatch.setattr(queries, "held", lambda ids, _token: {"_id": {"$in": ids}})
     unshrunk = hypothesis_settings(WALKS, phases=[Phase.generate])
     with asyncio.Runner() as runner:
         attributes = {"runner": runner, "mongo_url": engines.mongo_url}

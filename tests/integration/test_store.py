@@ -513,7 +513,7 @@ async def test_control_without_the_token_a_stale_finish_overwrites_the_newer_hol
     store, db, monkeypatch
 ):
     """The same story with the fence taken out: the stale finish wins, so the fence matters."""
-    monkeypatch.setattr(queries, "held", lambda event_id, _token: {"_id": event_id})
+    monkeypatch.setattr(queries, "held", lambda ids, _token: {"_id": {"$in": ids}})
     await store.insert([new_event()])
     [lost] = await claim(store, owner="slow")
     await expire(db)

@@ -55,10 +55,29 @@ DEFER = Settlement(make_claim(), None)
 CANCELLED = replace(final(Status.FAILED_PERMANENTLY), cancelled=True)
 
 
-def write(settlement):
-    """Return the filter and the update of the one write that ends a claim."""
-    update = queries.settlement(settlement)
-    return update._filter, update._doc
+def write(*settlements):
+    """Return the filter and the changes of the one write that ends these claims."""
+    [update] = queries.settlements(settlements)
+    [stage] = update._doc
+    return update._filter, stage["$set"]
+
+
+def of_event(expression, event_id):
+    """Return what `$literal`, or a look-up beside the event's id, makes of an event."""
+    if "$literal" in expression:
+        return expression["$literal"]
+    values, place = expression["$arrayElemAt"]
+    ids, wanted = place["$indexOfArray"]
+    assert wanted == "$_id"
+    return values["$literal"][ids["$literal"].index(event_id)]
+
+
+def of_claims(settlement, *changes):
+    """Return settlements like this one, of as many events of one claim as there are changes."""
+    return [
+        replace(settlement, claim=replace(settlement.claim, id=f"e{number}"), **each)
+        for number, each in enumerate(changes)
+    ]
 
 
 def evaluated(node):
@@ -91,6 +110,10 @@ MARK = "marked"
     [
         pytest.param(queries.claim(MARK, MARK, 1, 5), id="claim"),
         pytest.param(write(retry(text=MARK))[1], id="retry"),
+        pytest.param(write(final(Status.DELIVERED, text=MARK))[1], id="end"),
+        pytest.param(
+            write(*of_claims(retry(text=MARK), {}, {"attempt": make_attempt()}))[1], id="two"
+        ),
         pytest.param(
             queries.heartbeat({"owner": MARK, "role": MARK, "totals": {"a": 1}}, None, 1),
             id="heartbeat",
@@ -104,20 +127,23 @@ def test_text_from_outside_is_never_evaluated_in_a_pipeline(pipeline):
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_what_a_downstream_answered_is_kept_whole_within_a_literal(text):
-    [stage] = write(retry(text=text))[1]
-    old, [new] = stage["$set"]["attempts"]["$concatArrays"]
+    old, [new] = write(retry(text=text))[1]["attempts"]["$concatArrays"]
     assert old == "$attempts"
     assert new == {"$literal": queries.attempt_document(make_attempt(text=text))}
 
 
 @pytest.mark.parametrize("status", [Status.DELIVERED, Status.FAILED_PERMANENTLY])
 def test_a_final_settlement_drops_the_lease_and_the_due_time(status):
-    _, update = write(final(status, "$$ROOT"))
-    assert update == {
-        "$push": {"attempts": queries.attempt_document(make_attempt(text="$$ROOT"))},
-        "$set": {"status": status, "last_status_code": 500},
-        "$currentDate": {"finished_at": True},
-        "$unset": {"lease": "", "next_attempt_at": "", "cancelling": ""},
+    _, changes = write(final(status, "$$ROOT"))
+    attempt = {"$literal": queries.attempt_document(make_attempt(text="$$ROOT"))}
+    assert changes == {
+        "attempts": {"$concatArrays": ["$attempts", [attempt]]},
+        "last_status_code": {"$literal": 500},
+        "status": {"$literal": status},
+        "finished_at": "$$NOW",
+        "lease": "$$REMOVE",
+        "next_attempt_at": "$$REMOVE",
+        "cancelling": "$$REMOVE",
     }
 
 
@@ -125,26 +151,63 @@ def test_a_final_settlement_drops_the_lease_and_the_due_time(status):
     ("delay_s", "delay_ms"), [(0, 0), (1, 1000), (0.05, 50), (1.0006, 1001), (300.0, 300_000)]
 )
 def test_a_retry_is_due_in_milliseconds_by_the_databases_clock(delay_s, delay_ms):
-    [stage] = write(retry(delay_s))[1]
-    due = stage["$set"]["next_attempt_at"]
-    assert due == {"$add": ["$$NOW", delay_ms]}
-    assert isinstance(due["$add"][1], int)
+    now, delay = write(retry(delay_s))[1]["next_attempt_at"]["$add"]
+    assert (now, delay) == ("$$NOW", {"$literal": delay_ms})
+    assert isinstance(delay["$literal"], int)
 
 
 def test_a_retry_drops_the_lease_and_leaves_status_and_count_alone():
-    [stage] = write(retry())[1]
-    assert not {"attempt_count", "status"} & set(stage["$set"])
-    assert stage["$set"]["lease"] == "$$REMOVE"
+    _, changes = write(retry())
+    assert not {"attempt_count", "status"} & set(changes)
+    assert changes["lease"] == "$$REMOVE"
 
 
 def test_a_deferral_returns_the_lease_and_does_not_count_the_attempt():
-    [stage] = write(DEFER)[1]
-    assert stage["$set"]["lease"] == "$$REMOVE"
-    assert stage["$set"]["attempt_count"] == {"$subtract": ["$attempt_count", 1]}
-    assert stage["$set"]["next_attempt_at"] == {
+    _, changes = write(DEFER)
+    assert changes["lease"] == "$$REMOVE"
+    assert changes["attempt_count"] == {"$subtract": ["$attempt_count", 1]}
+    assert changes["next_attempt_at"] == {
         "$cond": [queries.CANCELLING, "$$REMOVE", "$lease.due_at"]
     }
-    assert "attempts" not in stage["$set"]
+    assert "attempts" not in changes
+
+
+def test_ends_of_one_claim_are_one_write_with_each_events_own_values():
+    attempts = [make_attempt(number=1, text="a"), make_attempt(number=4, text="b")]
+    delays = [1.0, 8.0]
+    ends = of_claims(
+        retry(),
+        *(
+            {"attempt": attempt, "delay_s": delay}
+            for attempt, delay in zip(attempts, delays, strict=True)
+        ),
+    )
+    fence, changes = write(*ends)
+    assert fence["_id"] == {"$in": ["e0", "e1"]}
+    for end in ends:
+        [attempt] = changes["attempts"]["$concatArrays"][1]
+        assert of_event(attempt, end.claim.id) == queries.attempt_document(end.attempt)
+        _, delay = changes["next_attempt_at"]["$add"]
+        assert of_event(delay, end.claim.id) == end.delay_s * 1000
+
+
+def test_final_states_of_one_claim_are_one_write():
+    ends = of_claims(
+        final(Status.DELIVERED),
+        {"status": Status.DELIVERED, "attempt": replace(make_attempt(), status_code=200)},
+        {"status": Status.FAILED_PERMANENTLY, "attempt": replace(make_attempt(), status_code=None)},
+    )
+    _, changes = write(*ends)
+    for end, code in zip(ends, (200, queries.NO_ANSWER), strict=True):
+        assert of_event(changes["status"], end.claim.id) == end.status
+        assert of_event(changes["last_status_code"], end.claim.id) == code
+
+
+def test_claims_and_kinds_of_end_are_written_apart():
+    other = replace(DEFER, claim=make_claim(2))
+    ends = [retry(), final(Status.DELIVERED), CANCELLED, DEFER, other]
+    filters = [update._filter for update in queries.settlements(ends)]
+    assert [each["lease.token"] for each in filters] == ["t1", "t1", "t1", "t1", "t2"]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +216,8 @@ def test_a_deferral_returns_the_lease_and_does_not_count_the_attempt():
     ids=["retry", "delivered", "failed", "cancelled", "defer"],
 )
 def test_every_end_of_a_claim_is_fenced_by_its_token(settlement):
-    assert write(settlement)[0].items() >= {"_id": "e1", "lease.token": "t1"}.items()
+    assert write(settlement)[0].items() >= queries.held(["e1"], "t1").items()
+    assert queries.held(["e1"], "t1") == {"_id": {"$in": ["e1"]}, "lease.token": "t1"}
 
 
 def test_a_retry_and_the_end_in_its_place_never_match_the_same_event():
