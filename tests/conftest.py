@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 import secrets
 import shutil
 import tempfile
@@ -25,6 +27,24 @@ if TYPE_CHECKING:
     from motor.motor_asyncio import AsyncIOMotorDatabase
 
     from wds.config import Settings
+
+
+@pytest.fixture(autouse=True)
+def machine(request, tmp_path_factory) -> Iterator[None]:
+    """Share the machine with the tests of other processes; not in a test marked `alone`.
+
+    Whoever waits to be alone keeps the door, so that no other test begins meanwhile.
+    """
+    # With several processes each has a folder of its own within the run's.
+    apart = "PYTEST_XDIST_WORKER" in os.environ
+    run = tmp_path_factory.getbasetemp().parent if apart else tmp_path_factory.getbasetemp()
+    alone = request.node.get_closest_marker("alone") is not None
+    with (run / "door").open("w") as door, (run / "room").open("w") as room:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        if not alone:
+            fcntl.flock(door, fcntl.LOCK_UN)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,7 @@ async def finished(db, count: int):
     )
 
 
+@pytest.mark.alone
 async def test_two_ingests_and_three_dispatchers_send_all_once_within_the_limit_and_use_it(
     env, db, tmp_path
 ):

@@ -265,6 +265,7 @@ async def test_a_reason_does_not_repeat_the_url_which_may_hold_a_secret():
     assert "s3cret" not in repr(results)
 
 
+@pytest.mark.alone
 async def test_a_request_leaves_when_its_gate_opens_over_a_connection_made_before():
     connected = asyncio.Event()
     gone: list[float] = []
@@ -311,6 +312,7 @@ async def test_behind_a_shut_gate_no_request_is_made_and_the_connection_is_kept(
         await deliverer.close()
 
 
+@pytest.mark.alone
 async def test_the_timeout_is_not_rounded_up():
     """Aiohttp's own total would end at the next whole second above five seconds."""
     async with raw_downstream(hang) as url:

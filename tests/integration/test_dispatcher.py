@@ -320,6 +320,7 @@ async def test_what_waits_to_be_recorded_lets_as_many_again_be_sent_and_no_more(
     assert len(set(receiver.ids)) == len(receiver.ids) == 30
 
 
+@pytest.mark.alone
 async def test_a_slow_way_to_the_downstream_does_not_break_the_limit(settings, store, db, receiver):
     """Connections that take as long as they like to make: the requests keep their distance."""
     delays = iter([0.3, 0.15, 0.0] * 20)
@@ -374,6 +375,7 @@ async def test_retry_after_lengthens_the_wait(settings, store, db, receiver):
     assert second.at - first.at >= 1
 
 
+@pytest.mark.alone
 async def test_three_replicas_share_the_limit_and_use_it(settings, store, db, receiver):
     await store.insert([new_event() for _ in range(15)])
     limited = replace(settings, rate_limit=3)

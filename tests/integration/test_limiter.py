@@ -40,6 +40,7 @@ async def grants(settings, destinations: list[str], limit: int, each: int) -> li
     return [instant for instants in granted for instant in instants]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("limit", [1, 3, 50])
 async def test_all_replicas_together_are_granted_no_more_than_the_limit(
     settings, destination, limit
