@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,26 +29,37 @@ if TYPE_CHECKING:
     from wds.config import Settings
 
 
-@pytest.fixture(autouse=True)
-def machine(request, tmp_path_factory) -> Iterator[None]:
-    """Share the machine with the tests of other processes; not in a test marked `alone`.
+@contextmanager
+def sharing_the_machine(tmp_path_factory: pytest.TempPathFactory, *, alone: bool) -> Iterator[None]:
+    """Go on beside others inside the block or, when it is to be alone, when no other is left.
 
-    Whoever waits to be alone keeps the door, so that no other test begins meanwhile.
+    Whoever waits to be alone keeps the door, so that no other begins meanwhile.
     """
     # With several processes each has a folder of its own within the run's.
     apart = "PYTEST_XDIST_WORKER" in os.environ
     run = tmp_path_factory.getbasetemp().parent if apart else tmp_path_factory.getbasetemp()
-    alone = request.node.get_closest_marker("alone") is not None
     with (run / "door").open("w") as door, (run / "room").open("w") as room:
         fcntl.flock(door, fcntl.LOCK_EX)
         fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         if not alone:
             fcntl.flock(door, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:  # whatever processes were begun meanwhile and hold the files open
+            fcntl.flock(room, fcntl.LOCK_UN)
+            fcntl.flock(door, fcntl.LOCK_UN)
+
+
+@pytest.fixture(autouse=True)
+def machine(request, tmp_path_factory) -> Iterator[None]:
+    """Share the machine with the tests of other processes; not in a test marked `alone`."""
+    alone = request.node.get_closest_marker("alone") is not None
+    with sharing_the_machine(tmp_path_factory, alone=alone):
         yield
 
 
 @pytest.fixture(scope="session")
-def engines() -> Iterator[Engines]:
+def engines(tmp_path_factory) -> Iterator[Engines]:
     """Start mongod (one-node replica set) and redis-server; stop them after the last test."""
     home = Path(tempfile.mkdtemp(prefix="wds-tests-"))
     stack = AsyncExitStack()
@@ -70,7 +81,9 @@ def engines() -> Iterator[Engines]:
 
     with asyncio.Runner() as runner:
         try:
-            yield runner.run(start())
+            with sharing_the_machine(tmp_path_factory, alone=False):
+                started = runner.run(start())
+            yield started
         finally:
             runner.run(stack.aclose())
             shutil.rmtree(home)

@@ -199,7 +199,7 @@ class Settings:
     poll_interval: float = _setting(
         "WDS_POLL_INTERVAL",
         _seconds(0.001, 60),
-        "Seconds between looks at the queue while nothing is due.",
+        "Seconds between looks at the queue while nothing is due and nobody tells of events.",
         0.05,
     )
     listen: bool = _setting(

@@ -35,7 +35,7 @@ from wds.group_commit import GroupCommit
 from wds.limiter import Limiter
 from wds.model import Attempt, Outcome, Settlement, Status
 from wds.mongo import uptime
-from wds.store import Store
+from wds.store import Claimed, Store
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -67,6 +67,9 @@ LISTEN_MOST_S = 1.0
 """Longest wait to be told, unless looks are seldom anyway: what nobody told of is found by then."""
 LOOKS_APART_S = 0.05
 """Least time between a look in vain and the next, however soon that is told to be worthwhile."""
+SPREAD_LEAST_S = 0.001
+SPREAD_MOST_S = 0.02
+"""Longest that a dispatcher waits after being told, in case others are faster anyway."""
 
 
 class Dispatcher:
@@ -100,6 +103,7 @@ class Dispatcher:
         self._settling = 0
         self._limiter_failed = False
         self._found_nothing = 0
+        self._spread_s = 0.0
         self._listening: asyncio.Task[bool] | None = None
         self._stopping = asyncio.Event()
         self._room_changed = asyncio.Event()
@@ -166,6 +170,7 @@ class Dispatcher:
         )
         journal.claimed(claimed)
         self._found_nothing = 0 if claimed.claims else self._found_nothing + 1
+        self._spread(claimed)
         if not claimed.claims:
             # Not in step with other replicas, or together they would look no more often than one.
             return self._settings.poll_interval * random.uniform(0.75, 1.25)  # noqa: S311
@@ -360,7 +365,19 @@ class Dispatcher:
             told.cancel()
         if told.cancelled() or not told.result():
             return wait_s
-        return looked_at + LOOKS_APART_S - time.monotonic()
+        apart_s = looked_at + LOOKS_APART_S - time.monotonic()
+        return max(apart_s, random.uniform(0, self._spread_s))  # noqa: S311
+
+    def _spread(self, claimed: Claimed) -> None:
+        """Be later, twice as much each time, while others are faster, and sooner again if not.
+
+        All who listen are told at the same moment. So one of them soon has what is told for
+        itself, and the others look when that is gone.
+        """
+        if claimed.outrun:
+            self._spread_s = min(max(2 * self._spread_s, SPREAD_LEAST_S), SPREAD_MOST_S)
+        elif claimed.claims:
+            self._spread_s = self._spread_s / 2 if self._spread_s > SPREAD_LEAST_S else 0.0
 
     async def _pause(self, seconds: float) -> None:
         await self._sleep_until(time.monotonic() + seconds)

@@ -63,21 +63,20 @@ class Listener:
         if self._mongo.sharded or monotonic() < self._try_at:
             return False
         try:
-            await heeded(lambda: self._wait(destination, most_s))
+            await self._wait(destination, most_s)
         except PyMongoError as error:
-            self._cursor = 0
+            self._read_at = -math.inf
             self._try_at = monotonic() + TRY_AGAIN_S
-            details: Any = getattr(error, "details", None) or {}
             log.warning(
                 "cannot_listen",
-                cause=details.get("codeName", type(error).__name__),
+                cause=_cause(error),
                 consequence="looks every WDS_POLL_INTERVAL",
             )
             return False
         return True
 
     async def close(self) -> None:
-        """End listening; a server that does not hear of it soon forgets the stream by itself."""
+        """End listening; a server that does not hear of it forgets the stream in half an hour."""
         if self._cursor:
             with suppress(PyMongoError, TimeoutError):
                 async with asyncio.timeout(CLOSE_S):
@@ -89,7 +88,7 @@ class Listener:
         if not self._cursor or monotonic() - self._read_at > STALE_S:
             await self._begin()
             return
-        found = await self._db.command(queries.earliest(destination), codec_options=AWARE)
+        found = await self._ask(queries.earliest(destination))
         for event in found["cursor"]["firstBatch"]:
             due_in = event["next_attempt_at"] - await self._mongo.now_at_latest()
             most_s = min(most_s, due_in.total_seconds())
@@ -101,20 +100,30 @@ class Listener:
             self._session = self._mongo.session()
         if self._cursor:
             await self._end()
-        self._heed(await self._db.command(queries.STREAM, session=self._session))
+        self._heed(await self._ask(queries.STREAM))
 
     async def _end(self) -> None:
         ended = queries.end_stream(self._cursor)
         self._cursor = 0
-        await self._db.command(ended, session=self._session)
+        await self._ask(ended)
 
     async def _read(self, most_s: float) -> None:
-        self._heed(
-            await self._db.command(
-                queries.next_changes(self._cursor, math.ceil(most_s * 1000)), session=self._session
-            )
+        question = queries.next_changes(self._cursor, math.ceil(most_s * 1000))
+        self._heed(await self._ask(question))
+
+    async def _ask(self, question: Document) -> Document:
+        # Each by itself: a cancellation that one overlooks must not be waited out by the next.
+        return await heeded(
+            lambda: self._db.command(question, codec_options=AWARE, session=self._session)
         )
 
     def _heed(self, answer: Document) -> None:
         self._cursor = answer["cursor"]["id"]
         self._read_at = monotonic()
+
+
+def _cause(error: PyMongoError) -> str:
+    """Return MongoDB's name for an error or, without one, that of the driver's public class."""
+    details: Any = getattr(error, "details", None) or {}
+    public = (each.__name__ for each in type(error).__mro__ if not each.__name__.startswith("_"))
+    return details.get("codeName") or next(public)

@@ -16,7 +16,7 @@ from collections import defaultdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from pymongo import ASCENDING, UpdateMany
+from pymongo import ASCENDING, UpdateMany, UpdateOne
 
 from wds.model import Attempt, NewEvent, Outcome, Settlement, Status
 
@@ -147,7 +147,8 @@ STREAM: Document = {
     "cursor": {},
 }
 """The command that begins a change stream of what may have become due: new events, retries,
-replays and returned leases. Not of claims, which set a lease together with its expiry."""
+replays and returned leases. Not of claims, which set a lease together with its expiry; but for some
+that take over from an expired one, of whose lease only parts are new."""
 
 
 def next_changes(cursor: int, most_ms: int) -> Document:
@@ -227,23 +228,27 @@ def buried(ids: list[str], token: str) -> Document:
 
 def held(event_ids: list[str], token: str) -> Document:
     """Match those of these events that the lease with this token is on: the fence."""
-    return {"_id": {"$in": event_ids}, "lease.token": token}
+    chosen: object = event_ids[0] if len(event_ids) == 1 else {"$in": event_ids}
+    return {"_id": chosen, "lease.token": token}
 
 
-def settlements(settlements: Iterable[Settlement]) -> list[UpdateMany]:
+def settlements(
+    settlements: Iterable[Settlement], *, apart: bool = False
+) -> list[UpdateOne | UpdateMany]:
     """Return the writes that end claims: finish, retry later, or defer.
 
     One for all events that one claim leased and that end alike: MongoDB takes less than half as
     long for it as for one each. Each event's document still changes in one write of its own, or
-    not at all.
+    not at all; where MongoDB refuses one, though, it does not go on with the others. `apart`
+    makes one write for each event.
 
     Retrying later is only for an event that nobody has cancelled meanwhile, ending it because
     it was cancelled only for one that is.
     """
-    alike: defaultdict[tuple[str, _End], list[Settlement]] = defaultdict(list)
+    alike: defaultdict[tuple[str, _End, str], list[Settlement]] = defaultdict(list)
     for each in settlements:
-        alike[each.claim.token, _end(each)].append(each)
-    return [_write(token, end, together) for (token, end), together in alike.items()]
+        alike[each.claim.token, _end(each), each.claim.id if apart else ""].append(each)
+    return [_write(token, end, together) for (token, end, _), together in alike.items()]
 
 
 _End = Literal["defer", "retry", "finish", "cancel"]
@@ -257,7 +262,7 @@ def _end(settlement: Settlement) -> _End:
     return "cancel" if settlement.cancelled else "finish"
 
 
-def _write(token: str, end: _End, settlements: list[Settlement]) -> UpdateMany:
+def _write(token: str, end: _End, settlements: list[Settlement]) -> UpdateOne | UpdateMany:
     ids = [each.claim.id for each in settlements]
     attempts = [each.attempt for each in settlements if each.attempt is not None]
     fence = held(ids, token)
@@ -281,7 +286,8 @@ def _write(token: str, end: _End, settlements: list[Settlement]) -> UpdateMany:
                 "next_attempt_at": "$$REMOVE",
                 "cancelling": "$$REMOVE",
             }
-    return UpdateMany(fence, [{"$set": changes}], hint="_id_")
+    kind = UpdateOne if len(ids) == 1 else UpdateMany
+    return kind(fence, [{"$set": changes}], hint="_id_")
 
 
 def _recorded(ids: list[str], attempts: list[Attempt]) -> Document:
@@ -336,6 +342,14 @@ def attempt_document(attempt: Attempt) -> Document:
 
 def _status_code(attempt: Attempt) -> int:
     return NO_ANSWER if attempt.status_code is None else attempt.status_code
+
+
+SETTLED_PROJECTION = {
+    "status": 1,
+    "attempt_count": 1,
+    "attempts.attempt_number": 1,
+    "attempts.outcome": 1,
+}
 
 
 def settled(settlements: Sequence[Settlement]) -> Document:

@@ -13,7 +13,7 @@ import random
 import secrets
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 from msgspec.structs import replace
@@ -28,7 +28,7 @@ from wds.errors import StoreUnavailableError
 from wds.inserts import READ_BUDGET_S, Inserts
 from wds.listener import Listener
 from wds.logouts import Logouts
-from wds.model import Claim, Settlement, Status
+from wds.model import Claim, Outcome, Settlement, Status
 from wds.mongo import (
     FOREVER,
     Connection,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
+    from pymongo import UpdateMany, UpdateOne
     from pymongo.asynchronous.collection import AsyncCollection
 
     from wds.model import Conflict, NewEvent, Receipt
@@ -73,6 +74,7 @@ class Claimed:
             FAILED_PERMANENTLY, too, and not among the buried.
         lost: how many of those two had an expired lease, now recorded as an unknown attempt; the
             others waited for an attempt that a lower limit does not allow.
+        outrun: whether it saw due events and others were faster with all of them.
     """
 
     claims: list[Claim]
@@ -81,6 +83,16 @@ class Claimed:
     buried_ids: Sequence[str] = ()
     cancelled_ids: Sequence[str] = ()
     lost: int = 0
+    outrun: bool = False
+
+
+class _Got(NamedTuple):
+    """Documents that a claim leased; how many it buried; those of them it knows; saw it any due?"""
+
+    leased: list[Document]
+    buried: int
+    gone: list[Document]
+    saw_some: bool = True
 
 
 class Store:
@@ -162,19 +174,19 @@ class Store:
         update = queries.claim(token, owner, round(lease_s * 1000), max_attempts)
         trusted_until = uptime() + lease_s
         if limit == 1:
-            documents, gone = await self._claim_one(destination, update)
-            ended = len(gone)
+            got = await self._claim_one(destination, update)
         else:
-            documents, ended, gone = await self._claim_many(destination, limit, token, update)
+            got = await self._claim_many(destination, limit, token, update)
         held_since = time.monotonic()
-        cancelled = [each["_id"] for each in gone if each["buried"]["cancelled"]]
+        cancelled = [each["_id"] for each in got.gone if each["buried"]["cancelled"]]
         return Claimed(
-            [_claim(document, token, held_since, trusted_until) for document in documents],
-            sum("recovered" in document["lease"] for document in documents),
-            ended - len(cancelled),
-            [each["_id"] for each in gone if not each["buried"]["cancelled"]],
+            [_claim(document, token, held_since, trusted_until) for document in got.leased],
+            sum("recovered" in document["lease"] for document in got.leased),
+            got.buried - len(cancelled),
+            [each["_id"] for each in got.gone if not each["buried"]["cancelled"]],
             cancelled,
-            sum(each["buried"]["lost"] for each in gone),
+            sum(each["buried"]["lost"] for each in got.gone),
+            outrun=got.saw_some and not got.leased and not got.buried,
         )
 
     async def _peek(self, destination: str, limit: int) -> list[str]:
@@ -187,37 +199,33 @@ class Store:
         found = await self._try_for(0, lambda: self._mongo.queue_db.command(command))
         return [document["_id"] for document in found["cursor"]["firstBatch"]]
 
-    async def _claim_one(
-        self, destination: str, update: list[Document]
-    ) -> tuple[list[Document], list[Document]]:
+    async def _claim_one(self, destination: str, update: list[Document]) -> _Got:
         """Lease the first due event that no other replica takes at this moment.
 
         Not for ever: after a failover to a slower clock, what looks due may not be for a while.
         """
-        buried: list[Document] = []
-        for _ in range(PEEKS_MOST):
+        gone: list[Document] = []
+        for tries in range(PEEKS_MOST):
             ids = await self._peek(destination, PEEK_LEAST)
             if not ids:
-                break
-            claimed, gone = await self._lease_first(ids, destination, update)
-            buried += gone
-            if claimed:
-                return claimed, buried
-        return [], buried
+                return _Got([], len(gone), gone, saw_some=tries > 0)
+            got = await self._lease_first(ids, destination, update)
+            gone += got.gone
+            if got.leased:
+                return got._replace(buried=len(gone), gone=gone)
+        return _Got([], len(gone), gone)
 
-    async def _lease_first(
-        self, ids: list[str], destination: str, update: list[Document]
-    ) -> tuple[list[Document], list[Document]]:
+    async def _lease_first(self, ids: list[str], destination: str, update: list[Document]) -> _Got:
         """Lease the first of `ids` that is still due, if one is; also tell which were buried."""
-        buried: list[Document] = []
+        gone: list[Document] = []
         for event_id in ids:
             found = await self._lease(event_id, destination, update)
             if found is None:
                 continue
             if "lease" in found:
-                return [found], buried
-            buried.append(found)
-        return [], buried
+                return _Got([found], len(gone), gone)
+            gone.append(found)
+        return _Got([], len(gone), gone)
 
     async def _lease(
         self, event_id: str, destination: str, update: list[Document]
@@ -236,13 +244,12 @@ class Store:
 
     async def _claim_many(
         self, destination: str, limit: int, token: str, update: list[Document]
-    ) -> tuple[list[Document], int, list[Document]]:
+    ) -> _Got:
         peeked = await self._peek(destination, max(limit * PEEK_FACTOR, PEEK_LEAST))
         if not peeked:
-            return [], 0, []
+            return _Got([], 0, [], saw_some=False)
         if len(peeked) == 1:  # one round trip instead of two
-            claimed, gone = await self._lease_first(peeked, destination, update)
-            return claimed, len(gone), gone
+            return await self._lease_first(peeked, destination, update)
         ids = random.sample(peeked, min(limit, len(peeked)))
         chosen = {"_id": {"$in": ids}, **queries.due(destination)}
         try:
@@ -251,10 +258,10 @@ class Store:
             if not transient(error):
                 raise
             log.warning("claim_outcome_unknown", error=type(error).__name__, events=len(ids))
-            return await self._claimed_after_all(ids, token), 0, []
+            return _Got(await self._claimed_after_all(ids, token), 0, [])
         found = await self._try_for(READ_BUDGET_S, lambda: self._held_by(ids, token))
         buried = max(written.modified_count - len(found), 0)
-        return found, buried, await self._buried(ids, token) if buried else []
+        return _Got(found, buried, await self._buried(ids, token) if buried else [])
 
     async def _buried(self, ids: list[str], token: str) -> list[Document]:
         """Tell which of `ids` this claim buried; not worth losing it for."""
@@ -298,30 +305,51 @@ class Store:
         """
         if await self._end(settlements) == len(settlements):
             return list(settlements)
-        cancelled = {
-            each.claim.id: replace(each, status=Status.FAILED_PERMANENTLY, cancelled=True)
+        retried = [
+            each
             for each in settlements
             if each.attempt is not None and each.status is Status.DELIVERING
-        }
-        if cancelled:
-            await self._end(list(cancelled.values()))
+        ]
+        if retried:
+            await self._end([_cancelled(each) for each in retried])
         attempted = [each for each in settlements if each.attempt is not None]
-        recorded: dict[str, Document] = {}
+        recorded: dict[tuple[str, int], Document] = {}
         if attempted:
-            fields = {"status": 1, "attempt_count": 1}
             found = await self._try_for(
                 READ_BUDGET_S,
-                lambda: self._majority.find(queries.settled(attempted), fields).to_list(None),
+                lambda: self._majority.find(
+                    queries.settled(attempted), queries.SETTLED_PROJECTION
+                ).to_list(None),
             )
-            recorded = {document["_id"]: document for document in found}
-        return [
-            each if each.attempt is None else _ended(each, recorded, cancelled)
-            for each in settlements
-        ]
+            recorded = {
+                (document["_id"], attempt["attempt_number"]): document
+                for document in found
+                for attempt in document["attempts"]
+                if attempt["outcome"] != Outcome.UNKNOWN
+            }
+        return [each if each.attempt is None else _ended(each, recorded) for each in settlements]
 
     async def _end(self, settlements: Sequence[Settlement]) -> int:
-        """Write the ends of these claims; return how many had their lease still."""
-        writes = queries.settlements(settlements)
+        """Write the ends of these claims; return how many had their lease still.
+
+        One by one on a sharded cluster, where an update of many may miss documents that move to
+        another shard meanwhile, and count them (https://jira.mongodb.org/browse/TOOLS-3431). And
+        where MongoDB refuses something, which must not keep the rest of its claim from being
+        recorded.
+        """
+        apart = self._mongo.sharded
+        try:
+            return await self._write_ends(
+                queries.settlements(settlements, apart=apart), settlements
+            )
+        except StoreUnavailableError as error:
+            if error.__cause__ is None or transient(error.__cause__):
+                raise
+        return await self._write_ends(queries.settlements(settlements, apart=True), settlements)
+
+    async def _write_ends(
+        self, writes: list[UpdateOne | UpdateMany], settlements: Sequence[Settlement]
+    ) -> int:
         budget = max(each.claim.trusted_until for each in settlements) - uptime()
         written = await self._try_for(
             max(budget, 0), lambda: self._events.bulk_write(writes, ordered=False)
@@ -333,17 +361,21 @@ class Store:
         return await self._mongo.now()
 
 
-def _ended(
-    settlement: Settlement, recorded: dict[str, Document], cancelled: dict[str, Settlement]
-) -> Settlement | None:
+def _cancelled(settlement: Settlement) -> Settlement:
+    """Return the end instead of a retry, for an event that an operator cancelled meanwhile."""
+    return replace(settlement, status=Status.FAILED_PERMANENTLY, cancelled=True)
+
+
+def _ended(settlement: Settlement, recorded: dict[tuple[str, int], Document]) -> Settlement | None:
     """Tell how a claim with an attempt ended, by what is recorded of its event by now."""
     claim = settlement.claim
-    event = recorded.get(claim.id)
+    event = recorded.get((claim.id, claim.attempt_number))
     if event is None:
         return None
     is_last = event["attempt_count"] == claim.attempt_number
-    if is_last and event["status"] == Status.FAILED_PERMANENTLY:
-        return cancelled.get(claim.id, settlement)
+    retried = settlement.status is Status.DELIVERING
+    if retried and is_last and event["status"] == Status.FAILED_PERMANENTLY:
+        return _cancelled(settlement)
     return settlement
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.support import new_event
 from wds import actions, filters, hours, indexes, queries
 from wds.bulk import matching
-from wds.model import Action, Instruction, Status, derived_id
+from wds.model import Action, Instruction, Settlement, Status, derived_id
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 NEVER = datetime(9999, 1, 1, tzinfo=UTC)
@@ -136,7 +136,7 @@ async def test_when_the_first_is_due_is_read_from_one_key(db):
     assert stats["totalDocsExamined"] == 0
 
 
-async def test_leasing_and_settling_look_up_by_id(db):
+async def test_leasing_and_settling_look_up_by_id(store, db):
     found = await db.events.find(queries.due("default"), {"_id": 1}).limit(8).to_list(None)
     ids = [document["_id"] for document in found]
     chosen = {"_id": {"$in": ids}, **queries.due("default")}
@@ -144,10 +144,13 @@ async def test_leasing_and_settling_look_up_by_id(db):
     plan, stats = await explain(db, {"update": "events", "updates": [write]})
     assert index_of(plan) == "_id_"
     assert stats["totalDocsExamined"] <= 8
-    write = {"q": queries.held(ids, "t"), "u": {"$set": {"x": 1}}, "hint": "_id_", "multi": True}
-    plan, stats = await explain(db, {"update": "events", "updates": [write]})
-    assert index_of(plan) == "_id_"
-    assert stats["totalDocsExamined"] <= 8
+    claimed = await store.claim("default", 8, owner="d", lease_s=60, max_attempts=5)
+    for held in (claimed.claims, claimed.claims[:1]):
+        [settled] = queries.settlements([Settlement(each, None) for each in held])
+        write = {"q": settled._filter, "u": settled._doc, "hint": settled._hint, "multi": True}
+        plan, stats = await explain(db, {"update": "events", "updates": [write]})
+        assert {"_id_", "IDHACK"} & {stage.get("indexName", stage.get("stage")) for stage in plan}
+        assert stats["totalDocsExamined"] <= len(held)
 
 
 NEWEST, OLDEST = (filters.SORTS[name] for name in ("-received_at", "received_at"))

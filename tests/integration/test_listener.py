@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 
 from tests.support import eventually, new_event
 from wds import listener as listening
+from wds.listener import Listener
 from wds.model import Action, Attempt, Instruction, Outcome, Settlement, Status
 
 if TYPE_CHECKING:
@@ -154,8 +155,10 @@ async def test_what_is_due_needs_no_telling(store, ear):
 async def test_a_retry_is_not_waited_for_beyond_its_time(store, ear):
     await store.insert([new_event()])
     await store.settle([failed(await claimed(store), 0.5)])
+    began = time.monotonic()
     while await ear.hears(LONG_S):  # until nothing was told: it was the time that ended the wait
         pass
+    assert time.monotonic() - began < listening.MOST_S / 2
     found = await eventually(lambda: store.claim("default", 1, **LEASE), lambda it: it.claims)
     [claim] = found.claims
     assert claim.attempt_number == 2
@@ -222,11 +225,55 @@ async def test_closing_ends_the_stream(store, db, ear):  # noqa: ARG001 - ear ha
     await eventually(lambda: streams(db), lambda seen: seen == [])
 
 
-async def test_a_wait_that_is_cancelled_leaves_no_stream(store, db, ear):
-    waiting = asyncio.create_task(ear.hears(LONG_S))
-    await eventually(ear.asked)
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
-    await store.close()
-    await eventually(lambda: asyncio.gather(streams(db), ear.asked()), lambda it: it == [[], False])
+async def test_cancelling_a_wait_ends_it_at_once_and_leaves_no_stream(store, db):
+    """Whichever answer of MongoDB it comes together with."""
+    cancelled = 0
+    for passes in range(40):
+        listener = Listener(store._mongo)
+        assert await listener.wait("default", LONG_S)
+        waiting = asyncio.create_task(listener.wait("default", 1.0))
+        for _ in range(passes):
+            await asyncio.sleep(0)
+        began = time.monotonic()
+        if waiting.cancel():
+            await asyncio.wait({waiting})
+            assert waiting.cancelled(), passes
+            assert time.monotonic() - began < 0.5, passes
+            cancelled += 1
+        await listener.close()
+    assert cancelled > 3
+    await eventually(lambda: streams(db), lambda seen: seen == [])
+
+
+async def test_no_answer_is_waited_for_longer_than_the_driver_takes_it_for_lost(ear, monkeypatch):
+    monkeypatch.setattr(listening, "MOST_S", 0.2)
+    began = time.monotonic()
+    assert await ear.hears(LONG_S) == 0
+    assert 0.2 <= time.monotonic() - began < LONG_S / 2
+
+
+async def test_a_stream_that_failed_is_ended_when_the_next_begins(store, db, ear, monkeypatch):  # noqa: ARG001
+    for _ in range(3):
+        async with refusing(db, "getMore", 11601):
+            assert not await store.listener.wait("default", LONG_S)
+        monkeypatch.setattr(store.listener, "_try_at", time.monotonic())
+        assert await store.listener.wait("default", LONG_S)
+    assert len(await streams(db)) == 1
+
+
+async def test_a_lost_connection_is_called_by_a_public_name(store, db, ear):  # noqa: ARG001
+    data = {"failCommands": ["getMore"], "closeConnection": True, "appName": "wds"}
+    switch = {"configureFailPoint": "failCommand", "mode": {"times": 1}}
+    await db.client.admin.command({**switch, "data": data})
+    with capture_logs() as logs:
+        assert not await store.listener.wait("default", SHORT_S)
+    assert [each["cause"] for each in logs] == ["AutoReconnect"]
+
+
+async def test_what_kind_of_cluster_it_is_is_asked_when_the_store_is_opened(store, monkeypatch):
+    hello = await store._mongo.hello()
+    assert not store._mongo.sharded
+    mongos = {key: value for key, value in hello.items() if key != "setName"} | {"msg": "isdbgrid"}
+    monkeypatch.setattr(store._mongo, "hello", lambda: asyncio.sleep(0, mongos))
+    await store._mongo.open()
+    assert store._mongo.sharded

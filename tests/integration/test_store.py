@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import secrets
 import time
 from datetime import UTC, datetime, timedelta
@@ -522,6 +523,81 @@ async def test_control_without_the_token_a_stale_finish_overwrites_the_newer_hol
     document = await only(db)
     assert "lease" not in document
     assert newer.token
+
+
+async def test_of_events_settled_together_each_gets_its_own_values(store, db):
+    """Those of one claim that end alike are one write; MongoDB itself tells them apart."""
+    await store.insert([new_event() for _ in range(12)])
+    held = await claim(store, 12)
+    texts = ["$x", "$$ROOT", None, "same", "same", "a\0b"]
+    codes = [200, None, 200, 503, 503, 204]
+    ended = [
+        Settlement(
+            each, replace(attempt_of(each), status_code=code, response=text, error=text), status
+        )
+        for each, code, text, status in zip(
+            held[:6], codes, texts, [Status.DELIVERED, Status.FAILED_PERMANENTLY] * 3, strict=True
+        )
+    ]
+    retried = [
+        Settlement(
+            each, replace(attempt_of(each), status_code=code, error=text), Status.DELIVERING, delay
+        )
+        for each, code, text, delay in zip(
+            held[6:10], codes, texts, [1.0, 2.0, 4.0, 8.0], strict=False
+        )
+    ]
+    deferred = [Settlement(each, None) for each in held[10:]]
+    settlements = [*ended, *retried, *deferred]
+    random.shuffle(settlements)
+    before = await store.now()
+    assert await store.settle(settlements) == settlements
+
+    found = {each["_id"]: each async for each in db.events.find()}
+    for each in [*ended, *retried]:
+        event = found[each.claim.id]
+        assert event["status"] == each.status
+        assert event["attempts"] == [queries.attempt_document(each.attempt)]
+        assert event["last_status_code"] == (each.attempt.status_code or queries.NO_ANSWER)
+        assert "lease" not in event
+        assert ("finished_at" in event) == (each.status is not Status.DELIVERING)
+    for each in retried:
+        waits = found[each.claim.id]["next_attempt_at"] - before
+        assert each.delay_s <= waits.total_seconds() < each.delay_s + 0.9
+    for each in deferred:
+        event = found[each.claim.id]
+        assert (event["status"], event["attempt_count"], event["attempts"]) == ("RECEIVED", 0, [])
+
+
+async def test_an_event_that_mongodb_refuses_keeps_no_other_from_being_recorded(store, db):
+    await store.insert([new_event() for _ in range(8)])
+    held = await claim(store, 8)
+    await db.events.update_one({"_id": held[3].id}, {"$set": {"attempts": "damaged"}})
+    with pytest.raises(StoreUnavailableError):
+        await store.settle([delivered(each) for each in held])
+    assert await db.events.count_documents({"status": "DELIVERED"}) == 7
+
+
+async def test_on_a_sharded_cluster_each_event_is_written_by_itself(store, db, monkeypatch):
+    """An update of many is not safe there while data moves from shard to shard."""
+    monkeypatch.setattr(store._mongo, "sharded", True)
+    await store.insert([new_event() for _ in range(5)])
+    held = await claim(store, 5)
+    await db.command("profile", 2)
+    settlements = [delivered(each) for each in held]
+    assert await store.settle(settlements) == settlements
+    await db.command("profile", 0)
+    updates = await db["system.profile"].find({"op": "update"}).to_list(None)
+    assert [each["command"]["multi"] for each in updates] == [False] * 5
+
+
+async def test_a_late_settlement_beside_the_newer_holders_is_told_to_be_lost(store, db):
+    await store.insert([new_event()])
+    [lost] = await claim(store)
+    await expire(db)
+    [newer] = await claim(store)
+    late, timely = delivered(lost), failed(newer, 60)
+    assert await store.settle([late, timely]) == [None, timely]
 
 
 async def test_settling_again_after_a_lost_answer_records_the_attempt_once(store, db):

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import bson
 import pytest
 from msgspec.structs import replace
+from pymongo import UpdateMany, UpdateOne
 
 from tests.support import new_event
 from wds import hours, indexes, queries
@@ -216,8 +217,17 @@ def test_claims_and_kinds_of_end_are_written_apart():
     ids=["retry", "delivered", "failed", "cancelled", "defer"],
 )
 def test_every_end_of_a_claim_is_fenced_by_its_token(settlement):
-    assert write(settlement)[0].items() >= queries.held(["e1"], "t1").items()
-    assert queries.held(["e1"], "t1") == {"_id": {"$in": ["e1"]}, "lease.token": "t1"}
+    assert write(settlement)[0].items() >= {"_id": "e1", "lease.token": "t1"}.items()
+    together = write(*of_claims(settlement, {}, {}))
+    assert together[0].items() >= {"_id": {"$in": ["e0", "e1"]}, "lease.token": "t1"}.items()
+
+
+def test_events_written_apart_are_each_one_write():
+    ends = of_claims(DEFER, {}, {}, {})
+    apart = queries.settlements(ends, apart=True)
+    assert [each._filter["_id"] for each in apart] == ["e0", "e1", "e2"]
+    assert {type(each) for each in apart} == {UpdateOne}
+    assert [type(each) for each in queries.settlements(ends)] == [UpdateMany]
 
 
 def test_a_retry_and_the_end_in_its_place_never_match_the_same_event():
