@@ -104,7 +104,6 @@ class Dispatcher:
         self._limiter_failed = False
         self._found_nothing = 0
         self._spread_s = 0.0
-        self._listening: asyncio.Task[bool] | None = None
         self._stopping = asyncio.Event()
         self._room_changed = asyncio.Event()
 
@@ -112,8 +111,6 @@ class Dispatcher:
         """Claim no more, defer what waits for a slot; `run` returns when the rest is settled."""
         self._stopping.set()
         self._room_changed.set()
-        if self._listening is not None:
-            self._listening.cancel()
 
     async def run(self) -> None:
         """Take turns until `stop`, waiting with backoff while MongoDB or Redis is away."""
@@ -358,12 +355,14 @@ class Dispatcher:
             return 0.0
         most_s = max(LISTEN_MOST_S, self._settings.poll_interval)
         told = asyncio.create_task(self._store.listener.wait(DESTINATION, most_s))
-        self._listening = told
+        stopping = asyncio.create_task(self._stopping.wait())
         try:
-            await asyncio.wait({told})
+            await asyncio.wait({told, stopping}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            # Not waited for: PyMongo may overlook it and wait on for an answer.
             told.cancel()
-        if told.cancelled() or not told.result():
+            stopping.cancel()
+        if not told.done() or not told.result():
             return wait_s
         apart_s = looked_at + LOOKS_APART_S - time.monotonic()
         return max(apart_s, random.uniform(0, self._spread_s))  # noqa: S311

