@@ -191,6 +191,7 @@ async def drip_head(writer):
         await asyncio.sleep(0.1)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("answer", [hang, drip, drip_head])
 async def test_an_attempt_ends_with_its_timeout(answer):
     async with raw_downstream(answer) as url:

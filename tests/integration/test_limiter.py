@@ -169,6 +169,7 @@ async def test_the_window_is_forgotten_when_it_no_longer_matters(limiter, redis,
     assert 0 < remaining <= (2 * WINDOW_US + 1_500_000) / 1000 + 1
 
 
+@pytest.mark.alone
 async def test_slots_from_before_redis_clock_stepped_back_are_forgotten(
     limiter, redis, destination
 ):

@@ -98,6 +98,7 @@ async def test_without_a_limit_everything_is_let_in(mock):
     assert await mock.deliver_many(20) == [200] * 20
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("made", [[0], [1], [0, 1]], ids=["one", "the other", "both"])
 async def test_replicas_on_one_redis_share_one_window(shared_window, made):
     async with (

@@ -223,10 +223,8 @@ async def test_a_store_that_stalls_is_answered_503_at_once(engines, store, db, m
         first = asyncio.create_task(send())
         await eventually(lambda: asyncio.sleep(0, held() > 0))
         await asyncio.sleep(0.4)
-        began = time.monotonic()
         answers = await asyncio.gather(*(send() for _ in range(20)))
-        took = time.monotonic() - began
         assert set(answers) == {(503, "2")}
-        assert took < 1
+        assert not first.done()  # nobody waited for what stalls
         assert (await first)[0] == 202
         assert (await send())[0] == 202
