@@ -343,7 +343,7 @@ class Store:
                 queries.settlements(settlements, apart=apart), settlements
             )
         except StoreUnavailableError as error:
-            if error.__cause__ is None or transient(error.__cause__):
+            if apart or error.__cause__ is None or transient(error.__cause__):
                 raise
         return await self._write_ends(queries.settlements(settlements, apart=True), settlements)
 
