@@ -14,7 +14,7 @@ import time
 from collections import deque
 from contextvars import Context
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 from wds.errors import QueueFullError
 
@@ -27,6 +27,8 @@ slow enough to work beside it all the same."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+_Waiting: TypeAlias = "tuple[Item, int, asyncio.Future[Result]]"
+"""An item, its weight, and what its submitter waits for."""
 
 
 @dataclass(eq=False, slots=True)
@@ -73,7 +75,7 @@ class GroupCommit(Generic[Item, Result]):
         self._weigh = weigh
         self._max_batch = max_batch
         self._max_pending = max_pending
-        self._pending: deque[tuple[Item, int, asyncio.Future[Result]]] = deque()
+        self._pending: deque[_Waiting[Item, Result]] = deque()
         self._pending_weight = 0
 
     async def submit(self, *items: Item) -> list[Result]:
@@ -96,6 +98,7 @@ class GroupCommit(Generic[Item, Result]):
             # In a context of its own: what it logs concerns no single submitter.
             flight = _Flight()
             flight.task = asyncio.create_task(self._fly(flight), context=Context())
+            flight.task.add_done_callback(lambda _: self._stay(flight))
             self._flights.add(flight)
             self._boarding = True
         if len(futures) == 1:
@@ -142,7 +145,7 @@ class GroupCommit(Generic[Item, Result]):
     async def _fly(self, flight: _Flight) -> None:
         """Commit one batch after another, as long as there is something to take."""
         self._boarding = False
-        batch: list[tuple[Item, int, asyncio.Future[Result]]] = []
+        batch: list[_Waiting[Item, Result]] = []
         try:
             while self._takes_another(len(self._flights) - 1):
                 batch = self._next_batch()
@@ -157,15 +160,24 @@ class GroupCommit(Generic[Item, Result]):
                     _settle(futures, error)
                 flight.since, flight.items = math.inf, 0
         finally:
-            self._flights.discard(flight)
-            # Something is left only if this task was cancelled; nobody may wait for ever.
-            left = [*batch] if self._flights else [*batch, *self._pending]
-            _settle([future for _, _, future in left], asyncio.CancelledError())
-            if not self._flights:
-                self._pending.clear()
-                self._pending_weight = 0
+            self._land(flight, batch)
 
-    def _next_batch(self) -> list[tuple[Item, int, asyncio.Future[Result]]]:
+    def _stay(self, flight: _Flight) -> None:
+        """End a flight whose task was cancelled before its first step."""
+        if flight in self._flights:
+            self._boarding = False
+            self._land(flight, [])
+
+    def _land(self, flight: _Flight, batch: Sequence[_Waiting[Item, Result]]) -> None:
+        self._flights.remove(flight)
+        # Something is left only if its task was cancelled; nobody may wait for ever.
+        left = [*batch] if self._flights else [*batch, *self._pending]
+        _settle([future for _, _, future in left], asyncio.CancelledError())
+        if not self._flights:
+            self._pending.clear()
+            self._pending_weight = 0
+
+    def _next_batch(self) -> list[_Waiting[Item, Result]]:
         most = len(self._pending)
         if in_flight := self._in_flight():
             most = max(self._worth, math.ceil((in_flight + most) / self._overlap))

@@ -396,6 +396,23 @@ async def test_a_cancelled_commit_lets_go_of_everyone_who_waits():
     assert all(task.cancelled() for task in done)
 
 
+async def test_a_commit_cancelled_before_it_began_lets_go_of_everyone_and_others_follow():
+    """As when a loop that ends cancels all its tasks."""
+    commit = Commit()
+    group = grouped(commit)
+    before = asyncio.all_tasks()
+    waiting = [asyncio.ensure_future(group.submit(number)) for number in (1, 2)]
+    await asyncio.sleep(0)  # both have submitted, and nothing more
+    [flight] = asyncio.all_tasks() - before - {*waiting}
+    flight.cancel()
+    await asyncio.wait(waiting, timeout=5)
+    assert all(task.cancelled() for task in waiting)
+    assert commit.batches == []
+    await asyncio.wait_for(group.drain(), 5)
+    commit.finish()
+    assert await asyncio.wait_for(group.submit(3), 5) == ["r3"]
+
+
 async def test_submitting_nothing_commits_nothing():
     commit = Commit()
     assert await asyncio.wait_for(grouped(commit).submit(), 5) == []
