@@ -435,7 +435,7 @@ async def test_a_key_whose_event_is_being_written_is_a_repeat_in_the_insert_besi
     beside = [client.ingest(b"{}", Idempotency_Key="k")]
     beside += [client.ingest(b"{}") for _ in range(ingest.WORTH_OVERLAPPING - 1)]
     try:
-        statuses = [status for status, _ in await asyncio.wait_for(asyncio.gather(*beside), 5)]
+        statuses = [status for status, _ in await asyncio.wait_for(asyncio.gather(*beside), 15)]
         assert not first.done()
     finally:
         answered.set()

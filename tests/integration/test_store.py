@@ -355,7 +355,7 @@ async def test_a_claim_ends_where_the_store_takes_a_slower_clock_to_be_ahead(
 
     await clock_caught_up(store)
     monkeypatch.setattr(store._mongo, "now", ahead)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         claimed = await store.claim("default", limit, owner="d", lease_s=30, max_attempts=5)
     assert claimed.claims == []
     assert "lease" not in await only(db)
@@ -384,12 +384,12 @@ async def test_closing_leaves_nothing_behind_even_if_the_server_does_not_answer(
     store = Store(settings.mongo_url, settings.mongo_db)
     await store.open()
     await store.insert_all([new_event()])
-    stall = {"failCommands": ["endSessions"], "blockConnection": True, "blockTimeMS": 3000}
+    stall = {"failCommands": ["endSessions"], "blockConnection": True, "blockTimeMS": 20_000}
     await db.client.admin.command(
         "configureFailPoint", "failCommand", mode={"times": 2}, data=stall
     )
     try:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(10):
             await store.close()
     finally:
         await db.client.admin.command("configureFailPoint", "failCommand", mode="off")
