@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import random
 import time
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -33,9 +33,10 @@ from wds.delivery import Deliverer, NotSentError
 from wds.errors import LimiterUnavailableError, StoreUnavailableError
 from wds.group_commit import GroupCommit
 from wds.limiter import Limiter
+from wds.lookout import Lookout
 from wds.model import Attempt, Outcome, Settlement, Status
 from wds.mongo import uptime
-from wds.store import Claimed, Store
+from wds.store import Store
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -61,15 +62,6 @@ MOST_PATIENCE_S = 1.0
 """Longest wait for slots before asking again, whatever Redis's clock says."""
 PAUSE_MOST_S = 1.0
 """Longest wait between two looks at a database or a Redis that does not answer."""
-LISTEN_AFTER = 2
-"""Looks in a row that found nothing, after which to wait to be told of events."""
-LISTEN_MOST_S = 1.0
-"""Longest wait to be told, unless looks are seldom anyway: what nobody told of is found by then."""
-LOOKS_APART_S = 0.05
-"""Least time between a look in vain and the next, however soon that is told to be worthwhile."""
-SPREAD_LEAST_S = 0.001
-SPREAD_MOST_S = 0.02
-"""Longest that a dispatcher waits after being told, in case others are faster anyway."""
 
 
 class Dispatcher:
@@ -102,10 +94,13 @@ class Dispatcher:
         self._waiting = 0
         self._settling = 0
         self._limiter_failed = False
-        self._found_nothing = 0
-        self._spread_s = 0.0
         self._stopping = asyncio.Event()
         self._room_changed = asyncio.Event()
+        self._lookout = Lookout(
+            partial(store.listener.wait, DESTINATION) if settings.listen else None,
+            poll_interval=settings.poll_interval,
+            stopping=self._stopping,
+        )
 
     def stop(self) -> None:
         """Claim no more, defer what waits for a slot; `run` returns when the rest is settled."""
@@ -124,11 +119,8 @@ class Dispatcher:
             retry_error_callback=lambda _: 0.0,
         )
         while not self._stopping.is_set():
-            looked_at = time.monotonic()
             try:
-                wait_s = await self.run_once()
-                if self._found_nothing and self._settings.listen:
-                    wait_s = await self._listened(looked_at, wait_s)
+                wait_s = await self._lookout.sooner(await self.run_once())
             except Exception as error:  # noqa: BLE001 - a defect must not end deliveries
                 _log_failure(error)
                 wait_s = await patiently(self.run_once)
@@ -166,11 +158,9 @@ class Dispatcher:
             max_attempts=self._settings.max_attempts,
         )
         journal.claimed(claimed)
-        self._found_nothing = 0 if claimed.claims else self._found_nothing + 1
-        self._spread(claimed)
+        self._lookout.looked(claimed)
         if not claimed.claims:
-            # Not in step with other replicas, or together they would look no more often than one.
-            return self._settings.poll_interval * random.uniform(0.75, 1.25)  # noqa: S311
+            return self._lookout.poll_s()
         if self._limiter is None:
             for claim in claimed.claims:
                 self._start(claim, None)
@@ -343,40 +333,6 @@ class Dispatcher:
         while self._room() < wanted and self._deliveries and not self._stopping.is_set():
             self._room_changed.clear()
             await self._room_changed.wait()
-
-    async def _listened(self, looked_at: float, wait_s: float) -> float:
-        """Wait to be told that events may be due, after a look in vain or two.
-
-        Returns the seconds until the next look: `wait_s` where nobody tells.
-        """
-        if self._found_nothing < LISTEN_AFTER:
-            return min(wait_s, LOOKS_APART_S)
-        if self._stopping.is_set():
-            return 0.0
-        most_s = max(LISTEN_MOST_S, self._settings.poll_interval)
-        told = asyncio.create_task(self._store.listener.wait(DESTINATION, most_s))
-        stopping = asyncio.create_task(self._stopping.wait())
-        try:
-            await asyncio.wait({told, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            # Not waited for: PyMongo may overlook it and wait on for an answer.
-            told.cancel()
-            stopping.cancel()
-        if not told.done() or not told.result():
-            return wait_s
-        apart_s = looked_at + LOOKS_APART_S - time.monotonic()
-        return max(apart_s, random.uniform(0, self._spread_s))  # noqa: S311
-
-    def _spread(self, claimed: Claimed) -> None:
-        """Be later, twice as much each time, while others are faster, and sooner again if not.
-
-        All who listen are told at the same moment. So one of them soon has what is told for
-        itself, and the others look when that is gone.
-        """
-        if claimed.outrun:
-            self._spread_s = min(max(2 * self._spread_s, SPREAD_LEAST_S), SPREAD_MOST_S)
-        elif claimed.claims:
-            self._spread_s = self._spread_s / 2 if self._spread_s > SPREAD_LEAST_S else 0.0
 
     async def _pause(self, seconds: float) -> None:
         await self._sleep_until(time.monotonic() + seconds)
