@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 from motor.motor_asyncio import AsyncIOMotorClient
 
 from tests.support import Engines, make_settings
@@ -48,6 +49,13 @@ def sharing_the_machine(tmp_path_factory: pytest.TempPathFactory, *, alone: bool
         finally:  # whatever processes were begun meanwhile and hold the files open
             fcntl.flock(room, fcntl.LOCK_UN)
             fcntl.flock(door, fcntl.LOCK_UN)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tracebacks_without_variables() -> None:
+    """Have a logged traceback cost milliseconds; with every variable shown it takes seconds."""
+    renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], renderer])
 
 
 @pytest.fixture(autouse=True)

@@ -25,11 +25,12 @@ def restored():
     root, server = logging.getLogger(), logging.getLogger("aiohttp.server")
     handlers, level, filters = root.handlers[:], root.level, server.filters[:]
     hooks = sys.excepthook, threading.excepthook
+    ours = structlog.get_config()
     yield
     root.handlers, root.level, server.filters = handlers, level, filters
     sys.excepthook, threading.excepthook = hooks
     logging.captureWarnings(capture=False)
-    structlog.reset_defaults()
+    structlog.configure(**ours)
 
 
 class Text(str):
