@@ -54,7 +54,9 @@ def sharing_the_machine(tmp_path_factory: pytest.TempPathFactory, *, alone: bool
 @pytest.fixture(scope="session", autouse=True)
 def tracebacks_without_variables() -> None:
     """Have a logged traceback cost milliseconds; with every variable shown it takes seconds."""
-    renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=False, exception_formatter=structlog.dev.plain_traceback
+    )
     structlog.configure(processors=[*structlog.get_config()["processors"][:-1], renderer])
 
 
