@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import importlib.metadata
+import itertools
 import os
+import random
 import re
 import signal
 import socket
@@ -48,6 +50,13 @@ _PACKAGES = {
 }
 """Debian's and Ubuntu's packages of the libraries that mongod needs beyond glibc."""
 
+_PORTS = range(10_240, 32_768)
+"""Below those that Linux gives to connections and to whoever asks for any, so that nobody gets one
+by chance before it is used: `net.ipv4.ip_local_port_range` of
+https://www.kernel.org/doc/html/latest/networking/ip-sysctl.html."""
+# From anywhere among them: other processes choose, too.
+_ports = itertools.islice(itertools.cycle(_PORTS), random.randrange(len(_PORTS)), None)  # noqa: S311
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
 
@@ -60,12 +69,18 @@ def die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """Return a TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port() -> int:
+    """Return a TCP port of the loopback interface that nobody uses, another one each time.
+
+    Raises:
+        StartError: all are in use.
+    """
+    for port in itertools.islice(_ports, len(_PORTS)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    msg = f"no TCP port from {_PORTS[0]} to {_PORTS[-1]} is free"
+    raise StartError(msg)
 
 
 class Server:
