@@ -96,9 +96,10 @@ class GroupCommit(Generic[Item, Result]):
         self._pending_weight += weight
         if futures and not self._boarding and self._takes_another(len(self._flights)):
             # In a context of its own: what it logs concerns no single submitter.
+            context = Context()
             flight = _Flight()
-            flight.task = asyncio.create_task(self._fly(flight), context=Context())
-            flight.task.add_done_callback(lambda _: self._stay(flight))
+            flight.task = asyncio.create_task(self._fly(flight), context=context)
+            flight.task.add_done_callback(lambda _: self._stay(flight), context=context)
             self._flights.add(flight)
             self._boarding = True
         if len(futures) == 1:
