@@ -120,7 +120,7 @@ class Dispatcher:
         )
         while not self._stopping.is_set():
             try:
-                wait_s = await self._lookout.sooner(await self.run_once())
+                wait_s = await self._lookout.until_next(await self.run_once())
             except Exception as error:  # noqa: BLE001 - a defect must not end deliveries
                 _log_failure(error)
                 wait_s = await patiently(self.run_once)

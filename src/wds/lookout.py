@@ -1,8 +1,8 @@
 """When a dispatcher looks at the queue again.
 
-At once while it finds something, and every poll interval while it does not: after two looks in
-vain it also waits to be told that events may be due (`listener`), and then looks once a second in
-any case.
+At once while it finds something. After a look in vain it looks once more, and after two it waits to
+be told that events may be due (`listener`), for a second or, if that is longer, the poll interval.
+Where nobody tells, it looks every poll interval.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import random
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
 
     from wds.store import Claimed
 
@@ -29,21 +29,22 @@ SPREAD_MOST_S = 0.02
 
 
 class Lookout:
-    """What one dispatcher's looks have found: `looked` after each, then `sooner`."""
+    """What one dispatcher's looks have found: `looked` after each, then `until_next`."""
 
     def __init__(
         self,
-        told: Callable[[float], Awaitable[bool]] | None,
+        listen: Callable[[float], Coroutine[Any, Any, bool]] | None,
         *,
         poll_interval: float,
         stopping: asyncio.Event,
     ) -> None:
-        """Take the seconds between looks, and what to wait for after some in vain.
+        """Take the seconds between looks where nobody tells, and how to be told.
 
-        `told` waits until events may be due, at most so many seconds; False where nobody tells.
-        None never listens. `stopping` ends every wait.
+        `listen` waits until events may be due, at most so many seconds, and returns whether it
+        could: True also when the time is over, False where there is no telling. None is never to
+        listen. `stopping` ends every wait.
         """
-        self._told = told
+        self._listen = listen
         self._poll_interval = poll_interval
         self._stopping = stopping
         self._looked_at = 0.0
@@ -69,28 +70,27 @@ class Lookout:
         # Not in step with other replicas, or together they would look no more often than one.
         return self._poll_interval * random.uniform(0.75, 1.25)  # noqa: S311
 
-    async def sooner(self, wait_s: float) -> float:
-        """Return the seconds until the next look, after waiting to be told of a reason for one.
+    async def until_next(self, wait_s: float) -> float:
+        """Wait to be told of a reason to look, if it is time to; return the seconds left to wait.
 
-        They are `wait_s` after a look that found something, and where nobody tells.
+        They are `wait_s` after a look that found something, on stopping and where nobody tells.
         """
-        if not self._in_vain or self._told is None:
+        if not self._in_vain or self._listen is None:
             return wait_s
         if self._in_vain < LISTEN_AFTER:
             return min(wait_s, LOOKS_APART_S)
-        if self._stopping.is_set() or not await self._hears(self._told):
+        if self._stopping.is_set() or not await self._told(self._listen):
             return wait_s
         apart_s = self._looked_at + LOOKS_APART_S - monotonic()
         return max(apart_s, random.uniform(0, self._spread_s))  # noqa: S311
 
-    async def _hears(self, told: Callable[[float], Awaitable[bool]]) -> bool:
-        most_s = max(LISTEN_MOST_S, self._poll_interval)
-        hearing = asyncio.ensure_future(told(most_s))
+    async def _told(self, listen: Callable[[float], Coroutine[Any, Any, bool]]) -> bool:
+        listening = asyncio.create_task(listen(max(LISTEN_MOST_S, self._poll_interval)))
         stopping = asyncio.create_task(self._stopping.wait())
         try:
-            await asyncio.wait({hearing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({listening, stopping}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             # Not waited for: PyMongo may overlook it and wait on for an answer.
-            hearing.cancel()
+            listening.cancel()
             stopping.cancel()
-        return hearing.done() and hearing.result()
+        return listening.done() and listening.result()

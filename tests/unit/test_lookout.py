@@ -42,10 +42,10 @@ async def test_after_one_look_in_vain_comes_another_and_then_listening():
     teller = Teller()
     watch = lookout(teller)
     looked(watch, NOTHING)
-    assert await watch.sooner(POLL_S) == LOOKS_APART_S
+    assert await watch.until_next(POLL_S) == LOOKS_APART_S
     assert teller.asked == []
     looked(watch, NOTHING)
-    assert 0 < await watch.sooner(POLL_S) <= LOOKS_APART_S
+    assert await watch.until_next(POLL_S) <= LOOKS_APART_S
     assert teller.asked == [LISTEN_MOST_S]
 
 
@@ -53,10 +53,10 @@ async def test_after_a_find_nothing_is_waited_for():
     teller = Teller()
     watch = lookout(teller)
     looked(watch, NOTHING, NOTHING, FOUND)
-    assert await watch.sooner(0.0) == 0.0
-    assert await watch.sooner(0.3) == 0.3  # as long as the limiter has no slot
+    assert await watch.until_next(0.0) == 0.0
+    assert await watch.until_next(0.3) == 0.3  # as long as the limiter has no slot
     looked(watch, NOTHING)
-    await watch.sooner(POLL_S)
+    await watch.until_next(POLL_S)
     assert teller.asked == []
 
 
@@ -64,7 +64,13 @@ async def test_after_a_find_nothing_is_waited_for():
 async def test_where_nobody_tells_it_is_the_poll_interval_that_counts(teller):
     watch = lookout(teller)
     looked(watch, NOTHING, NOTHING, NOTHING)
-    assert await watch.sooner(POLL_S) == POLL_S
+    assert await watch.until_next(POLL_S) == POLL_S
+
+
+async def test_who_never_listens_does_not_hurry_after_the_first_look_either():
+    watch = lookout(None)
+    looked(watch, NOTHING)
+    assert await watch.until_next(POLL_S) == POLL_S
 
 
 async def test_replicas_do_not_poll_in_step():
@@ -78,7 +84,7 @@ async def test_who_looks_seldom_waits_as_long_to_be_told():
     teller = Teller()
     watch = lookout(teller, poll_interval=20.0)
     looked(watch, NOTHING, NOTHING)
-    await watch.sooner(20.0)
+    await watch.until_next(20.0)
     assert teller.asked == [20.0]
 
 
@@ -87,11 +93,11 @@ async def test_who_is_told_long_after_a_look_looks_at_once(monkeypatch):
     monkeypatch.setattr("wds.lookout.monotonic", lambda: now)
     watch = lookout(Teller())
     looked(watch, NOTHING, NOTHING)
-    assert await watch.sooner(POLL_S) == pytest.approx(LOOKS_APART_S)
+    assert await watch.until_next(POLL_S) == pytest.approx(LOOKS_APART_S)
     now += LOOKS_APART_S / 2
-    assert await watch.sooner(POLL_S) == pytest.approx(LOOKS_APART_S / 2)
+    assert await watch.until_next(POLL_S) == pytest.approx(LOOKS_APART_S / 2)
     now += 1
-    assert await watch.sooner(POLL_S) == 0
+    assert await watch.until_next(POLL_S) == 0
 
 
 async def test_who_was_outrun_is_later_after_being_told(monkeypatch):
@@ -100,15 +106,23 @@ async def test_who_was_outrun_is_later_after_being_told(monkeypatch):
     watch = lookout(Teller())
     looked(watch, *[OUTRUN] * 10)
     now += 1
-    waits = [await watch.sooner(POLL_S) for _ in range(100)]
+    waits = [await watch.until_next(POLL_S) for _ in range(100)]
     assert SPREAD_MOST_S / 2 < max(waits) <= SPREAD_MOST_S
     looked(watch, *[FOUND] * 10, NOTHING, NOTHING)
     now += 1
-    assert await watch.sooner(POLL_S) == 0
+    assert await watch.until_next(POLL_S) == 0
 
 
-@pytest.mark.parametrize("when", ["before", "meanwhile"])
-async def test_stopping_ends_the_wait_to_be_told(when):
+async def test_who_is_stopping_does_not_listen():
+    teller, stopping = Teller(), asyncio.Event()
+    watch = lookout(teller, stopping=stopping)
+    looked(watch, NOTHING, NOTHING)
+    stopping.set()
+    assert await watch.until_next(POLL_S) == POLL_S
+    assert teller.asked == []
+
+
+async def test_stopping_ends_the_wait_to_be_told():
     stopping, over = asyncio.Event(), asyncio.Event()
 
     async def never(_):
@@ -120,15 +134,12 @@ async def test_stopping_ends_the_wait_to_be_told(when):
 
     watch = lookout(never, stopping=stopping)
     looked(watch, NOTHING, NOTHING)
-    if when == "before":
-        stopping.set()
-    assert await asyncio.wait_for(watch.sooner(POLL_S), 5) == POLL_S
-    if when == "meanwhile":
-        await asyncio.wait_for(over.wait(), 5)
+    assert await asyncio.wait_for(watch.until_next(POLL_S), 5) == POLL_S
+    await asyncio.wait_for(over.wait(), 5)
 
 
 async def test_a_defect_of_who_tells_is_not_swallowed():
     watch = lookout(Teller(answer=RuntimeError("defect")))
     looked(watch, NOTHING, NOTHING)
     with pytest.raises(RuntimeError, match="defect"):
-        await watch.sooner(POLL_S)
+        await watch.until_next(POLL_S)
