@@ -52,8 +52,8 @@ def sharing_the_machine(tmp_path_factory: pytest.TempPathFactory, *, alone: bool
 
 
 @pytest.fixture(scope="session", autouse=True)
-def tracebacks_without_variables() -> None:
-    """Have a logged traceback cost milliseconds; with every variable shown it takes seconds."""
+def plain_lines() -> None:
+    """Log without colours, and tracebacks without every variable, which would take seconds."""
     renderer = structlog.dev.ConsoleRenderer(
         colors=False, exception_formatter=structlog.dev.plain_traceback
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import statistics
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 
@@ -76,9 +77,12 @@ async def test_two_ingests_and_three_dispatchers_send_all_once_within_the_limit_
     documents = await db.events.find().to_list(None)
     assert {document["status"] for document in documents} == {"DELIVERED"}
     sent = sorted(document["attempts"][0]["timestamp"] for document in documents)
-    # Of ten seconds' worth each: in some the machine may have had a pause, hardly in all.
-    stretches = zip(sent, sent[10 * limit :], strict=False)
-    assert min(last - first for first, last in stretches) <= timedelta(seconds=10) / 0.95
+    # The time of each `limit` of them: few may be longer, where the machine had a pause.
+    seconds = sorted(
+        (after - before).total_seconds() for before, after in zip(sent, sent[limit:], strict=False)
+    )
+    assert statistics.median(seconds) <= 1 / 0.95
+    assert seconds[len(seconds) * 3 // 4] <= 1.2
 
 
 async def test_an_event_survives_the_death_of_its_dispatcher(env, db, tmp_path):

@@ -376,7 +376,7 @@ async def test_a_collector_that_does_not_answer_delays_neither_deliveries_nor_th
             for part in (ingest, dispatcher):
                 since = time.monotonic()
                 assert await part.stop() == 0
-                assert time.monotonic() - since < 3
+                assert time.monotonic() - since < 8  # it would be asked for ten
                 assert "traces_lost" in part.text
                 assert "Traceback" not in part.text
     finally:

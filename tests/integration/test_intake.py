@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 from aiohttp import web
 
+from tests.support import eventually
 from wds import intake
 from wds.intake import Intake
 from wds.server import listening, new_app
@@ -74,8 +75,10 @@ async def test_a_body_in_one_piece_that_is_too_long_is_refused(wrap):
 @pytest.mark.parametrize("wrap", [with_length, in_chunks])
 async def test_a_body_in_one_piece_counts_until_it_is_answered(wrap):
     async with serving() as (made, port, go_on), sent(port, wrap(b"x" * LENGTH)) as reader:
-        await asyncio.sleep(0.1)
-        assert made._held == intake.OVERHEAD_BYTES + LENGTH
+        await eventually(
+            lambda: asyncio.sleep(0, made._held),
+            lambda held: held == intake.OVERHEAD_BYTES + LENGTH,
+        )
         go_on.set()
         assert await status(reader) == 200
         assert made._held == 0
@@ -83,10 +86,13 @@ async def test_a_body_in_one_piece_counts_until_it_is_answered(wrap):
 
 async def test_bodies_in_one_piece_that_wait_fill_the_budget():
     """Six of them leave less than a seventh needs, although there is room for its overhead."""
-    async with serving() as (_, port, go_on), AsyncExitStack() as stack:
+    async with serving() as (made, port, go_on), AsyncExitStack() as stack:
         request = with_length(b"x" * LENGTH)
         readers = [await stack.enter_async_context(sent(port, request)) for _ in range(6)]
-        await asyncio.sleep(0.1)
+        await eventually(
+            lambda: asyncio.sleep(0, made._held),
+            lambda held: held == 6 * (intake.OVERHEAD_BYTES + LENGTH),
+        )
         async with sent(port, request) as seventh:
             assert await status(seventh) == 503
         go_on.set()

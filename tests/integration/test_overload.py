@@ -16,6 +16,7 @@ from tests.support import eventually, make_settings, signed
 from wds import ingest, intake
 from wds.errors import QueueFullError
 from wds.ingest import create_app
+from wds.inserts import Inserts
 from wds.server import listening
 
 MIB = 1024 * 1024
@@ -162,48 +163,77 @@ async def test_an_idle_connection_keeps_no_body(engines, store, db):  # noqa: AR
             writer.transport.abort()
 
 
-async def test_what_a_body_holds_is_forgotten_while_the_store_is_waited_for(engines, store, db):
+def stalling(monkeypatch) -> tuple[asyncio.Event, asyncio.Event]:
+    """Have writes wait: give what tells that one does, and what lets all go on."""
+    waiting, go_on = asyncio.Event(), asyncio.Event()
+
+    def stalled(write):
+        async def late(self, events):
+            waiting.set()
+            await go_on.wait()
+            return await write(self, events)
+
+        return late
+
+    monkeypatch.setattr(Inserts, "insert", stalled(Inserts.insert))
+    monkeypatch.setattr(Inserts, "insert_all", stalled(Inserts.insert_all))
+    return waiting, go_on
+
+
+async def test_what_a_body_holds_is_forgotten_while_the_store_is_waited_for(
+    engines,
+    store,
+    db,  # noqa: ARG001
+    monkeypatch,
+):
     body = b'{"a":[%s]}' % b",".join([b"[]"] * 300_000)
-    stall = {"failCommands": ["insert"], "blockConnection": True, "blockTimeMS": 1000}
     async with serving(engines, store) as (port, session):
         assert (await post(session, port))[0] == 202
-        await db.client.admin.command(
-            "configureFailPoint", "failCommand", mode={"times": 1}, data=stall
-        )
+        waiting, go_on = stalling(monkeypatch)
         with traced() as memory:
             sending = asyncio.create_task(post(session, port, body))
-            await eventually(lambda: asyncio.sleep(0, held() > len(body)))
-            await asyncio.sleep(0.3)
+            await waiting.wait()
             assert held() > len(body)
             assert memory() < 6 * MIB
+            go_on.set()
             assert (await sending)[0] == 202
 
 
-async def test_a_body_that_keeps_coming_at_a_fair_rate_may_take_longer(engines, store, db):
+@pytest.mark.parametrize(("timeout_s", "status"), [(3, 202), (1, 408)], ids=["fair", "slow"])
+async def test_a_body_that_keeps_coming_at_a_fair_rate_may_take_longer(
+    engines, store, db, monkeypatch, *, timeout_s, status
+):
+    """Six pieces, one every 0.6 s, each of which is worth 2 s or nearly nothing."""
     body = b'{"a":"%s"}' % (b"x" * 300 * 1024)
+    piece = 50 * 1024
+    monkeypatch.setattr(intake, "SLOWEST_BYTES_PER_S", piece // 2 if status == 202 else piece * 9)
 
-    async def steadily(pause_s):
-        for start in range(0, len(body), 50 * 1024):
-            yield body[start : start + 50 * 1024]
-            await asyncio.sleep(pause_s)
+    async def steadily():
+        for start in range(0, len(body), piece):
+            yield body[start : start + piece]
+            await asyncio.sleep(0.6)
 
-    async with serving(engines, store, WDS_BODY_TIMEOUT="1") as (port, session):
+    async with serving(engines, store, WDS_BODY_TIMEOUT=str(timeout_s)) as (port, session):
         url = f"http://127.0.0.1:{port}{PATH}"
         began = time.monotonic()
-        async with session.post(url, data=steadily(0.25), headers=signed(body)) as response:
-            assert response.status == 202
-        assert time.monotonic() - began > 1.4
         with suppress(aiohttp.ClientError):
-            async with session.post(url, data=steadily(2), headers=signed(body)) as response:
-                assert response.status == 408
-    assert await db.events.count_documents({}) == 1
+            async with session.post(url, data=steadily(), headers=signed(body)) as response:
+                assert response.status == status
+        if status == 202:
+            assert time.monotonic() - began > timeout_s
+    assert await db.events.count_documents({}) == (status == 202)
 
 
 @pytest.mark.parametrize("path", [PATH, f"{PATH}/batch"])
-async def test_a_store_that_stalls_is_answered_503_at_once(engines, store, db, monkeypatch, path):
+async def test_a_store_that_stalls_is_answered_503_at_once(
+    engines,
+    store,
+    db,  # noqa: ARG001
+    monkeypatch,
+    path,
+):
     """And the first, who waits for the write, is acknowledged when it is done."""
     monkeypatch.setattr(ingest, "MAX_WAIT_S", 0.2)
-    stall = {"failCommands": ["insert"], "blockConnection": True, "blockTimeMS": 2500}
     body = BODY if path == PATH else b"[" + BODY + b"]"
     async with serving(engines, store) as (port, session):
         url = f"http://127.0.0.1:{port}{path}"
@@ -214,14 +244,13 @@ async def test_a_store_that_stalls_is_answered_503_at_once(engines, store, db, m
                 return response.status, response.headers.get("Retry-After")
 
         assert (await send())[0] == 202
-        await db.client.admin.command(
-            "configureFailPoint", "failCommand", mode={"times": 1}, data=stall
-        )
+        waiting, go_on = stalling(monkeypatch)
         first = asyncio.create_task(send())
-        await eventually(lambda: asyncio.sleep(0, held() > 0))
+        await waiting.wait()
         await asyncio.sleep(0.4)
         answers = await asyncio.gather(*(send() for _ in range(20)))
         assert set(answers) == {(503, "2")}
         assert not first.done()  # nobody waited for what stalls
+        go_on.set()
         assert (await first)[0] == 202
         assert (await send())[0] == 202

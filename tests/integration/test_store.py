@@ -384,12 +384,12 @@ async def test_closing_leaves_nothing_behind_even_if_the_server_does_not_answer(
     store = Store(settings.mongo_url, settings.mongo_db)
     await store.open()
     await store.insert_all([new_event()])
-    stall = {"failCommands": ["endSessions"], "blockConnection": True, "blockTimeMS": 20_000}
+    stall = {"failCommands": ["endSessions"], "blockConnection": True, "blockTimeMS": 8000}
     await db.client.admin.command(
         "configureFailPoint", "failCommand", mode={"times": 2}, data=stall
     )
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(5):
             await store.close()
     finally:
         await db.client.admin.command("configureFailPoint", "failCommand", mode="off")

@@ -1,4 +1,4 @@
-"""Bytes on the wire: whatever is sent, a 4xx or a closed connection within 5 s, and no trace.
+"""Bytes on the wire: whatever is sent, a 4xx or a closed connection in time, and no trace.
 
 Every case is written to a raw socket, because clients tidy up what they send. Of each: no 5xx, no
 hang, nothing stored but what was acknowledged, and one line in the log for each refusal, which
@@ -36,6 +36,8 @@ HANG_UP = object()
 WAIT = object()
 """In a case: nothing for longer than anyone may take."""
 SLOW_S = 0.3
+MOST_S = 8.0
+"""Far longer than each may take here, but not as long as aiohttp's own lingering."""
 
 TAKEN, BAD, UNSIGNED = {202}, {400}, {401}
 
@@ -432,7 +434,7 @@ async def test_whatever_is_sent_is_answered_and_changes_nothing(service, case):
     parts, expected = case
     before = await service.stored()
     with capture_logs() as lines:
-        answer, statuses = await asyncio.wait_for(exchange(service.port, parts), 15)
+        answer, statuses = await asyncio.wait_for(exchange(service.port, parts), MOST_S)
 
     assert statuses[0] in expected, (statuses, answer[:300])
     assert all(status < 500 for status in statuses)
