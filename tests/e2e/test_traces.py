@@ -385,6 +385,7 @@ async def test_a_collector_that_does_not_answer_delays_neither_deliveries_nor_th
             each.close()
 
 
+@pytest.mark.alone
 async def test_neither_mongodb_nor_a_collector_that_does_not_answer_makes_the_end_late(
     env, tmp_path
 ):

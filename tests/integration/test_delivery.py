@@ -326,16 +326,13 @@ async def test_behind_a_shut_gate_no_request_is_made_and_the_connection_is_kept(
 async def test_the_timeout_is_not_rounded_up():
     """Aiohttp's own total would end at the next whole second above five seconds."""
     async with raw_downstream(hang) as url:
-        deliverer = Deliverer(url, timeout_s=5.05, connections=3)
-
-        async def took() -> float:
+        for _ in range(3):  # until the machine was fast enough to tell
             started = time.monotonic()
-            await deliverer.post(claim())
-            return time.monotonic() - started
-
-        taken = await asyncio.gather(*(took() for _ in range(3)))
-        assert 5.05 <= min(taken) < 5.5
-        await deliverer.close()
+            await attempt(url, 5.05)
+            took = time.monotonic() - started
+            if took < 5.5:
+                break
+    assert 5.05 <= took < 5.5
 
 
 async def test_nobody_listening_is_a_failure_without_a_status():
