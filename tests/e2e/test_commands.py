@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import signal
 import socket
 
@@ -89,6 +88,7 @@ async def test_a_busy_port_is_one_sentence_and_everything_is_stopped(tmp_path):
     assert "Traceback" not in stack.text
 
 
+@pytest.mark.alone
 async def test_the_demonstration_ends_well_and_leaves_nothing_behind(engines, db, store, tmp_path):
     """And it touches nothing of what is configured here: another database, with work in it."""
     await store.insert([new_event()])
@@ -112,8 +112,7 @@ async def test_the_demonstration_ends_well_and_leaves_nothing_behind(engines, db
     assert sum("DELIVERED" in row for row in rows) == 20
     [untouched] = await db.events.find().to_list(None)
     assert (untouched["status"], untouched["attempt_count"]) == ("RECEIVED", 0)
-    # How many were limited is judged where nothing else loads the machine.
-    assert re.search(r"received \d+, accepted 20, limited \d+, failed \d+", demo.text)
+    assert "limited 0" in demo.text
     assert "(401, nothing stored)" in demo.text.replace("\n", " ")
 
 

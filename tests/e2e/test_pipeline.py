@@ -83,6 +83,8 @@ async def test_two_ingests_and_three_dispatchers_send_all_once_within_the_limit_
     )
     assert statistics.median(seconds) <= 1 / 0.95
     assert seconds[len(seconds) * 3 // 4] <= 1.2
+    needed_s, pause_s = (count - limit) / limit, 3
+    assert (sent[-1] - sent[0]).total_seconds() <= needed_s / 0.95 + pause_s
 
 
 async def test_an_event_survives_the_death_of_its_dispatcher(env, db, tmp_path):
