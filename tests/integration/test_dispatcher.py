@@ -23,7 +23,7 @@ from wds.delivery import Deliverer, Result
 from wds.dispatcher import Dispatcher
 from wds.errors import StoreUnavailableError
 from wds.limiter import Limiter
-from wds.lookout import LISTEN_MOST_S, LOOKS_APART_S, SPREAD_LEAST_S, SPREAD_MOST_S
+from wds.lookout import LISTEN_AFTER, LISTEN_MOST_S, LOOKS_APART_S, SPREAD_LEAST_S, SPREAD_MOST_S
 from wds.model import Action, Claim, Instruction, Outcome, Status
 from wds.mongo import uptime
 
@@ -626,10 +626,13 @@ async def test_an_idle_dispatcher_sends_what_it_is_told_of(
     """Looking alone would find it after a minute."""
     monkeypatch.setattr(listener, "MOST_S", 60.0)
     told = replace(settings, poll_interval=60, lease=120)
-    async with running(told, store, receiver.url, limited=False):
+    async with running(told, store, receiver.url, limited=False) as dispatcher:
         await eventually(lambda: asyncio.sleep(0, store.listener._cursor))
         for _ in range(3):
-            await asyncio.sleep(0.3)  # until it has looked in vain, and waits
+            await eventually(
+                lambda: asyncio.sleep(0, dispatcher._lookout._in_vain),
+                lambda looks: looks >= LISTEN_AFTER,
+            )
             await store.insert([new_event()])
             await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
 
