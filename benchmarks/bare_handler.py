@@ -10,7 +10,7 @@ import sys
 
 from aiohttp import web
 
-from wds.signature import verify
+from wds.signing.hmac_sha256 import verify
 
 SECRETS = tuple(os.environ["WDS_HMAC_SECRET"].split())
 

@@ -9,7 +9,7 @@ from benchmarks.delivery import CONCURRENCY, claim_and_settle
 from benchmarks.fill import delivered, fill, finished, in_the_future
 from benchmarks.payloads import SMALL, of_size
 from benchmarks.rows import Measure, Row, Sample, at_most
-from wds.store import Store
+from wds.storage.lease_queue import Store
 
 if TYPE_CHECKING:
     import random

@@ -17,9 +17,9 @@ from benchmarks import stack
 from benchmarks.fill import delivered, fill
 from benchmarks.ingest import Load, drive, serving, wrk_load
 from benchmarks.rows import Measure, Row, Sample, at_least, no_slower, within
-from wds.server import listening
-from wds.signature import sign
-from wds.store import Store
+from wds.signing.hmac_sha256 import sign
+from wds.storage.lease_queue import Store
+from wds.web.server import listening
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,15 +7,15 @@ import random
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from wds import queries
-from wds.model import Attempt, NewEvent, Outcome, Settlement, Status, random_id
-from wds.store import Store
+from wds.domain.events import Attempt, NewEvent, Outcome, Settlement, Status, random_id
+from wds.storage import lease_queries
+from wds.storage.lease_queue import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from benchmarks.stack import Engines
-    from wds.model import Claim
+    from wds.domain.events import Claim
 
 BATCH = 2000
 BATCH_BYTES = 24_000_000
@@ -40,7 +40,7 @@ def events(count: int, bodies: Sequence[bytes], now: datetime) -> Iterator[dict[
             content_type="application/json",
             event_type=f"kind-{number % TYPES}",
         )
-        yield queries.event_document(event, at)
+        yield lease_queries.event_document(event, at)
 
 
 async def fill(
@@ -94,7 +94,7 @@ def finished(document: dict[str, Any], number: int) -> None:
         [document[name]] = rng.choices(list(shares), list(shares.values()))
     document["last_status_code"] = code
     document["attempts"] = [
-        queries.attempt_document(
+        lease_queries.attempt_document(
             Attempt(each, at, Outcome.SUCCESS, 200, 12, None, "ok")
             if number % 10
             else Attempt(each, at, Outcome.FAILURE, code, 12, f"HTTP {code}", "no")

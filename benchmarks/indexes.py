@@ -8,9 +8,9 @@ from benchmarks.delivery import claim_and_settle
 from benchmarks.fill import TYPES
 from benchmarks.payloads import SMALL, of_size
 from benchmarks.rows import Measure, Row, Sample
-from wds import indexes
-from wds.model import NewEvent, derived_id
-from wds.store import Store
+from wds.domain.events import NewEvent, derived_id
+from wds.storage import indexes
+from wds.storage.lease_queue import Store
 
 if TYPE_CHECKING:
     import random

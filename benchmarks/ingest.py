@@ -14,8 +14,9 @@ from pymongo.write_concern import WriteConcern
 from benchmarks import stack
 from benchmarks.payloads import wrk_script
 from benchmarks.rows import Measure, Row, Sample, Target, at_least, within
-from wds import embedded, indexes, queries
-from wds.model import NewEvent, random_id
+from wds.domain.events import NewEvent, random_id
+from wds.local import embedded_engines
+from wds.storage import indexes, lease_queries
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -90,7 +91,7 @@ async def loaded(engines: Engines, service: Running, url: str, load: Load, secon
 @asynccontextmanager
 async def serving(engines: Engines, database: str) -> AsyncIterator[tuple[Running, str]]:
     """Run one ingest process of ours."""
-    port = embedded.free_port()
+    port = embedded_engines.free_port()
     env = engines.environ(database, WDS_PORT=str(port))
     async with stack.command(stack.wds("ingest"), env, engines.home, port=port) as running:
         yield running, f"http://127.0.0.1:{port}/webhooks/ingest"
@@ -117,7 +118,7 @@ def bare(engines: Engines, load: Load, seconds: int) -> Measure:
     """Measure the handler that stores nothing."""
 
     async def measure() -> Sample:
-        port = embedded.free_port()
+        port = embedded_engines.free_port()
         arguments = stack.bench("bare_handler", str(port))
         env = engines.environ("none")
         async with stack.command(
@@ -146,7 +147,7 @@ def of_peer(engines: Engines, peer: Peer, load: Load, seconds: int) -> Measure:
 def documents(bodies: Sequence[bytes], now: datetime, first: int) -> list[dict[str, Any]]:
     """Return `BULK` new events as they are stored."""
     return [
-        queries.event_document(
+        lease_queries.event_document(
             NewEvent(
                 id=random_id(now, number.to_bytes(10)),
                 source="default",

@@ -6,7 +6,7 @@ import json
 import random
 from typing import TYPE_CHECKING
 
-from wds.signature import sign
+from wds.signing.hmac_sha256 import sign
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

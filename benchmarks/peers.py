@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import redis
 
 from benchmarks import stack
-from wds import embedded
+from wds.local import embedded_engines
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -42,7 +42,7 @@ class Peer:
     @asynccontextmanager
     async def serving(self, engines: Engines, database: str) -> AsyncIterator[tuple[Running, str]]:
         """Run its ingest on a free port."""
-        port = embedded.free_port()
+        port = embedded_engines.free_port()
         arguments = [part.format(port=port) for part in self.ingest]
         env = engines.environ(database)
         async with stack.command(arguments, env, self.cwd, port=port, log=engines.home) as running:

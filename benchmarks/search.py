@@ -24,8 +24,8 @@ from benchmarks.fill import (
 )
 from benchmarks.ingest import serving
 from benchmarks.rows import Measure, Row, Sample, within
-from wds.model import Status
-from wds.store import Store
+from wds.domain.events import Status
+from wds.storage.lease_queue import Store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.fill import delivered, fill
 from benchmarks.payloads import of_size
 from benchmarks.rows import Measure, Row, Sample
-from wds.store import Store
+from wds.storage.lease_queue import Store
 
 if TYPE_CHECKING:
     import random

@@ -17,8 +17,8 @@ import aiohttp
 import psutil
 from pymongo import MongoClient
 
-from wds import embedded
-from wds.replica_set import initiate_replica_set
+from wds.local import embedded_engines
+from wds.local.replica_set import initiate_replica_set
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -98,12 +98,12 @@ class Engines:
 async def engines(home: Path) -> AsyncIterator[Engines]:
     """Run a one-node replica set, journaled, and a Redis; both gone afterwards."""
     async with AsyncExitStack() as stack:
-        mongod = await embedded.start_mongod(home / "mongo", cache_gb=CACHE_GB)
+        mongod = await embedded_engines.start_mongod(home / "mongo", cache_gb=CACHE_GB)
         stack.push_async_callback(mongod.stop)
-        await initiate_replica_set("127.0.0.1", mongod.port, embedded.REPLICA_SET)
-        redis = await embedded.start_redis(home / "redis")
+        await initiate_replica_set("127.0.0.1", mongod.port, embedded_engines.REPLICA_SET)
+        redis = await embedded_engines.start_redis(home / "redis")
         stack.push_async_callback(redis.stop)
-        mongo_url = f"mongodb://127.0.0.1:{mongod.port}/?replicaSet={embedded.REPLICA_SET}"
+        mongo_url = f"mongodb://127.0.0.1:{mongod.port}/?replicaSet={embedded_engines.REPLICA_SET}"
         client: MongoClient[dict[str, Any]] = MongoClient(mongo_url, w="majority", journal=True)
         stack.callback(client.close)
         yield Engines(
@@ -145,14 +145,14 @@ async def command(
             stdout=output,
             stderr=output,
             start_new_session=True,
-            preexec_fn=embedded.die_with_parent,
+            preexec_fn=embedded_engines.die_with_parent,
         )
     try:
         if port is not None:
             await _listening(process, arguments[0], port)
         yield Running(process, Tree(process.pid))
     finally:
-        await embedded.end(process, signal.SIGTERM, 15)
+        await embedded_engines.end(process, signal.SIGTERM, 15)
 
 
 async def _listening(process: asyncio.subprocess.Process, name: str, port: int) -> None:
@@ -235,7 +235,7 @@ async def sink(home: Path) -> AsyncIterator[Sink]:
     """Run the sink on a free port."""
     place = home / f"sink-{secrets.token_hex(4)}"
     place.mkdir()
-    port = embedded.free_port()
+    port = embedded_engines.free_port()
     (place / "nginx.conf").write_text(_SINK.format(home=place, port=port))
     arguments = ["nginx", "-p", str(place), "-c", str(place / "nginx.conf")]
     async with (

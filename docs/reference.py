@@ -15,10 +15,11 @@ from typing import Any
 
 import mkdocs_gen_files
 
-from wds import metrics, mock_downstream
+from wds import mock_downstream
 from wds.config import Settings
 from wds.ingest import create_app
-from wds.store import Store
+from wds.storage.lease_queue import Store
+from wds.telemetry import metrics
 
 ROOT = Path(__file__).parents[1]
 

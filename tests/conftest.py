@@ -17,10 +17,10 @@ import structlog
 from motor.motor_asyncio import AsyncIOMotorClient
 
 from tests.support import Engines, make_settings
-from wds import embedded
-from wds.limiter import Limiter
-from wds.replica_set import initiate_replica_set
-from wds.store import Store
+from wds.delivery.rate_limiter import Limiter
+from wds.local import embedded_engines
+from wds.local.replica_set import initiate_replica_set
+from wds.storage.lease_queue import Store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -76,16 +76,16 @@ def engines(tmp_path_factory) -> Iterator[Engines]:
 
     async def start() -> Engines:
         parameters = ("enableTestCommands=1", "ttlMonitorSleepSecs=1")
-        mongod = await embedded.start_mongod(
+        mongod = await embedded_engines.start_mongod(
             home / "mongo",
             extra=tuple(word for each in parameters for word in ("--setParameter", each)),
         )
         stack.push_async_callback(mongod.stop)
-        await initiate_replica_set("127.0.0.1", mongod.port, embedded.REPLICA_SET)
-        redis = await embedded.start_redis(home / "redis")
+        await initiate_replica_set("127.0.0.1", mongod.port, embedded_engines.REPLICA_SET)
+        redis = await embedded_engines.start_redis(home / "redis")
         stack.push_async_callback(redis.stop)
         return Engines(
-            f"mongodb://127.0.0.1:{mongod.port}/?replicaSet={embedded.REPLICA_SET}",
+            f"mongodb://127.0.0.1:{mongod.port}/?replicaSet={embedded_engines.REPLICA_SET}",
             f"redis://127.0.0.1:{redis.port}/0",
         )
 

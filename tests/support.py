@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from aiohttp import web
 
 from wds.config import Settings
-from wds.model import NewEvent, derived_id, random_id
-from wds.server import listening
-from wds.signature import sign
+from wds.domain.events import NewEvent, derived_id, random_id
+from wds.signing.hmac_sha256 import sign
+from wds.web.server import listening
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from wds.store import Store
+    from wds.storage.lease_queue import Store
 
 T = TypeVar("T")
 

@@ -18,27 +18,16 @@ import structlog
 import uvloop
 from dotenv import dotenv_values
 
-from wds import (
-    __version__,
-    check,
-    demo,
-    dispatcher,
-    embedded,
-    ingest,
-    logs,
-    mock_downstream,
-    operator_commands,
-    samples,
-    send as sending,
-    server,
-    sources,
-    tracing,
-    up,
-)
+from wds import __version__, dispatcher, ingest, mock_downstream
+from wds.cli import check, operator_arguments, send as sending
 from wds.config import NAMES, Settings, unknown
-from wds.errors import SettingsError, StartError, WdsError
-from wds.schemes import Stamp
-from wds.sources import Source
+from wds.domain.errors import SettingsError, StartError, WdsError
+from wds.ingestion import sources
+from wds.ingestion.sources import Source
+from wds.local import demo, embedded_engines, sample_events, stack
+from wds.signing.schemes import Stamp
+from wds.telemetry import logs, tracing
+from wds.web import server
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -122,7 +111,7 @@ def _mock(_: argparse.Namespace, environ: Mapping[str, str]) -> int:
 def _up(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     settings, _ = _configured(environ, require=("WDS_HMAC_SECRET",))
     return _until_signal(
-        lambda stop: up.up(
+        lambda stop: stack.up(
             settings,
             environ,
             dispatchers=arguments.dispatchers,
@@ -137,8 +126,8 @@ def _up(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
 def _demo(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     own = {
         "WDS_HMAC_SECRET": secrets.token_hex(32),
-        "WDS_PORT": str(embedded.free_port()),
-        "WDS_MOCK_PORT": str(embedded.free_port()),
+        "WDS_PORT": str(embedded_engines.free_port()),
+        "WDS_MOCK_PORT": str(embedded_engines.free_port()),
         "WDS_METRICS_PORT": "0",
         "WDS_MOCK_SEED": "7",
         "WDS_CONFIG": os.devnull,
@@ -196,7 +185,7 @@ def _check(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def _samples(count: int, seed: int, sender: str) -> Iterator[sending.Posting]:
-    for number, sample in enumerate(samples.generate(count, seed, sender)):
+    for number, sample in enumerate(sample_events.generate(count, seed, sender)):
         yield sending.Posting(sample.body, f"sample-{seed}-{number}", sample.event_type)
 
 
@@ -318,7 +307,9 @@ def _parser() -> argparse.ArgumentParser:
     everything = command("up", _up, "everything on this machine, until Ctrl-C")
     first_look = command("demo", _demo, "everything, 20 events, and what became of each")
     for added, data_dir in ((everything, DEFAULT_DATA_DIR), (first_look, DEMO_DATA_DIR)):
-        added.add_argument("--dispatchers", type=operator_commands.positive, default=2, metavar="N")
+        added.add_argument(
+            "--dispatchers", type=operator_arguments.positive, default=2, metavar="N"
+        )
         added.add_argument(
             "--data-dir",
             type=Path,
@@ -328,7 +319,7 @@ def _parser() -> argparse.ArgumentParser:
     post = command("send", _send, "sign and post a file, standard input or samples")
     post.add_argument("file", nargs="?", default="-", help="JSON to post; - is standard input")
     post.add_argument(
-        "--count", type=operator_commands.positive, metavar="N", help="post N samples instead"
+        "--count", type=operator_arguments.positive, metavar="N", help="post N samples instead"
     )
     post.add_argument("--seed", type=int, help="makes the samples repeatable")
     post.add_argument(
@@ -349,7 +340,7 @@ def _parser() -> argparse.ArgumentParser:
         help="how long an event may be due before it counts as stuck (default: 60)",
     )
     audit.add_argument("--payloads", action="store_true", help="compare every payload's hash too")
-    operator_commands.add(command)
+    operator_arguments.add(command)
     return parser
 
 

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import marshmallow as ma
 from marshmallow import validate
 
-from wds import standard
-from wds.errors import SettingsError
+from wds.domain.errors import SettingsError
+from wds.signing import standard_webhooks
 
 SETTLE_MARGIN_S = 0.5
 """What a lease must leave, after the longest request, for its outcome to be recorded."""
@@ -74,7 +74,7 @@ class _SigningKeys(_Words):
         words = super()._deserialize(value, *rest, **more)
         for word in words:
             try:
-                standard.sign([standard.read_key(word)], "", 0, b"")
+                standard_webhooks.sign([standard_webhooks.read_key(word)], "", 0, b"")
             except ValueError as error:
                 raise ma.ValidationError(str(error)) from None
         return words

@@ -26,26 +26,28 @@ import structlog
 from prometheus_async import aio
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
-from wds import backoff, fleet, journal, metrics, server, tracing
-from wds.access import Guard
+from wds.concurrency.group_commit import GroupCommit
 from wds.config import SETTLE_MARGIN_S
-from wds.delivery import Deliverer, NotSentError
-from wds.errors import LimiterUnavailableError, StoreUnavailableError
-from wds.group_commit import GroupCommit
-from wds.limiter import Limiter
-from wds.lookout import Lookout
-from wds.model import Attempt, Outcome, Settlement, Status
-from wds.mongo import uptime
-from wds.store import Store
+from wds.delivery.http_client import Deliverer, NotSentError
+from wds.delivery.poll_scheduler import Lookout
+from wds.delivery.rate_limiter import Limiter
+from wds.domain import retry_policy
+from wds.domain.errors import LimiterUnavailableError, StoreUnavailableError
+from wds.domain.events import Attempt, Outcome, Settlement, Status
+from wds.storage.lease_queue import Store
+from wds.storage.mongo import uptime
+from wds.telemetry import event_log, heartbeat, metrics, tracing
+from wds.web import server
+from wds.web.operator_access import Guard
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
 
     from wds.config import Settings
-    from wds.delivery import Result
-    from wds.limiter import Slot
-    from wds.model import Claim
-    from wds.tracing import Tracer, Trip
+    from wds.delivery.http_client import Result
+    from wds.delivery.rate_limiter import Slot
+    from wds.domain.events import Claim
+    from wds.telemetry.tracing import Tracer, Trip
 
 log = structlog.get_logger(__name__)
 
@@ -157,7 +159,7 @@ class Dispatcher:
             lease_s=self._settings.lease,
             max_attempts=self._settings.max_attempts,
         )
-        journal.claimed(claimed)
+        event_log.claimed(claimed)
         self._lookout.looked(claimed)
         if not claimed.claims:
             return self._lookout.poll_s()
@@ -199,7 +201,7 @@ class Dispatcher:
 
     async def _deliver(self, claim: Claim, slot: Slot | None) -> None:
         with self._tracer.delivery(claim, limited=slot is not None) as trip:
-            journal.bind(claim, trip.facts)
+            event_log.bind(claim, trip.facts)
             await self._send(claim, slot, trip)
 
     async def _send(self, claim: Claim, slot: Slot | None, trip: Trip) -> None:
@@ -270,7 +272,7 @@ class Dispatcher:
         try:
             await self._settler.submit(*(Settlement(claim, None) for claim in claims))
         except StoreUnavailableError:
-            journal.not_deferred(claims)
+            event_log.not_deferred(claims)
 
     async def _settle(self, claim: Claim, result: Result) -> Status | None:
         """Record `result`; return the status that the event has now, None if it was not."""
@@ -279,11 +281,11 @@ class Dispatcher:
         try:
             [ended] = await self._settler.submit(settlement)
         except StoreUnavailableError:  # the cause is logged where it is known
-            journal.settled(settlement, recorded=None)
+            event_log.settled(settlement, recorded=None)
             return None
         finally:
             self._count_settling(-1)
-        journal.settled(ended or settlement, recorded=ended is not None)
+        event_log.settled(ended or settlement, recorded=ended is not None)
         return ended.status if ended else None
 
     def _decide(self, claim: Claim, result: Result) -> Settlement:
@@ -301,7 +303,9 @@ class Dispatcher:
             return Settlement(claim, attempt, Status.DELIVERED)
         if claim.schedule_step >= self._settings.max_attempts:
             return Settlement(claim, attempt, Status.FAILED_PERMANENTLY)
-        delay = backoff.delay_s(self._settings.backoff, claim.schedule_step, result.retry_after_s)
+        delay = retry_policy.delay_s(
+            self._settings.backoff, claim.schedule_step, result.retry_after_s
+        )
         return Settlement(claim, attempt, Status.DELIVERING, delay)
 
     # -- waiting ---------------------------------------------------------------------------
@@ -364,7 +368,7 @@ async def serve(settings: Settings, stop: asyncio.Event, tracer: Tracer = tracin
     Raises:
         StartError: the port, the database or a URL cannot be used.
     """
-    owner = fleet.owner_name()
+    owner = heartbeat.owner_name()
     store = Store(settings.mongo_url or "", settings.mongo_db)
     limiter = None
     if settings.rate_limit:
@@ -392,7 +396,7 @@ async def serve(settings: Settings, stop: asyncio.Event, tracer: Tracer = tracin
             tracer=tracer,
         )
         async with (
-            fleet.reporting(store, limiter, owner=owner, role="dispatcher"),
+            heartbeat.reporting(store, limiter, owner=owner, role="dispatcher"),
             server.listening(
                 server.watch_app(checks, Guard(settings).middleware),
                 settings.host,

@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from wds.config import Settings
-from wds.errors import SettingsError
+from wds.domain.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

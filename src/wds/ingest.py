@@ -13,39 +13,30 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from prometheus_async import aio
 
-from wds import (
-    fleet,
-    incoming,
-    journal,
-    metrics,
-    openapi,
-    operate,
-    pages,
-    payload,
-    schemas,
-    search,
-    server,
-    tracing,
-)
-from wds.access import Guard
-from wds.bulk_worker import BulkWorker, working
-from wds.envelope import json_answer
-from wds.errors import Detail, Refusal
-from wds.group_commit import GroupCommit
-from wds.incoming import Verified
-from wds.intake import Intake
-from wds.model import MAX_LABEL, Conflict, NewEvent, Receipt
-from wds.schemes import SCHEMES, SLACK, WDS
-from wds.sources import DEFAULT, default
-from wds.store import Store
+from wds.actions.bulk_worker import BulkWorker, working
+from wds.api import actions, events as api_events
+from wds.concurrency.group_commit import GroupCommit
+from wds.console import routes
+from wds.domain.errors import Detail, Refusal
+from wds.domain.events import MAX_LABEL, Conflict, NewEvent, Receipt
+from wds.ingestion import event_parser, payload
+from wds.ingestion.event_parser import Verified
+from wds.ingestion.sources import DEFAULT, default
+from wds.signing.schemes import SCHEMES, SLACK, WDS
+from wds.storage.lease_queue import Store
+from wds.telemetry import event_log, heartbeat, metrics, tracing
+from wds.web import openapi, schemas, server
+from wds.web.body_reader import Intake
+from wds.web.error_envelope import json_answer
+from wds.web.operator_access import Guard
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncIterator, Mapping, Sequence
 
     from wds.config import Settings
-    from wds.sources import Source
-    from wds.tracing import Tracer
+    from wds.ingestion.sources import Source
+    from wds.telemetry.tracing import Tracer
 
 MAX_BATCH_BYTES = 8 * 1024 * 1024
 MAX_PENDING_BYTES = 64 * 1024 * 1024
@@ -124,10 +115,10 @@ class Ingest:
         fields = read(verified.body, names)
         if source.scheme is SLACK and fields.get("type") == "url_verification":
             return json_answer({"challenge": _challenge(fields)})
-        event = incoming.event(verified, fields)
+        event = event_parser.event(verified, fields)
         # One may be all of the body, and parsed twenty times as large as what the budget counts.
         del fields
-        with self._tracer.sending([event]) as [traced], journal.UnlessAcknowledged([event]):
+        with self._tracer.sending([event]) as [traced], event_log.UnlessAcknowledged([event]):
             [result] = await self._commits.submit(traced)
         if isinstance(result, Conflict):
             if not source.vouches:
@@ -135,7 +126,7 @@ class Ingest:
                     Detail("idempotency_key", f"belongs to event {result.id}"), event_id=result.id
                 )
             result = Receipt(result.id, result.status, duplicate=True)
-        journal.acknowledged([event], [result])
+        event_log.acknowledged([event], [result])
         if source.scheme is SLACK and is_form:
             return web.Response()
         return json_answer(_receipt(result), 200 if result.duplicate else 202)
@@ -148,15 +139,15 @@ class Ingest:
         makes the whole batch repeatable: event number n gets the key with `/n` appended,
         unless it has one of its own. Sign the raw body, as for one event.
         """
-        events = incoming.batch(await self._verified(request, self._sources[DEFAULT]))
-        if clashes := incoming.clashes(events):
+        events = event_parser.batch(await self._verified(request, self._sources[DEFAULT]))
+        if clashes := event_parser.clashes(events):
             raise _conflict(*map(_clash, clashes))
-        with self._tracer.sending(events) as traced, journal.UnlessAcknowledged(events):
+        with self._tracer.sending(events) as traced, event_log.UnlessAcknowledged(events):
             [results] = await self._batches.submit(tuple(traced))
         if clashes := [n for n, each in enumerate(results) if isinstance(each, Conflict)]:
             raise _conflict(*map(_clash, clashes))
         receipts = [each for each in results if isinstance(each, Receipt)]
-        journal.acknowledged(events, receipts)
+        event_log.acknowledged(events, receipts)
         duplicates = sum(receipt.duplicate for receipt in receipts)
         return json_answer(
             {
@@ -197,7 +188,7 @@ class Ingest:
         body = await request.read()
         proof = source.verify(request.headers, body, time.time())
         self._verified_by[source.name][proof.secret].inc()
-        content_type = incoming.content_type(request, forms=source.scheme.forms)
+        content_type = event_parser.content_type(request, forms=source.scheme.forms)
         return Verified(request, source, proof, body, content_type)
 
 
@@ -252,7 +243,7 @@ _TYPE = openapi.header("X-Event-Type", "Used where the payload names no type")
 _ERRORS = (400, 401, 408, 409, 413, 415, 422, 503)
 
 
-def operations(ingest: Ingest, store: Store, operating: operate.Operate) -> list[openapi.Operation]:
+def operations(ingest: Ingest, store: Store, operating: actions.Operate) -> list[openapi.Operation]:
     """Return every route of the service but the documents' own."""
     health = {200: ("Yes", schemas.HealthSchema)}
     ready = {**health, 503: ("No", schemas.HealthSchema)}
@@ -299,8 +290,8 @@ def operations(ingest: Ingest, store: Store, operating: operate.Operate) -> list
             example=_EXAMPLE,
             parameters=_SOURCE_HEADERS,
         ),
-        *search.operations(store),
-        *operate.operations(operating),
+        *api_events.operations(store),
+        *actions.operations(operating),
         openapi.Operation(
             "GET",
             "/metrics",
@@ -342,8 +333,8 @@ def create_app(
     )
     named = {**(sources or {}), DEFAULT: default(settings.hmac_secrets)}
     ingest = Ingest(named, store, tracer)
-    worker = BulkWorker(store.bulk, owner=fleet.owner_name())
-    operating = operate.Operate(settings, store, worker.wake)
+    worker = BulkWorker(store.bulk, owner=heartbeat.owner_name())
+    operating = actions.Operate(settings, store, worker.wake)
 
     async def drain(_: web.Application) -> None:
         await ingest.drain()
@@ -354,7 +345,7 @@ def create_app(
 
     openapi.register(app, operations(ingest, store, operating))
     openapi.serve_document(app, "wds: webhook ingest")
-    pages.add_to(app, settings, store, operating, guard)
+    routes.add_to(app, settings, store, operating, guard)
     app.cleanup_ctx.append(work)
     app.on_cleanup.append(drain)
     return app
@@ -378,7 +369,7 @@ async def serve(
         await store.keep_for(settings.retention_days)
         app = create_app(settings, store, sources, tracer)
         async with (
-            fleet.reporting(store, None, owner=fleet.owner_name(), role="ingest"),
+            heartbeat.reporting(store, None, owner=heartbeat.owner_name(), role="ingest"),
             store.rollups.advancing(),
             server.listening(app, settings.host, settings.port),
         ):

@@ -25,7 +25,7 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.exposition import choose_encoder
 from redis.asyncio import Redis
 
-from wds import swagger
+from wds.web import swagger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -14,7 +14,7 @@ from playwright.async_api import async_playwright
 from tests import history
 from tests.support import make_settings
 from wds.ingest import create_app
-from wds.server import listening
+from wds.web.server import listening
 
 if TYPE_CHECKING:
     from playwright.async_api import Page

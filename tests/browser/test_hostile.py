@@ -12,9 +12,9 @@ from tests import history, hostile
 from tests.browser.test_pages import open_all
 from tests.integration.test_console import bulk, fleet, hostile_event
 from tests.support import make_settings, new_event
-from wds import present
+from wds.console import templating
 from wds.ingest import create_app
-from wds.server import listening
+from wds.web.server import listening
 
 ARMED = """
 for (const name of ["alert", "confirm", "prompt", "print", "open"])
@@ -90,7 +90,7 @@ async def test_a_payload_opened_by_itself_is_no_page(open_page, url, store, db):
 async def test_control_a_template_that_trusts_text_is_found(
     open_page, engines, store, db, monkeypatch
 ):
-    monkeypatch.setitem(present._FILTERS, "visible", Markup)
+    monkeypatch.setitem(templating._FILTERS, "visible", Markup)
     event = hostile_event("<img src=x onerror=alert(1)>", history.utc_now())
     await db.events.insert_one(event)
     async with listening(create_app(make_settings(engines), store), "127.0.0.1", 0) as port:

@@ -12,10 +12,10 @@ from playwright.async_api import expect
 
 from tests.browser.conftest import DESKTOP, PHONE
 from tests.support import new_event
-from wds.console import FIELDS
-from wds.errors import StoreUnavailableError
-from wds.view import stamp
-from wds.watch import Watch
+from wds.console.event_query import stamp
+from wds.console.events import FIELDS
+from wds.domain.errors import StoreUnavailableError
+from wds.storage.replicas import Watch
 
 TOKEN = "the-operators-token"
 VIEWS = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from wds.server import listening
+from wds.web.server import listening
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from tests.support import eventually
-from wds import embedded
+from wds.local import embedded_engines
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -81,14 +81,14 @@ async def running(
     try:
         yield made
     finally:
-        await embedded.end(process, signal.SIGKILL, 5)
+        await embedded_engines.end(process, signal.SIGKILL, 5)
         await made.reader
 
 
 @asynccontextmanager
 async def ingest(env: Mapping[str, str], *, cwd: Path) -> AsyncIterator[Process]:
     """Run an ingest service on a free port, ready."""
-    port = embedded.free_port()
+    port = embedded_engines.free_port()
     url = f"http://127.0.0.1:{port}"
     async with running("ingest", env={**env, "WDS_PORT": str(port)}, cwd=cwd, url=url) as made:
         await ready(made, "/readyz")
@@ -98,7 +98,7 @@ async def ingest(env: Mapping[str, str], *, cwd: Path) -> AsyncIterator[Process]
 @asynccontextmanager
 async def dispatcher(env: Mapping[str, str], *, cwd: Path) -> AsyncIterator[Process]:
     """Run a dispatcher with its metrics on a free port, ready."""
-    port = embedded.free_port()
+    port = embedded_engines.free_port()
     more = {"WDS_METRICS_PORT": str(port)}
     url = f"http://127.0.0.1:{port}"
     async with running("dispatcher", env={**env, **more}, cwd=cwd, url=url) as made:
@@ -109,7 +109,7 @@ async def dispatcher(env: Mapping[str, str], *, cwd: Path) -> AsyncIterator[Proc
 @asynccontextmanager
 async def mock(env: Mapping[str, str], *, cwd: Path) -> AsyncIterator[Process]:
     """Run a mock downstream on a free port, ready."""
-    port = embedded.free_port()
+    port = embedded_engines.free_port()
     more = {"WDS_MOCK_PORT": str(port)}
     url = f"http://127.0.0.1:{port}"
     async with running("mock-downstream", env={**env, **more}, cwd=cwd, url=url) as made:

@@ -12,12 +12,12 @@ import pytest
 
 from tests.e2e import processes
 from tests.support import SECRET, eventually, new_event
-from wds import embedded
+from wds.local import embedded_engines
 
 
 def up_env(**more: str) -> dict[str, str]:
     """Settings of a stack on free ports with engines of its own."""
-    ports = {f"WDS_{name}PORT": str(embedded.free_port()) for name in ("", "MOCK_")}
+    ports = {f"WDS_{name}PORT": str(embedded_engines.free_port()) for name in ("", "MOCK_")}
     return {"WDS_HMAC_SECRET": SECRET, "WDS_METRICS_PORT": "0", **ports, **more}
 
 

@@ -36,9 +36,9 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from tests.e2e import processes
-from wds import sources
-from wds.model import is_label
-from wds.schemes import Stamp
+from wds.domain.events import is_label
+from wds.ingestion import sources
+from wds.signing.schemes import Stamp
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = (ROOT / "wds.example.toml").read_text()

@@ -16,7 +16,7 @@ import pytest
 from tests.e2e import processes
 from tests.e2e.test_commands import up_env, up_is_ready
 from tests.support import eventually, receiving, signed
-from wds.replica_set import initiate_replica_set
+from wds.local.replica_set import initiate_replica_set
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e import processes
 from tests.support import new_event
-from wds import embedded
+from wds.local import embedded_engines
 
 TOKEN = "operators-token"
 HOSTILE = "[bold]x[/bold] $(id) <b>"
@@ -21,7 +21,7 @@ HOSTILE = "[bold]x[/bold] $(id) <b>"
 async def service(engines, store, db, tmp_path):
     """Run an ingest process that asks for a token; give a function that runs commands."""
     env = engines.environ(
-        WDS_MONGO_DB=db.name, WDS_PORT=str(embedded.free_port()), WDS_OPERATOR_TOKEN=TOKEN
+        WDS_MONGO_DB=db.name, WDS_PORT=str(embedded_engines.free_port()), WDS_OPERATOR_TOKEN=TOKEN
     )
     url = f"http://127.0.0.1:{env['WDS_PORT']}"
 
@@ -235,7 +235,7 @@ async def test_what_makes_no_sense_is_refused_before_anything_is_asked(tmp_path,
 
 
 async def test_a_service_that_is_not_there_is_one_sentence(tmp_path):
-    url = f"http://127.0.0.1:{embedded.free_port()}"
+    url = f"http://127.0.0.1:{embedded_engines.free_port()}"
     async with processes.running("search", "--url", url, env={}, cwd=tmp_path) as command:
         assert await command.ended(60) == 1
         assert command.lines[-1].startswith(f"wds: {url} does not answer")

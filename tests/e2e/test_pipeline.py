@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e import processes
 from tests.support import eventually, receiving, signed
-from wds.replica_set import initiate_replica_set
+from wds.local.replica_set import initiate_replica_set
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import svix.webhooks
 from tests.e2e import processes
 from tests.senders import SENDERS
 from tests.support import eventually, receiving
-from wds import samples
+from wds.local import sample_events
 
 ROOT = Path(__file__).parents[2]
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef01234567").decode()
@@ -38,7 +38,7 @@ def payloads() -> list[tuple[str, bytes]]:
         files = sorted(Path(directory).glob("*.json"))
         assert len(files) >= COUNT, f"only {len(files)} payloads in {directory}"
         return [(file.name.split("__")[0], file.read_bytes()) for file in files]
-    made = samples.generate(COUNT - len(ODD), 11, "github")
+    made = sample_events.generate(COUNT - len(ODD), 11, "github")
     return [*((each.event_type, each.body) for each in made), *(("odd", body) for body in ODD)]
 
 

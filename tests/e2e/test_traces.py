@@ -15,7 +15,7 @@ import pytest
 from tests.e2e import processes
 from tests.e2e.collector import collecting
 from tests.support import eventually, receiving, signed
-from wds.replica_set import initiate_replica_set
+from wds.local.replica_set import initiate_replica_set
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 SPAN_ID = "b7ad6b7169203331"

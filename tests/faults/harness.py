@@ -23,9 +23,9 @@ from tests.e2e import processes
 from tests.faults.proxy import cutting
 from tests.faults.verdict import FINAL, Verdict, judge
 from tests.support import SECRET, Receiver, receiving, signed
-from wds import embedded
-from wds.audit import Expectations
-from wds.mongo import AWARE
+from wds.domain.invariants import Expectations
+from wds.local import embedded_engines
+from wds.storage.mongo import AWARE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -128,8 +128,8 @@ class System:
     home: Path
     rng: random.Random
     env: dict[str, str]
-    mongods: list[embedded.Server]
-    redis: embedded.Server
+    mongods: list[embedded_engines.Server]
+    redis: embedded_engines.Server
     receiver: Receiver
     db: Any
     ingests: list[Replica]
@@ -139,7 +139,7 @@ class System:
     stack: AsyncExitStack
     redis_stall_s: float = 0.0
 
-    def until_the_end(self, server: embedded.Server) -> embedded.Server:
+    def until_the_end(self, server: embedded_engines.Server) -> embedded_engines.Server:
         """Have a server that was started later stopped with the rest."""
         self.stack.push_async_callback(server.stop, signal.SIGKILL)
         return server
@@ -167,16 +167,16 @@ class System:
         return judge(self.sender.acknowledged.values(), documents, self.receiver.requests, expected)
 
 
-async def start_replica_set(nodes: int, home: Path) -> list[embedded.Server]:
+async def start_replica_set(nodes: int, home: Path) -> list[embedded_engines.Server]:
     """Start `nodes` mongods as one replica set that fails over quickly, with a primary."""
     members = [
-        await embedded.start_mongod(
+        await embedded_engines.start_mongod(
             home / f"mongo-{number}", extra=("--setParameter", "enableTestCommands=1")
         )
         for number in range(nodes)
     ]
     config = {
-        "_id": embedded.REPLICA_SET,
+        "_id": embedded_engines.REPLICA_SET,
         "members": [
             {"_id": number, "host": f"127.0.0.1:{server.port}"}
             for number, server in enumerate(members)
@@ -191,9 +191,9 @@ async def start_replica_set(nodes: int, home: Path) -> list[embedded.Server]:
     return members
 
 
-def mongo_url(members: list[embedded.Server]) -> str:
+def mongo_url(members: list[embedded_engines.Server]) -> str:
     hosts = ",".join(f"127.0.0.1:{server.port}" for server in members)
-    return f"mongodb://{hosts}/?replicaSet={embedded.REPLICA_SET}"
+    return f"mongodb://{hosts}/?replicaSet={embedded_engines.REPLICA_SET}"
 
 
 @asynccontextmanager
@@ -218,7 +218,7 @@ async def system(
         mongods = await start_replica_set(nodes, tmp_path)
         for server in mongods:
             stack.push_async_callback(server.stop, signal.SIGKILL)
-        redis = await embedded.start_redis(tmp_path / "redis")
+        redis = await embedded_engines.start_redis(tmp_path / "redis")
         stack.push_async_callback(redis.stop, signal.SIGKILL)
         if receiver is None:
             receiver = await stack.enter_async_context(receiving())
@@ -242,7 +242,7 @@ async def system(
         replicas = []
         for command, count in (("ingest", ingests), ("dispatcher", dispatchers)):
             for number in range(count):
-                port = embedded.free_port()
+                port = embedded_engines.free_port()
                 name = "WDS_PORT" if command == "ingest" else "WDS_METRICS_PORT"
                 replica = Replica(command, number, {**env, name: str(port)}, tmp_path, port)
                 await stack.enter_async_context(replica.stack)

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from wds import embedded
+from wds.local import embedded_engines
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -104,7 +104,7 @@ async def pump(
 @asynccontextmanager
 async def cutting(upstream: int) -> AsyncIterator[Proxy]:
     """Run a proxy before the mongod at port `upstream`."""
-    proxy = Proxy(upstream, embedded.free_port())
+    proxy = Proxy(upstream, embedded_engines.free_port())
     server = await asyncio.start_server(proxy.handle, "127.0.0.1", proxy.port, limit=2**26)
     async with server:
         try:

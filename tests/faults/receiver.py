@@ -19,7 +19,7 @@ import aiohttp
 from aiohttp import web
 
 from tests.support import Receiver, Request
-from wds.server import listening
+from wds.web.server import listening
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

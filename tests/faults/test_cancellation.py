@@ -13,10 +13,10 @@ from datetime import UTC
 from aiohttp import web
 
 from tests.support import eventually, new_event, receiving
-from wds.audit import Expectations, violations
-from wds.delivery import Deliverer
+from wds.delivery.http_client import Deliverer
+from wds.delivery.rate_limiter import Limiter
 from wds.dispatcher import Dispatcher
-from wds.limiter import Limiter
+from wds.domain.invariants import Expectations, violations
 
 BACKOFF = (0.05, 0.05)
 LEASE_S = 1.6

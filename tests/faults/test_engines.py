@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from tests.faults.harness import System, system
 from tests.faults.receiver import receiving_apart
 from tests.support import eventually
-from wds import embedded
+from wds.local import embedded_engines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,10 +24,10 @@ ACK_AGAIN_S = 15.0
 """Seconds within which ingest must answer 202 again after the primary has gone."""
 
 
-async def primary_of(members: Sequence[embedded.Server]) -> embedded.Server:
+async def primary_of(members: Sequence[embedded_engines.Server]) -> embedded_engines.Server:
     """Return the member that is primary now, waiting for an election to end."""
 
-    async def look() -> embedded.Server | None:
+    async def look() -> embedded_engines.Server | None:
         for server in members:
             client: AsyncIOMotorClient[Any] = AsyncIOMotorClient(
                 "127.0.0.1",
@@ -65,7 +65,7 @@ async def kill(running: System) -> None:
     number = running.mongods.index(victim)
     await victim.stop(signal.SIGKILL)
     await primary_of([each for each in running.mongods if each is not victim])
-    restarted = await embedded.start_mongod(
+    restarted = await embedded_engines.start_mongod(
         running.home / f"mongo-{number}",
         port=victim.port,
         extra=("--setParameter", "enableTestCommands=1"),
@@ -162,7 +162,7 @@ async def killed(running: System, client: Redis) -> None:
     port = running.redis.port
     await running.redis.stop(signal.SIGKILL)
     await asyncio.sleep(1)
-    restarted = await embedded.start_redis(running.home / "redis", port=port)
+    restarted = await embedded_engines.start_redis(running.home / "redis", port=port)
     running.redis = running.until_the_end(restarted)
 
 

@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from wds.backoff import RETRY_AFTER_CAP_S
-from wds.delivery import Deliverer
+from wds.delivery.http_client import Deliverer
 from wds.dispatcher import Dispatcher
-from wds.model import Claim, Status
+from wds.domain.events import Claim, Status
+from wds.domain.retry_policy import RETRY_AFTER_CAP_S
 
 DATE = "Thu, 01 Jan 2026 00:00:00 GMT"
 RETRY_AFTER = {

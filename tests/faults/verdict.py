@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tests.support import most_in_any_second
-from wds.audit import Expectations, violations
+from wds.domain.invariants import Expectations, violations
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -10,13 +10,13 @@ import pytest
 
 from tests.support import signed
 from wds.ingest import create_app
-from wds.server import listening
+from wds.web.server import listening
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from wds.config import Settings
-    from wds.store import Store
+    from wds.storage.lease_queue import Store
 
 
 @dataclass

@@ -17,15 +17,23 @@ from msgspec import structs
 from structlog.testing import capture_logs
 
 from tests.support import clock_caught_up, eventually, most_in_any_second, new_event, receiving
-from wds import embedded, listener, metrics, queries
-from wds.audit import Expectations, violations
-from wds.delivery import Deliverer, Result
+from wds.delivery.http_client import Deliverer, Result
+from wds.delivery.poll_scheduler import (
+    LISTEN_AFTER,
+    LISTEN_MOST_S,
+    LOOKS_APART_S,
+    SPREAD_LEAST_S,
+    SPREAD_MOST_S,
+)
+from wds.delivery.rate_limiter import Limiter
 from wds.dispatcher import Dispatcher
-from wds.errors import StoreUnavailableError
-from wds.limiter import Limiter
-from wds.lookout import LISTEN_AFTER, LISTEN_MOST_S, LOOKS_APART_S, SPREAD_LEAST_S, SPREAD_MOST_S
-from wds.model import Action, Claim, Instruction, Outcome, Status
-from wds.mongo import uptime
+from wds.domain.errors import StoreUnavailableError
+from wds.domain.events import Action, Claim, Instruction, Outcome, Status
+from wds.domain.invariants import Expectations, violations
+from wds.local import embedded_engines
+from wds.storage import change_stream, lease_queries
+from wds.storage.mongo import uptime
+from wds.telemetry import metrics
 
 if TYPE_CHECKING:
     from wds.config import Settings
@@ -542,7 +550,7 @@ async def test_an_outcome_after_the_lease_has_passed_on_is_refused_and_counted(
 async def test_while_redis_is_away_nothing_is_sent_and_nothing_is_counted(
     settings, store, db, receiver, tmp_path
 ):
-    port = embedded.free_port()
+    port = embedded_engines.free_port()
     away = replace(settings, redis_url=f"redis://127.0.0.1:{port}/0")
     await store.insert([new_event() for _ in range(3)])
     async with running(away, store, receiver.url):
@@ -553,7 +561,7 @@ async def test_while_redis_is_away_nothing_is_sent_and_nothing_is_counted(
         )
         await eventually(lambda: statuses(db), all_are(Status.RECEIVED))
         assert receiver.requests == []
-        server = await embedded.start_redis(tmp_path, port=port)
+        server = await embedded_engines.start_redis(tmp_path, port=port)
         try:
             await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
         finally:
@@ -624,7 +632,7 @@ async def test_an_idle_dispatcher_sends_what_it_is_told_of(
     settings, store, db, receiver, monkeypatch
 ):
     """Looking alone would find it after a minute."""
-    monkeypatch.setattr(listener, "MOST_S", 60.0)
+    monkeypatch.setattr(change_stream, "MOST_S", 60.0)
     told = replace(settings, poll_interval=60, lease=120)
     async with running(told, store, receiver.url, limited=False) as dispatcher:
         await eventually(lambda: asyncio.sleep(0, store.listener._cursor))
@@ -641,7 +649,7 @@ async def test_an_idle_dispatcher_sends_a_retry_when_it_is_due(
     settings, store, db, receiver, monkeypatch
 ):
     """Looking alone would find it after a minute."""
-    monkeypatch.setattr(listener, "MOST_S", 60.0)
+    monkeypatch.setattr(change_stream, "MOST_S", 60.0)
 
     async def fail_once(request: web.Request) -> web.Response:
         return web.Response(status=500 if request.headers["webhook-attempt"] == "1" else 200)
@@ -686,14 +694,14 @@ async def test_stopping_does_not_wait_to_be_told(settings, store, receiver, monk
 async def test_looks_that_were_told_for_nothing_are_apart(
     settings, store, db, receiver, monkeypatch
 ):
-    monkeypatch.setattr(listener, "MOST_S", 60.0)
+    monkeypatch.setattr(change_stream, "MOST_S", 60.0)
     told = replace(settings, poll_interval=60, lease=120)
     async with running(told, store, receiver.url, limited=False):
         await eventually(lambda: asyncio.sleep(0, store.listener._cursor))
         looks = looks_of(store, monkeypatch)
         async with asyncio.timeout(15):  # not told, it would look in a minute
             while len(looks) < 6:
-                event = queries.event_document(new_event(), await store.now())
+                event = lease_queries.event_document(new_event(), await store.now())
                 await db.events.insert_one({**event, "destination": "elsewhere"})
     assert min(later - earlier for earlier, later in pairwise(looks)) >= LOOKS_APART_S - 0.001
 

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from tests.support import eventually
 from wds.mock_downstream import create_app
-from wds.server import listening
+from wds.web.server import listening
 
 BEHAVIOUR = "/downstream/behaviour"
 

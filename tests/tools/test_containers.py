@@ -26,7 +26,7 @@ import yaml
 
 from tests.e2e import processes
 from tests.support import SECRET, eventually, signed
-from wds import embedded
+from wds.local import embedded_engines
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -218,7 +218,7 @@ def pid_one(outside: int) -> int:
 async def test_the_images_command_runs_confined_says_it_is_healthy_and_obeys_sigterm(
     name, engines, installed, shared_path
 ):
-    port = str(embedded.free_port())
+    port = str(embedded_engines.free_port())
     env = {
         **engines.environ(),
         "WDS_HOST": "127.0.0.1",  # not all addresses: nothing here is for the network
@@ -280,7 +280,7 @@ async def proxy(home: Path, upstream: int) -> AsyncIterator[tuple[str, NameServe
     loop = asyncio.get_running_loop()
     transport, names = await loop.create_datagram_endpoint(NameServer, ("127.0.0.1", 0))
     resolver = "127.0.0.1:{}".format(transport.get_extra_info("sockname")[1])
-    port, mock_port, own_port = (embedded.free_port() for _ in range(3))
+    port, mock_port, own_port = (embedded_engines.free_port() for _ in range(3))
     text = NGINX
     for old, new in (
         ("/tmp/", f"{home}/"),
@@ -343,7 +343,7 @@ async def received(replica: processes.Process) -> float:
 async def test_the_proxy_spreads_over_replicas_and_passes_over_a_dead_one(engines, shared_path):
     for name in ("proxy", "work"):
         (shared_path / name).mkdir()
-    env, port = engines.environ(), embedded.free_port()
+    env, port = engines.environ(), embedded_engines.free_port()
     body = b'{"type": "through.the.proxy"}'
     async with (
         proxy(shared_path / "proxy", port) as (url, names),

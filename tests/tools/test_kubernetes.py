@@ -15,8 +15,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from wds import metrics
 from wds.config import Settings
+from wds.telemetry import metrics
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"

@@ -19,7 +19,7 @@ import yaml
 from tests.e2e import processes
 from tests.support import eventually, signed
 from tests.unit.test_monitoring import BOARD, PANELS, RULES
-from wds import embedded
+from wds.local import embedded_engines
 
 MONITORING = Path(__file__).parents[2] / "monitoring" / "prometheus"
 
@@ -77,7 +77,7 @@ async def prometheus(targets: dict[str, str], home: Path):
         ],
     }
     (home / "prometheus.yml").write_text(yaml.safe_dump(config))
-    port = embedded.free_port()
+    port = embedded_engines.free_port()
     url = f"http://127.0.0.1:{port}"
     command = (
         "prometheus",

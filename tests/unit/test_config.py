@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 
 from wds.config import MAX_BODY_BYTES, SLOT_WAIT_S, Settings, unknown
-from wds.errors import SettingsError
+from wds.domain.errors import SettingsError
 
 SPECS = {f.metadata["env"]: f for f in dataclasses.fields(Settings)}
 

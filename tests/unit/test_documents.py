@@ -15,11 +15,14 @@ from opentelemetry import environment_variables as more_environment_variables
 from opentelemetry.sdk import environment_variables
 from prometheus_client import REGISTRY
 
-from wds import embedded, hours, metrics, mock_downstream, tracing
+from wds import mock_downstream
 from wds.config import Settings
+from wds.domain.events import derived_id
 from wds.ingest import create_app
-from wds.model import derived_id
-from wds.store import Store
+from wds.local import embedded_engines
+from wds.storage import rollup_queries
+from wds.storage.lease_queue import Store
+from wds.telemetry import metrics, tracing
 
 ROOT = Path(__file__).parents[2]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
@@ -86,8 +89,8 @@ def test_every_line_of_the_journal_is_documented_and_every_documented_one_exists
     table = OPERATIONS.split("## Logs")[1].split("\n## ")[0]
     cells = re.findall(r"^\| (`[a-z_`, ]+`) \| (?:ingest|dispatcher|both) \|", table, re.MULTILINE)
     documented = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
-    sources = {path.stem: path.read_text() for path in (ROOT / "src" / "wds").glob("*.py")}
-    logged = set(re.findall(r'\blog\.\w+\(\s*"(\w+)"', sources["journal"]))
+    sources = {path.stem: path.read_text() for path in (ROOT / "src" / "wds").rglob("*.py")}
+    logged = set(re.findall(r'\blog\.\w+\(\s*"(\w+)"', sources["event_log"]))
     assert {"received", "attempt", "bulk_action_begun"} <= logged
     assert logged | {"replayed", "cancelled"} <= documented
     assert {name for name in documented if f'"{name}"' in "".join(sources.values())} == documented
@@ -95,17 +98,18 @@ def test_every_line_of_the_journal_is_documented_and_every_documented_one_exists
 
 def test_every_reason_of_a_refusal_that_is_counted_is_documented():
     code = "".join(
-        (ROOT / "src" / "wds" / name).read_text() for name in ("access.py", "doorway.py")
+        (ROOT / "src" / "wds" / name).read_text()
+        for name in ("web/operator_access.py", "console/auth.py")
     )
     [said] = re.findall(r"counts refusals by reason: (.*?)\. ", OPERATIONS, re.DOTALL)
     assert set(re.findall(r"`(\w+)`", said)) == set(re.findall(r'counted\(\s*\d+,\s*"(\w+)"', code))
 
 
 def test_how_many_event_types_are_counted_is_documented():
-    assert f"the {hours.MAX_EVENT_TYPES:,} commonest types at most" in OPERATIONS
+    assert f"the {rollup_queries.MAX_EVENT_TYPES:,} commonest types at most" in OPERATIONS
 
 
-@pytest.mark.parametrize("parameter", embedded.PARAMETERS)
+@pytest.mark.parametrize("parameter", embedded_engines.PARAMETERS)
 def test_what_mongodb_should_have_set_is_set_in_compose_and_prescribed(parameter):
     assert f"- --setParameter={parameter}\n" in (ROOT / "compose.yaml").read_text()
     assert f"`--setParameter {parameter}`" in (ROOT / "docs" / "scaling.md").read_text()
@@ -175,19 +179,21 @@ def test_every_test_that_the_architecture_names_exists():
     named = re.findall(r"`(test_\w+\.py)(?:::(test_\w+))?`", ARCHITECTURE)
     assert len(named) >= 10
     for file, test in named:
-        [path] = ROOT.glob(f"tests/*/{file}")
+        [path] = ROOT.glob(f"tests/**/{file}")
         assert not test or f"def {test}(" in path.read_text(), test
 
 
-def test_every_module_is_on_the_map_once_and_every_module_on_the_map_exists():
-    table = ARCHITECTURE.split("## Modules")[1].split("##")[0]
+def test_every_room_is_on_the_map_once_and_every_room_on_the_map_exists():
+    table = ARCHITECTURE.split("## Rooms")[1].split("##")[0]
     named = [
         name
         for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
         for name in re.findall(r"`(\w+)`", row)
     ]
-    existing = {path.stem for path in (ROOT / "src" / "wds").glob("*.py")} - {"__init__"}
-    assert sorted(named) == sorted(existing)
+    package = ROOT / "src" / "wds"
+    rooms = {path.parent.name for path in package.glob("*/__init__.py")}
+    modules = {path.stem for path in package.glob("*.py")} - {"__init__"}
+    assert sorted(named) == sorted(rooms | modules)
 
 
 def anchors(document: Path) -> set[str]:

@@ -7,9 +7,9 @@ import json
 import pytest
 from bson import Int64
 
-from wds.envelope import json_answer
-from wds.model import Status
-from wds.plain import plain
+from wds.domain.events import Status
+from wds.encoding import plain
+from wds.web.error_envelope import json_answer
 
 
 class Ratio(float):

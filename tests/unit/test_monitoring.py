@@ -11,11 +11,11 @@ import pytest
 import yaml
 from prometheus_client import REGISTRY
 
-from wds import metrics
 from wds.config import Settings
+from wds.domain.events import Outcome
 from wds.ingest import create_app
-from wds.model import Outcome
-from wds.store import Store
+from wds.storage.lease_queue import Store
+from wds.telemetry import metrics
 
 ROOT = Path(__file__).parents[2]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()

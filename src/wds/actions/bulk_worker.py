@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from wds import metrics
-from wds.background import beside
-from wds.errors import SearchTooSlowError, StoreUnavailableError
+from wds.concurrency.background import beside
+from wds.domain.errors import SearchTooSlowError, StoreUnavailableError
+from wds.telemetry import metrics
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
-    from wds.bulk import Bulk, Taken
+    from wds.storage.bulk_actions import Bulk, Taken
 
 log = structlog.get_logger(__name__)
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import marshmallow as ma
 from marshmallow import fields, validate
 
-from wds.model import MAX_LABEL, Action, is_label, is_request_id
-from wds.schemas import MAX_INTEGER, FilterSchema, StrictBoolean
+from wds.domain.events import MAX_LABEL, Action, is_label, is_request_id
+from wds.web.schemas import MAX_INTEGER, FilterSchema, StrictBoolean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from wds import action_schemas, actions, filters, journal, schemas
-from wds.bulk import Verdict, matching
-from wds.envelope import json_answer
-from wds.errors import Detail, Refusal, StoreUnavailableError
-from wds.model import Action, Instruction, is_request_id
-from wds.openapi import Operation, header
-from wds.payload import parse_request
-from wds.search import instant
+from wds.api import action_schemas
+from wds.api.events import instant
+from wds.domain.errors import Detail, Refusal, StoreUnavailableError
+from wds.domain.events import Action, Instruction, is_request_id
+from wds.ingestion.payload import parse_request
+from wds.storage import action_queries, event_queries
+from wds.storage.bulk_actions import Verdict, matching
+from wds.telemetry import event_log
+from wds.web import schemas
+from wds.web.error_envelope import json_answer
+from wds.web.openapi import Operation, header
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -27,10 +30,10 @@ if TYPE_CHECKING:
     import marshmallow as ma
     from aiohttp import web
 
-    from wds.bulk import Changed
     from wds.config import Settings
-    from wds.queries import Document
-    from wds.store import Store
+    from wds.storage.bulk_actions import Changed
+    from wds.storage.lease_queries import Document
+    from wds.storage.lease_queue import Store
 
 log = structlog.get_logger(__name__)
 
@@ -102,7 +105,7 @@ class Operate:
         if changed.verdict in REFUSED:
             raise Refusal(409, *REFUSED[changed.verdict])
         if changed.verdict is not Verdict.REPEATED:
-            journal.changed(event_id, instruction)
+            event_log.changed(event_id, instruction)
         return changed
 
     async def replay_all(self, request: web.Request) -> web.Response:
@@ -147,11 +150,11 @@ class Operate:
         if events is None:
             return {}
         chosen = schemas.filters_of(schemas.load(schemas.FilterSchema(), json.loads(wanted)))
-        if chosen.keys() <= filters.KEPT:
-            statuses = set(chosen.get("status", actions.AFFECTED[action]))
-            chosen["status"] = sorted(statuses & set(actions.AFFECTED[action]))
+        if chosen.keys() <= event_queries.KEPT:
+            statuses = set(chosen.get("status", action_queries.AFFECTED[action]))
+            chosen["status"] = sorted(statuses & set(action_queries.AFFECTED[action]))
             chosen["to"] = min(chosen.get("to", now), now)
-            counts = await self._store.rollups.counts(filters.match(**chosen))
+            counts = await self._store.rollups.counts(event_queries.match(**chosen))
         else:
             counts = await self._store.archive.counts(events)
         return {each["_id"]: each["count"] for each in counts["by_status"]}
@@ -196,7 +199,7 @@ class Operate:
                 (Detail("request_id", "use another one, or send the same request"),),
             )
         if new:
-            journal.bulk_action_begun(known)
+            event_log.bulk_action_begun(known)
         self._wake()
         return known, new
 
@@ -222,7 +225,7 @@ class Operate:
         stopped, asked = await self._store.bulk.stop(_request_id(request))
         found = _found(stopped)
         if asked:
-            journal.bulk_action_stopped(found, _remote(request))
+            event_log.bulk_action_stopped(found, _remote(request))
         return found
 
 

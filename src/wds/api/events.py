@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from aiohttp import web
 
-from wds import filters, schemas
-from wds.errors import Refusal, StoreUnavailableError
-from wds.model import Status
-from wds.openapi import Operation
-from wds.payload import is_json, parse_request
+from wds.domain.errors import Refusal, StoreUnavailableError
+from wds.domain.events import Status
+from wds.ingestion.payload import is_json, parse_request
+from wds.storage import event_queries
+from wds.web import schemas
+from wds.web.openapi import Operation
 
 if TYPE_CHECKING:
-    from wds.queries import Document
-    from wds.store import Store
+    from wds.storage.lease_queries import Document
+    from wds.storage.lease_queue import Store
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +44,7 @@ class Search:
         """
         wanted = schemas.load(self._schema, parse_request(await request.read() or b"{}"))
         given = schemas.filters_of(wanted)
-        match = filters.match(**given)
+        match = event_queries.match(**given)
         _, after = wanted.get("cursor", (None, None))
         (page, more), counts = await asyncio.gather(
             self._archive.page(
@@ -55,12 +56,12 @@ class Search:
                 include_payload=wanted["include_payload"],
             ),
             self._counts(
-                match, kept=given.keys() <= filters.KEPT, aggregations=wanted["aggregations"]
+                match, kept=given.keys() <= event_queries.KEPT, aggregations=wanted["aggregations"]
             ),
         )
         next_cursor = None
         if more:
-            next_cursor = schemas.cursor_after(filters.position_of(page[-1]), wanted["sort"])
+            next_cursor = schemas.cursor_after(event_queries.position_of(page[-1]), wanted["sort"])
         answer = {"next_cursor": next_cursor, **counts}
         rest = json.dumps(answer, separators=(",", ":"))
         events = ",".join(event_json(document) for document in page)
@@ -84,8 +85,8 @@ class Search:
         wanted = schemas.load(
             schemas.ExportRequestSchema(), parse_request(await request.read() or b"{}")
         )
-        match = filters.narrowed(
-            filters.match(**schemas.filters_of(wanted)),
+        match = event_queries.narrowed(
+            event_queries.match(**schemas.filters_of(wanted)),
             {"received_at": {"$lt": await self._now()}},
         )
         pages = self._archive.export(

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from wds.audit import INVARIANTS, Expectations, violations
-from wds.store import Store
+from wds.domain.invariants import INVARIANTS, Expectations, violations
+from wds.storage.lease_queue import Store
 
 if TYPE_CHECKING:
     from wds.config import Settings

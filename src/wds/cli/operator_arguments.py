@@ -10,11 +10,11 @@ import socket
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from wds import remote
+from wds.cli import remote
 from wds.config import Settings
-from wds.errors import SettingsError
-from wds.filters import NEWEST_FIRST, SORTS
-from wds.model import Action, Status
+from wds.domain.errors import SettingsError
+from wds.domain.events import Action, Status
+from wds.storage.event_queries import NEWEST_FIRST, SORTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

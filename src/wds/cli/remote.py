@@ -23,14 +23,14 @@ from rich.table import Table
 from rich.text import Text
 from tenacity import RetryError
 
-from wds.client import ComeBackError, patiently, progress
-from wds.errors import WdsError
-from wds.filters import NEWEST_FIRST, OLDEST_FIRST
+from wds.cli.api_client import ComeBackError, patiently, progress
+from wds.domain.errors import WdsError
+from wds.storage.event_queries import NEWEST_FIRST, OLDEST_FIRST
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
-    from wds.model import Action
+    from wds.domain.events import Action
 
 LOOK_EVERY_S = 0.5
 STREAMED = (NEWEST_FIRST, OLDEST_FIRST)

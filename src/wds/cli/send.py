@@ -16,13 +16,13 @@ import aiohttp
 from rich.console import Console
 from tenacity import RetryError
 
-from wds.client import ComeBackError, patiently, progress
-from wds.schemes import Stamp
+from wds.cli.api_client import ComeBackError, patiently, progress
+from wds.signing.schemes import Stamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from wds.sources import Source
+    from wds.ingestion.sources import Source
 
 CONNECTIONS = 16
 _UNAVAILABLE = 503

@@ -16,7 +16,7 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
-from wds.errors import QueueFullError
+from wds.domain.errors import QueueFullError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

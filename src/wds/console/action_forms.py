@@ -15,21 +15,23 @@ from urllib.parse import parse_qsl, quote
 
 from aiohttp import web
 
-from wds import action_schemas, schemas, view
-from wds.console import address, can_cancel, can_replay
-from wds.doorway import HOME, form_of, page
-from wds.errors import Detail, Refusal, StoreUnavailableError
-from wds.model import Action, Instruction
-from wds.operate import REFUSED, bulk_json, filters_json
-from wds.payload import parse_request
+from wds.api import action_schemas
+from wds.api.actions import REFUSED, bulk_json, filters_json
+from wds.console import event_query
+from wds.console.auth import HOME, form_of, page
+from wds.console.events import address, can_cancel, can_replay
+from wds.domain.errors import Detail, Refusal, StoreUnavailableError
+from wds.domain.events import Action, Instruction
+from wds.ingestion.payload import parse_request
+from wds.web import schemas
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from wds.console import Console
-    from wds.operate import Operate
-    from wds.queries import Document
-    from wds.store import Store
+    from wds.api.actions import Operate
+    from wds.console.events import Console
+    from wds.storage.lease_queries import Document
+    from wds.storage.lease_queue import Store
 
     Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -90,13 +92,13 @@ class Confirm:
         """Return a handler that counts what a view's filters mean, and asks."""
 
         async def ask(request: web.Request) -> web.StreamResponse:
-            asked = view.read(request.query.items())
+            asked = event_query.read(request.query.items())
             if asked.problems:
                 raise web.HTTPFound(asked.link())
             now = await self._store.now()
             body = asked.body(now)
             # What arrives while somebody makes up their mind was not on the page.
-            body.setdefault("to", view.exact(now))
+            body.setdefault("to", event_query.exact(now))
             return await self._all_page(request, action, body, {"back": asked.link()})
 
         return ask
@@ -221,7 +223,7 @@ def _instruction(request: web.Request, action: Action, loaded: Mapping[str, Any]
 
 def _back(given: Mapping[str, str]) -> str:
     """Return the address of the view that a form came from: the console's, whatever it says."""
-    return view.read(parse_qsl(given.get("back", "").partition("?")[2])).link()
+    return event_query.read(parse_qsl(given.get("back", "").partition("?")[2])).link()
 
 
 def _unsure() -> Refusal:

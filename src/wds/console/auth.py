@@ -22,17 +22,17 @@ import aiohttp_jinja2
 import structlog
 from aiohttp import web
 
-from wds import envelope
-from wds.access import FOREIGN, counted, from_here
-from wds.errors import Refusal, SearchTooSlowError, StoreUnavailableError
-from wds.session import LIFETIME_S, NONCE_BYTES, Session, Sessions, same
+from wds.console.sessions import LIFETIME_S, NONCE_BYTES, Session, Sessions, same
+from wds.domain.errors import Refusal, SearchTooSlowError, StoreUnavailableError
+from wds.web import error_envelope
+from wds.web.operator_access import FOREIGN, counted, from_here
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
 
-    from wds.access import Guard
     from wds.config import Settings
-    from wds.logouts import Logouts
+    from wds.storage.revoked_sessions import Logouts
+    from wds.web.operator_access import Guard
 
 log = structlog.get_logger(__name__)
 
@@ -119,7 +119,7 @@ class Doorway:
         try:
             self._guard.check_token(request, form.get("token", "").strip())
         except Refusal as refusal:
-            envelope.note(request, refusal)
+            error_envelope.note(request, refusal)
             shown = page(
                 request, "login.html", {"target": target, "refusal": refusal}, refusal.status
             )
@@ -166,7 +166,7 @@ def presentable(handler: Handler) -> Handler:
         except Refusal as refusal:
             response = _refused(request, refusal)
         except SearchTooSlowError:
-            response = _refused(request, envelope.TOO_SLOW)
+            response = _refused(request, error_envelope.TOO_SLOW)
         except StoreUnavailableError:
             response = _refused(
                 request,
@@ -180,7 +180,7 @@ def presentable(handler: Handler) -> Handler:
             )
         except web.HTTPException as error:
             if error.status >= HTTPStatus.BAD_REQUEST:
-                response = _refused(request, envelope.of_http(error))
+                response = _refused(request, error_envelope.of_http(error))
             else:
                 response = web.Response(status=error.status, headers=error.headers)
         except (web.RequestPayloadError, ConnectionError):
@@ -209,7 +209,7 @@ def page(
 
 
 def _refused(request: web.Request, refusal: Refusal) -> web.Response:
-    envelope.note(request, refusal)
+    error_envelope.note(request, refusal)
     title = HTTPStatus(refusal.status).phrase
     context = {"refusal": refusal, "title": title, "method": request.method}
     response = page(request, "error.html", context, refusal.status)

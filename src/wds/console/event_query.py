@@ -12,14 +12,15 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from wds import filters, schemas
-from wds.errors import Refusal
-from wds.model import Status
+from wds.domain.errors import Refusal
+from wds.domain.events import Status
+from wds.storage import event_queries
+from wds.web import schemas
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from wds.filters import Position
+    from wds.storage.event_queries import Position
 
 PATH = "/console"
 RANGES = {
@@ -80,7 +81,7 @@ class View:
     @property
     def sort(self) -> str:
         """Return the order's name."""
-        return str(self.loaded.get("sort", filters.NEWEST_FIRST))
+        return str(self.loaded.get("sort", event_queries.NEWEST_FIRST))
 
     @property
     def reading(self) -> tuple[str, Position | None]:

@@ -13,23 +13,25 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from wds import chart, filters, schemas, view
-from wds.doorway import HOME, page
-from wds.errors import Refusal, StoreUnavailableError
-from wds.hours import HOUR
-from wds.metrics import SILENCE
-from wds.model import ID_LENGTH, Status
-from wds.pretty import pretty, visible
-from wds.recall import Recall
-from wds.story import story
-from wds.watch import BACKLOG_CAP
+from wds.console import event_query, histogram
+from wds.console.auth import HOME, page
+from wds.console.cache import Recall
+from wds.console.json_view import pretty, visible
+from wds.console.timeline import story
+from wds.domain.errors import Refusal, StoreUnavailableError
+from wds.domain.events import ID_LENGTH, Status
+from wds.storage import event_queries
+from wds.storage.replicas import BACKLOG_CAP
+from wds.storage.rollup_queries import HOUR
+from wds.telemetry.metrics import SILENCE
+from wds.web import schemas
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from wds.queries import Document
-    from wds.store import Store
-    from wds.view import View
+    from wds.console.event_query import View
+    from wds.storage.lease_queries import Document
+    from wds.storage.lease_queue import Store
 
 Outcomes = list[tuple[datetime, str, int]]
 """Counts of events by the start of a bar and by status."""
@@ -76,14 +78,14 @@ class Console:
         if len(sought) == ID_LENGTH and set(lowered) <= _HEX:
             if await self._archive.get(lowered) is not None:
                 raise web.HTTPFound(address(lowered))
-            raise web.HTTPFound(view.read([("id_prefix", lowered)]).link())
-        is_prefix = set(lowered) <= _HEX and len(lowered) >= filters.TELLING_PREFIX
+            raise web.HTTPFound(event_query.read([("id_prefix", lowered)]).link())
+        is_prefix = set(lowered) <= _HEX and len(lowered) >= event_queries.TELLING_PREFIX
         name, value = ("id_prefix", lowered) if is_prefix else ("idempotency_key", sought)
-        raise web.HTTPFound(view.read([(name, value)]).link())
+        raise web.HTTPFound(event_query.read([(name, value)]).link())
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Show totals, histogram, replicas and a page of events."""
-        asked = view.read(request.query.items())
+        asked = event_query.read(request.query.items())
         if any(not value.strip() for value in request.query.values()):
             # A form sends its empty fields too; an address to be shared is better without.
             raise web.HTTPFound(asked.here)
@@ -115,7 +117,7 @@ class Console:
     async def _page(self, asked: View, now: datetime) -> tuple[list[Document], bool]:
         sort, after = asked.reading
         documents, more = await self._archive.page(
-            filters.match(**asked.given(now)),
+            event_queries.match(**asked.given(now)),
             sort=sort,
             skip=0,
             limit=asked.loaded["limit"],
@@ -135,17 +137,17 @@ class Console:
             oldest = await self._archive.oldest()
             start = oldest or end - timedelta(hours=1)
         span = (min(_drawn(start), end), end)
-        bin_ = chart.bin_for(*span)
-        question = tuple(pair for pair in asked.pairs if pair[0] in (*view.FILTERS, "range"))
+        bin_ = histogram.bin_for(*span)
+        question = tuple(pair for pair in asked.pairs if pair[0] in (*event_query.FILTERS, "range"))
         question = tuple(sorted(pair for pair in question if pair[0] != "status"))
         given = asked.given(now)
         given.pop("status", None)
-        match = filters.match(**given)
+        match = event_queries.match(**given)
 
         async def tally() -> Tally | None:
             unit, size = bin_.unit, bin_.size
             try:
-                if bin_.length >= HOUR and given.keys() <= filters.KEPT:
+                if bin_.length >= HOUR and given.keys() <= event_queries.KEPT:
                     return span, await self._store.rollups.outcomes(match, unit, size)
                 return span, await self._archive.outcomes(match, unit, size)
             except StoreUnavailableError:
@@ -161,12 +163,12 @@ class Console:
         for bar, status, number in outcomes:
             totals[Status(status)] += number
             if not asked.statuses or status in asked.statuses:
-                counts = bars.setdefault(chart.floor(bar, bin_), {})
+                counts = bars.setdefault(histogram.floor(bar, bin_), {})
                 counts[status] = counts.get(status, 0) + number
         return {
             "totals": totals,
             "total": sum(sum(each.values()) for each in bars.values()),
-            "chart": chart.chart(bars, *drawn, bin_),
+            "chart": histogram.chart(bars, *drawn, bin_),
         }
 
     async def event(self, request: web.Request) -> web.StreamResponse:
@@ -229,13 +231,13 @@ class Console:
 _SPARSE: Mapping[str, Any] = {"idempotency_key": None, "finished_at": None}
 _CHOICES: Mapping[str, Any] = {
     "statuses": [str(status) for status in Status],
-    "ranges": view.RANGES,
-    "sorts": view.SORTS,
-    "sizes": view.PAGE_SIZES,
-    "default_limit": view.DEFAULT_LIMIT,
+    "ranges": event_query.RANGES,
+    "sorts": event_query.SORTS,
+    "sizes": event_query.PAGE_SIZES,
+    "default_limit": event_query.DEFAULT_LIMIT,
     "fields": FIELDS,
     "due_cap": BACKLOG_CAP,
-    "canvas": {"width": chart.WIDTH, "height": chart.HEIGHT},
+    "canvas": {"width": histogram.WIDTH, "height": histogram.HEIGHT},
     "newer": None,
     "older": None,
 }
@@ -270,7 +272,7 @@ def _paging(asked: View, documents: list[Document], *, more: bool) -> dict[str, 
     if not documents:
         return titles
     first, last = (
-        schemas.cursor_after(filters.position_of(each), asked.sort)
+        schemas.cursor_after(event_queries.position_of(each), asked.sort)
         for each in (documents[0], documents[-1])
     )
     return {

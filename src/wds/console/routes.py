@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from wds import present, swagger
-from wds.confirm import ACTIONS, Confirm
-from wds.console import Console
-from wds.doorway import HOME, LOGIN, Doorway, presentable
-from wds.errors import Refusal
-from wds.model import Action
+from wds.console import templating
+from wds.console.action_forms import ACTIONS, Confirm
+from wds.console.auth import HOME, LOGIN, Doorway, presentable
+from wds.console.events import Console
+from wds.domain.errors import Refusal
+from wds.domain.events import Action
+from wds.web import swagger
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
 
-    from wds.access import Guard
+    from wds.api.actions import Operate
     from wds.config import Settings
-    from wds.operate import Operate
-    from wds.store import Store
+    from wds.storage.lease_queue import Store
+    from wds.web.operator_access import Guard
 
     Route = tuple[str, str, Handler]
 
@@ -43,8 +44,8 @@ def add_to(
     A browser that is logged in may also read what the API shows to operators.
     """
     door = Doorway(settings, guard, store.logouts)
-    assets = present.Assets()
-    present.set_up(app, assets, has_login=door.has_login)
+    assets = templating.Assets()
+    templating.set_up(app, assets, has_login=door.has_login)
     own = _add(app, [*_free(door, assets), *_guarded(door, store, operate)])
     documents = swagger.routes(console=HOME)
     _add(app, [(method, path, presentable(show)) for method, path, show in documents])
@@ -61,7 +62,7 @@ def _add(app: web.Application, routes: list[Route]) -> set[str]:
     return added
 
 
-def _free(door: Doorway, assets: present.Assets) -> list[Route]:
+def _free(door: Doorway, assets: templating.Assets) -> list[Route]:
     """Return the routes that need no session: they tell nothing of events."""
 
     async def home(_: web.Request) -> web.StreamResponse:

@@ -14,16 +14,16 @@ import aiohttp_jinja2
 from jinja2 import PackageLoader, StrictUndefined
 
 from wds import __version__
-from wds.model import Status
-from wds.pretty import visible
-from wds.view import stamp
+from wds.console.event_query import stamp
+from wds.console.json_view import visible
+from wds.domain.events import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aiohttp import web
 
-    from wds.chart import Bar, Bin
+    from wds.console.histogram import Bar, Bin
 
 LABELS = {
     Status.RECEIVED: "Received",
@@ -140,7 +140,7 @@ class Assets:
 
     def __init__(self) -> None:
         """Read them."""
-        folder = resources.files("wds") / "static"
+        folder = resources.files(__package__) / "static"
         self._files = {
             each.name: (each.read_bytes(), _TYPES[each.name.rpartition(".")[2]])
             for each in folder.iterdir()
@@ -160,7 +160,7 @@ def set_up(app: web.Application, assets: Assets, *, has_login: bool) -> None:
     """Give `app` its templates: everything escaped, a name that is missing an error."""
     environment = aiohttp_jinja2.setup(
         app,
-        loader=PackageLoader("wds"),
+        loader=PackageLoader("wds.console"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

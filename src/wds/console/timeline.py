@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from wds.model import Action, Outcome, Status
+from wds.domain.events import Action, Outcome, Status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from wds.queries import Document
+    from wds.storage.lease_queries import Document
 
 _ATTEMPT = {
     Outcome.SUCCESS: "delivered",

@@ -21,15 +21,17 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 from msgspec import Struct
 
-from wds import __version__, backoff, standard
-from wds.errors import WdsError
+from wds import __version__
+from wds.domain import retry_policy
+from wds.domain.errors import WdsError
+from wds.signing import standard_webhooks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aiohttp.connector import Connection
 
-    from wds.model import Claim
+    from wds.domain.events import Claim
 
 
 Gate = Callable[[], Awaitable[bool]]
@@ -131,7 +133,7 @@ class Deliverer:
         `secrets` are keys of Standard Webhooks that can sign. Every attempt is signed with each.
         """
         self._url = url
-        self._keys = [standard.read_key(secret) for secret in secrets]
+        self._keys = [standard_webhooks.read_key(secret) for secret in secrets]
         self._timeout_s = timeout_s
         self._session = aiohttp.ClientSession(
             connector=_GatedConnector(limit=connections),
@@ -196,7 +198,7 @@ class Deliverer:
         headers = {"Content-Type": claim.content_type, "webhook-attempt": str(claim.attempt_number)}
         now = int(time.time())
         if self._keys:
-            return headers | standard.sign(self._keys, claim.id, now, claim.payload)
+            return headers | standard_webhooks.sign(self._keys, claim.id, now, claim.payload)
         return headers | {"webhook-id": claim.id, "webhook-timestamp": str(now)}
 
     def _reason(self, failure: Exception) -> str:
@@ -228,5 +230,5 @@ def _asked_s(headers: Mapping[str, str]) -> float:
     asked = headers.get("Retry-After")
     if asked is None:
         return 0.0
-    now = backoff.http_date(headers.get("Date", "")) or datetime.now(UTC)
-    return backoff.retry_after_s(asked, now)
+    now = retry_policy.http_date(headers.get("Date", "")) or datetime.now(UTC)
+    return retry_policy.retry_after_s(asked, now)

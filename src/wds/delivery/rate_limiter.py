@@ -30,7 +30,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from wds.errors import LimiterUnavailableError, StartError
+from wds.domain.errors import LimiterUnavailableError, StartError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

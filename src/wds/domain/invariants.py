@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from wds import backoff
-from wds.model import Action, Outcome, Status, derived_id
+from wds.domain import retry_policy
+from wds.domain.events import Action, Outcome, Status, derived_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -145,7 +145,7 @@ def _successes_fit(event: Mapping[str, Any], rounds: Sequence[Sequence[Mapping[s
 def _is_early(attempts: Sequence[Mapping[str, Any]], schedule: Sequence[float]) -> bool:
     """Tell whether an attempt of one round began before the delay after a failure was over."""
     for step, (earlier, later) in enumerate(pairwise(attempts), start=1):
-        earliest = earlier["timestamp"] + timedelta(seconds=backoff.delay_s(schedule, step))
+        earliest = earlier["timestamp"] + timedelta(seconds=retry_policy.delay_s(schedule, step))
         if earlier["outcome"] == Outcome.FAILURE and later["timestamp"] < earliest:
             return True
     return False

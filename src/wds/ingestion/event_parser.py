@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 from multidict import CIMultiDict
 
-from wds import payload
-from wds.errors import Detail, Refusal
-from wds.model import MAX_BATCH, NewEvent, derived_id, random_id
-from wds.schemes import only
+from wds.domain.errors import Detail, Refusal
+from wds.domain.events import MAX_BATCH, NewEvent, derived_id, random_id
+from wds.ingestion import payload
+from wds.signing.schemes import only
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from aiohttp import web
     from multidict import MultiMapping
 
-    from wds.schemes import Proof
-    from wds.sources import Source
+    from wds.ingestion.sources import Source
+    from wds.signing.schemes import Proof
 
 KEPT_HEADERS = frozenset(
     {

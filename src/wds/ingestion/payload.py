@@ -14,8 +14,8 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from wds.errors import Detail, Refusal
-from wds.model import MAX_BATCH, MAX_LABEL, is_label
+from wds.domain.errors import Detail, Refusal
+from wds.domain.events import MAX_BATCH, MAX_LABEL, is_label
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable

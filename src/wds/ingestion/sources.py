@@ -22,15 +22,15 @@ import tomllib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from wds.errors import SettingsError
-from wds.schemes import SCHEMES, TOLERANCE_S, WDS, Proof, Scheme, only, verify
+from wds.domain.errors import SettingsError
+from wds.signing.schemes import SCHEMES, TOLERANCE_S, WDS, Proof, Scheme, only, verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from multidict import MultiMapping
 
-    from wds.standard import Key
+    from wds.signing.standard_webhooks import Key
 
 DEFAULT = "default"
 RESERVED = {DEFAULT: "is what WDS_HMAC_SECRET configures", "batch": "is a route of its own"}

@@ -14,12 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from wds import samples, sources
+from wds.cli.send import Posting, Sender
 from wds.config import Settings
-from wds.errors import WdsError
-from wds.model import Status
-from wds.send import Posting, Sender
-from wds.up import running
+from wds.domain.errors import WdsError
+from wds.domain.events import Status
+from wds.ingestion import sources
+from wds.local import sample_events
+from wds.local.stack import running
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,8 +88,8 @@ async def _send(
     Returns the ids, in order of sending.
     """
     sender = Sender(session, f"{url}/webhooks/ingest", sources.default((secret,)))
-    batch = list(samples.generate(BATCH, seed=2))
-    singles = list(samples.generate(EVENTS - BATCH, seed=1))
+    batch = list(sample_events.generate(BATCH, seed=2))
+    singles = list(sample_events.generate(EVENTS - BATCH, seed=1))
     ids = []
     run = secrets.token_hex(4)
     for number, sample in enumerate(singles):

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wds.errors import StartError
+from wds.domain.errors import StartError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -8,10 +8,10 @@ from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo.errors import OperationFailure, PyMongoError
 from tenacity import AsyncRetrying, RetryError, stop_after_delay, wait_random_exponential
 
-from wds.errors import StartError, StoreUnavailableError
+from wds.domain.errors import StartError, StoreUnavailableError
 
 if TYPE_CHECKING:
-    from wds.queries import Document
+    from wds.storage.lease_queries import Document
 
 _ALREADY_INITIALIZED = 23
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from wds import embedded
-from wds.errors import StartError
-from wds.replica_set import initiate_replica_set
+from wds.domain.errors import StartError
+from wds.local import embedded_engines
+from wds.local.replica_set import initiate_replica_set
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -151,11 +151,11 @@ async def _mongod(
     started: list[tuple[str, asyncio.subprocess.Process]],
     data_dir: Path,
 ) -> str:
-    server = await embedded.start_mongod(data_dir / "mongo")
+    server = await embedded_engines.start_mongod(data_dir / "mongo")
     started.append((server.name, server.process))
     engines.push_async_callback(server.stop)
-    await initiate_replica_set("127.0.0.1", server.port, embedded.REPLICA_SET)
-    return f"mongodb://127.0.0.1:{server.port}/?replicaSet={embedded.REPLICA_SET}"
+    await initiate_replica_set("127.0.0.1", server.port, embedded_engines.REPLICA_SET)
+    return f"mongodb://127.0.0.1:{server.port}/?replicaSet={embedded_engines.REPLICA_SET}"
 
 
 async def _redis(
@@ -163,7 +163,7 @@ async def _redis(
     started: list[tuple[str, asyncio.subprocess.Process]],
     data_dir: Path,
 ) -> str:
-    server = await embedded.start_redis(data_dir / "redis")
+    server = await embedded_engines.start_redis(data_dir / "redis")
     started.append((server.name, server.process))
     engines.push_async_callback(server.stop)
     return f"redis://127.0.0.1:{server.port}/0"
@@ -183,7 +183,11 @@ async def _start_parts(
         ("ingest", "ingest", f"{stack.ingest_url}/readyz", {}),
     ]
     for number in range(dispatchers):
-        port = settings.metrics_port + number if settings.metrics_port else embedded.free_port()
+        port = (
+            settings.metrics_port + number
+            if settings.metrics_port
+            else embedded_engines.free_port()
+        )
         name = f"dispatcher-{number + 1}"
         url = f"http://{settings.host}:{port}/readyz"
         parts.append((name, "dispatcher", url, {"WDS_METRICS_PORT": str(port)}))
@@ -205,7 +209,7 @@ async def _spawn(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=embedded.die_with_parent,
+        preexec_fn=embedded_engines.die_with_parent,
         limit=1024 * 1024,
     )
     return Child(name, process, url, asyncio.create_task(_relay(name, process, say)))
@@ -256,11 +260,11 @@ async def _stop(children: list[Child], timeout_s: float) -> None:
         for prefix in ("ingest", "dispatcher", "mock"):
             group = [child for child in children if child.name.startswith(prefix)]
             await asyncio.gather(
-                *(embedded.end(child.process, signal.SIGTERM, timeout_s) for child in group)
+                *(embedded_engines.end(child.process, signal.SIGTERM, timeout_s) for child in group)
             )
             for child in group:
                 await child.log
     except asyncio.CancelledError:  # asked twice: no more patience
         for child in children:
-            await embedded.end(child.process, signal.SIGKILL, timeout_s)
+            await embedded_engines.end(child.process, signal.SIGKILL, timeout_s)
         raise

@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from wds import signature, standard
-from wds.errors import Refusal
+from wds.domain.errors import Refusal
+from wds.signing import hmac_sha256, standard_webhooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from multidict import MultiMapping
 
-    from wds.standard import Key
+    from wds.signing.standard_webhooks import Key
 
 TOLERANCE_S = 300
 """How far from now a signed timestamp may be, before or after: what every provider advises."""
@@ -225,7 +225,7 @@ def _read_standard(headers: MultiMapping[str], body: bytes) -> Given:
         raise _invalid(_STANDARD_FORM)
     # An id may hold full stops. Moving the boundaries gains nothing: behind any other one there
     # is a number or an id, and only JSON objects are taken for bodies.
-    return Given(standard.content(message_id, text, body), found, timestamp)
+    return Given(standard_webhooks.content(message_id, text, body), found, timestamp)
 
 
 # -- comparing and signing -----------------------------------------------------------------------
@@ -251,7 +251,7 @@ def _same(expected: str, given: Given) -> set[str]:
 
 
 def _matches_prefixed(key: Key, given: Given) -> set[str]:
-    expected = signature.sign(_secret(key), given.signed)
+    expected = hmac_sha256.sign(_secret(key), given.signed)
     return {
         each for each in given.signatures if each.isascii() and hmac.compare_digest(expected, each)
     }
@@ -266,12 +266,12 @@ def _matches_base64(key: Key, given: Given) -> set[str]:
 
 
 def _matches_standard(key: Key, given: Given) -> set[str]:
-    return standard.matches(key, given.signed, given.signatures)
+    return standard_webhooks.matches(key, given.signed, given.signatures)
 
 
 def _sign_wds(key: Key, body: bytes, stamp: Stamp) -> dict[str, str]:
     headers = {
-        "X-Webhook-Signature": signature.sign(_secret(key), body),
+        "X-Webhook-Signature": hmac_sha256.sign(_secret(key), body),
         "Idempotency-Key": stamp.id,
     }
     if stamp.event_type is not None:
@@ -281,7 +281,7 @@ def _sign_wds(key: Key, body: bytes, stamp: Stamp) -> dict[str, str]:
 
 def _sign_github(key: Key, body: bytes, stamp: Stamp) -> dict[str, str]:
     return {
-        "X-Hub-Signature-256": signature.sign(_secret(key), body),
+        "X-Hub-Signature-256": hmac_sha256.sign(_secret(key), body),
         "X-GitHub-Event": stamp.event_type or "ping",
         "X-GitHub-Delivery": stamp.id,
     }
@@ -306,7 +306,7 @@ def _sign_slack(key: Key, body: bytes, stamp: Stamp) -> dict[str, str]:
 
 
 def _sign_standard(key: Key, body: bytes, stamp: Stamp) -> dict[str, str]:
-    return standard.sign([key], stamp.id, stamp.now, body)
+    return standard_webhooks.sign([key], stamp.id, stamp.now, body)
 
 
 # -- the schemes -------------------------------------------------------------------------------
@@ -383,7 +383,7 @@ _STANDARD = Scheme(
     headers=("webhook-id", "webhook-timestamp", "webhook-signature"),
     form=_STANDARD_FORM,
     read=_read_standard,
-    key=standard.read_key,
+    key=standard_webhooks.read_key,
     matches=_matches_standard,
     sign=_sign_standard,
     event_type=("body:type", "body:event_type"),

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING
 
 from pymongo import ASCENDING, DESCENDING, IndexModel
 
-from wds.model import Action, Status
-from wds.queries import FINAL_BY_LAST_ATTEMPT
+from wds.domain.events import Action, Status
+from wds.storage.lease_queries import FINAL_BY_LAST_ATTEMPT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from wds.model import Instruction
-    from wds.queries import Document
+    from wds.domain.events import Instruction
+    from wds.storage.lease_queries import Document
 
 BULK = "bulk_actions"
 BULK_KEPT_S = 90 * 24 * 3600

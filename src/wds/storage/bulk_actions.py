@@ -22,18 +22,19 @@ from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 from pymongo.read_concern import ReadConcern
 
-from wds import actions, filters, queries, schemas
-from wds.errors import SearchTooSlowError
-from wds.model import Action, Instruction, Status
-from wds.mongo import FOREVER, SEARCH_LIMIT_MS, WRITE_BUDGET_S
+from wds.domain.errors import SearchTooSlowError
+from wds.domain.events import Action, Instruction, Status
+from wds.storage import action_queries, event_queries, lease_queries
+from wds.storage.mongo import FOREVER, SEARCH_LIMIT_MS, WRITE_BUDGET_S
+from wds.web import schemas
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from wds.mongo import Connection
-    from wds.queries import Document
-    from wds.rollups import Rollups
+    from wds.storage.lease_queries import Document
+    from wds.storage.mongo import Connection
+    from wds.storage.rollups import Rollups
 
 CHUNK = 200
 """Events changed by one write: some tens of milliseconds of MongoDB's time."""
@@ -79,15 +80,15 @@ class Bulk:
         self._mongo = mongo
         self._try_for = mongo.try_for
         self._rollups = rollups
-        self._events = mongo.db[queries.EVENTS]
+        self._events = mongo.db[lease_queries.EVENTS]
         # Shows a write only once a majority has it: a repeat is confirmed no sooner.
         self._linear = self._events.with_options(read_concern=ReadConcern("linearizable"))
-        self._bulk = mongo.db[actions.BULK]
+        self._bulk = mongo.db[action_queries.BULK]
 
     async def open(self) -> None:
         """Make the indexes of bulk actions."""
-        bulk = self._mongo.queue_db[actions.BULK]
-        await self._try_for(FOREVER, lambda: bulk.create_indexes(actions.BULK_INDEXES))
+        bulk = self._mongo.queue_db[action_queries.BULK]
+        await self._try_for(FOREVER, lambda: bulk.create_indexes(action_queries.BULK_INDEXES))
 
     async def one(self, event_id: str, instruction: Instruction) -> Changed | None:
         """Carry out an instruction on one event, if it applies; None if there is no such event.
@@ -101,8 +102,8 @@ class Bulk:
             changed = await self._try_for(
                 WRITE_BUDGET_S,
                 lambda: self._events.find_one_and_update(
-                    actions.wanted_alone(event_id, instruction),
-                    actions.update(instruction),
+                    action_queries.wanted_alone(event_id, instruction),
+                    action_queries.update(instruction),
                     projection={"payload": 0},
                     return_document=ReturnDocument.AFTER,
                 ),
@@ -140,7 +141,7 @@ class Bulk:
         `wanted` is the JSON text of its filters. If the request id is known, what is returned is
         the bulk action it belongs to.
         """
-        document = actions.new_bulk(
+        document = action_queries.new_bulk(
             instruction,
             filters=wanted,
             limit=limit,
@@ -195,8 +196,8 @@ class Bulk:
         found = await self._try_for(
             0,
             lambda: self._bulk.find_one_and_update(
-                actions.free_bulk(),
-                actions.take_bulk(token, owner, round(LEASE_S * 1000)),
+                action_queries.free_bulk(),
+                action_queries.take_bulk(token, owner, round(LEASE_S * 1000)),
                 sort=[("started_at", 1)],
                 return_document=ReturnDocument.AFTER,
             ),
@@ -214,17 +215,19 @@ class Bulk:
         if "chunk" not in taken.document:
             chunk = await self._next_chunk(taken)
             if chunk is None:
-                await self._write(taken, actions.end_bulk())
+                await self._write(taken, action_queries.end_bulk())
                 return False
-            planned = actions.plan_chunk(chunk, round(LEASE_S * 1000))
+            planned = action_queries.plan_chunk(chunk, round(LEASE_S * 1000))
             if not await self._write(taken, planned):
                 return False
         progress = await self._carry_out(taken.document)
-        return await self._write(taken, actions.finish_chunk(progress, round(LEASE_S * 1000)))
+        return await self._write(
+            taken, action_queries.finish_chunk(progress, round(LEASE_S * 1000))
+        )
 
     async def fail(self, taken: Taken, reason: str) -> None:
         """End a bulk action that cannot be carried out, so that others get their turn."""
-        await self._write(taken, actions.end_bulk(reason))
+        await self._write(taken, action_queries.end_bulk(reason))
 
     async def _next_chunk(self, taken: Taken) -> Document | None:
         document = taken.document
@@ -237,10 +240,12 @@ class Bulk:
         if wanted is None:
             return None
         if "position" in document:
-            place = filters.Position(
+            place = event_queries.Position(
                 document["position"]["received_at"], document["position"]["id"]
             )
-            wanted = filters.after(wanted, filters.SORTS[filters.OLDEST_FIRST], place)
+            wanted = event_queries.after(
+                wanted, event_queries.SORTS[event_queries.OLDEST_FIRST], place
+            )
         found = await self._find(taken, wanted, left)
         if not found:
             return None
@@ -252,13 +257,17 @@ class Bulk:
 
     async def _find(self, taken: Taken, wanted: Document, limit: int) -> list[Document]:
         """Return the id and the instant of the first `limit` events that match, oldest first."""
-        said, index = filters.in_time_order(wanted)
+        said, index = event_queries.in_time_order(wanted)
 
         async def read() -> list[Document]:
             found = self._events.find(
                 said, {"received_at": 1}, max_time_ms=SEARCH_LIMIT_MS, hint=index
             )
-            return await found.sort(filters.SORTS[filters.OLDEST_FIRST]).limit(limit).to_list(None)
+            return (
+                await found.sort(event_queries.SORTS[event_queries.OLDEST_FIRST])
+                .limit(limit)
+                .to_list(None)
+            )
 
         tries = 1
         while True:
@@ -266,7 +275,7 @@ class Bulk:
                 return await self._try_for(CHUNK_BUDGET_S, lambda: self._mongo.search(read))
             except SearchTooSlowError:
                 # Once may be MongoDB's stall; always, it would keep all others waiting for ever.
-                renewed = actions.renew_bulk(round(LEASE_S * 1000))
+                renewed = action_queries.renew_bulk(round(LEASE_S * 1000))
                 if tries == TRIES or not await self._write(taken, renewed):
                     raise
                 tries += 1
@@ -291,15 +300,17 @@ class Bulk:
         )
         if instruction.action is Action.REPLAY:
             await self._reopen(ids)
-        update = actions.update(instruction, spread and (spread["start"], spread["length_ms"]))
+        update = action_queries.update(
+            instruction, spread and (spread["start"], spread["length_ms"])
+        )
         await self._try_for(
             CHUNK_BUDGET_S,
-            lambda: self._events.update_many(actions.wanted(ids, instruction), update),
+            lambda: self._events.update_many(action_queries.wanted(ids, instruction), update),
         )
         changed = await self._try_for(
             CHUNK_BUDGET_S,
             lambda: self._events.count_documents(
-                actions.done(ids, instruction.action, instruction.request_id)
+                action_queries.done(ids, instruction.action, instruction.request_id)
             ),
         )
         progress: Document = {
@@ -330,7 +341,7 @@ class Bulk:
         written = await self._try_for(
             WRITE_BUDGET_S,
             lambda: self._bulk.find_one_and_update(
-                actions.held_bulk(taken.document["_id"], taken.token),
+                action_queries.held_bulk(taken.document["_id"], taken.token),
                 update,
                 return_document=ReturnDocument.AFTER,
             ),
@@ -355,11 +366,11 @@ def matching(action: Action, wanted: str, before: datetime) -> Document | None:
     """
     given = schemas.filters_of(schemas.load(schemas.FilterSchema(), json.loads(wanted)))
     asked = given.get("status") or list(Status)
-    affected = [str(status) for status in actions.AFFECTED[action] if status in asked]
+    affected = [str(status) for status in action_queries.AFFECTED[action] if status in asked]
     if not affected:
         return None
-    matched = {**filters.match(**given), "status": {"$in": affected}}
-    return filters.narrowed(matched, {"received_at": {"$lt": before}})
+    matched = {**event_queries.match(**given), "status": {"$in": affected}}
+    return event_queries.narrowed(matched, {"received_at": {"$lt": before}})
 
 
 def _verdict(event: Document, instruction: Instruction) -> Verdict | None:
@@ -371,7 +382,7 @@ def _verdict(event: Document, instruction: Instruction) -> Verdict | None:
     if "cancelling" in event:
         return Verdict.CANCELLING
     if instruction.action is Action.CANCEL:
-        return None if event["status"] in set(actions.LIVE) else Verdict.FINAL
+        return None if event["status"] in set(action_queries.LIVE) else Verdict.FINAL
     if "lease" in event:
         return Verdict.LEASED
     if event["status"] == Status.RECEIVED or event["attempt_count"] <= event.get(

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from pymongo.errors import PyMongoError
 
-from wds import queries
-from wds.mongo import AWARE, CLOSE_S, SOCKET_TIMEOUT_S, heeded
+from wds.storage import lease_queries
+from wds.storage.mongo import AWARE, CLOSE_S, SOCKET_TIMEOUT_S, heeded
 
 if TYPE_CHECKING:
-    from wds.mongo import Connection, Session
-    from wds.queries import Document
+    from wds.storage.lease_queries import Document
+    from wds.storage.mongo import Connection, Session
 
 log = structlog.get_logger(__name__)
 
@@ -88,7 +88,7 @@ class Listener:
         if not self._cursor or monotonic() - self._read_at > STALE_S:
             await self._begin()
             return
-        found = await self._ask(queries.earliest(destination))
+        found = await self._ask(lease_queries.earliest(destination))
         for event in found["cursor"]["firstBatch"]:
             due_in = event["next_attempt_at"] - await self._mongo.now_at_latest()
             most_s = min(most_s, due_in.total_seconds())
@@ -100,15 +100,15 @@ class Listener:
             self._session = self._mongo.session()
         if self._cursor:
             await self._end()
-        self._heed(await self._ask(queries.STREAM))
+        self._heed(await self._ask(lease_queries.STREAM))
 
     async def _end(self) -> None:
-        ended = queries.end_stream(self._cursor)
+        ended = lease_queries.end_stream(self._cursor)
         self._cursor = 0
         await self._ask(ended)
 
     async def _read(self, most_s: float) -> None:
-        question = queries.next_changes(self._cursor, math.ceil(most_s * 1000))
+        question = lease_queries.next_changes(self._cursor, math.ceil(most_s * 1000))
         self._heed(await self._ask(question))
 
     async def _ask(self, question: Document) -> Document:

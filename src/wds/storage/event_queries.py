@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pymongo import ASCENDING, DESCENDING
 
-from wds.hours import KIND, MAX_EVENT_TYPES, TICK, received_in
-from wds.indexes import (
+from wds.domain.events import ID_LENGTH, Status
+from wds.storage.indexes import (
     ATTEMPTS_INDEX,
     CODE_INDEX,
     COVERING_INDEX,
@@ -23,13 +23,13 @@ from wds.indexes import (
     STATUS_INDEX,
     TYPE_INDEX,
 )
-from wds.model import ID_LENGTH, Status
+from wds.storage.rollup_queries import KIND, MAX_EVENT_TYPES, TICK, received_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from wds.hours import Span
-    from wds.queries import Document
+    from wds.storage.lease_queries import Document
+    from wds.storage.rollup_queries import Span
 
 _FIRST_INSTANT = datetime(1, 1, 1, tzinfo=UTC)
 _LAST_INSTANT = datetime(9999, 1, 1, tzinfo=UTC)

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from wds import filters, indexes, queries
-from wds.mongo import SEARCH_LIMIT_MS
+from wds.storage import event_queries, indexes, lease_queries
+from wds.storage.mongo import SEARCH_LIMIT_MS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
     from datetime import datetime
 
-    from wds.filters import Position
-    from wds.hours import Span
-    from wds.mongo import Connection
-    from wds.queries import Document
-    from wds.rollups import Rollups
+    from wds.storage.event_queries import Position
+    from wds.storage.lease_queries import Document
+    from wds.storage.mongo import Connection
+    from wds.storage.rollup_queries import Span
+    from wds.storage.rollups import Rollups
 
 READ_BUDGET_S = 5.0
 """Seconds that reading one event is retried on transport errors."""
@@ -60,7 +60,7 @@ class Archive:
     def __init__(self, mongo: Connection, rollups: Rollups) -> None:
         """Take the connection to read over, and what knows where finished events are."""
         self._rollups = rollups
-        self._events = mongo.db[queries.EVENTS]
+        self._events = mongo.db[lease_queries.EVENTS]
         self._try_for = mongo.try_for
         self._search = mongo.search
 
@@ -72,7 +72,7 @@ class Archive:
         self,
         match: Document,
         *,
-        sort: str = filters.NEWEST_FIRST,
+        sort: str = event_queries.NEWEST_FIRST,
         skip: int,
         limit: int,
         after: Position | None,
@@ -85,13 +85,13 @@ class Archive:
         """
         fields = None if include_payload else {"payload": 0}
         batch = PAYLOADS_AT_ONCE if include_payload else limit + 1
-        order = filters.SORTS[sort]
-        wanted = match if after is None else filters.after(match, order, after)
+        order = event_queries.SORTS[sort]
+        wanted = match if after is None else event_queries.after(match, order, after)
         cut = _Cut(skip, limit + 1, fields, batch)
         if order[0][0] == "received_at":
-            documents = self._by_time(filters.Part(wanted, order), cut)
+            documents = self._by_time(event_queries.Part(wanted, order), cut)
         else:
-            documents = self._by_attempts(match, filters.Part(wanted, order), after, cut)
+            documents = self._by_attempts(match, event_queries.Part(wanted, order), after, cut)
 
         async def read() -> tuple[list[Document], bool]:
             page: list[Document] = []
@@ -106,13 +106,13 @@ class Archive:
 
         return await self._search(read)
 
-    async def _by_time(self, part: filters.Part, cut: _Cut) -> AsyncGenerator[Document]:
+    async def _by_time(self, part: event_queries.Part, cut: _Cut) -> AsyncGenerator[Document]:
         """Yield the events of a part that is in order of time.
 
         Where no index holds them apart from others, kept counts say where to look.
         """
-        if not filters.is_scattered(part.wanted):
-            said, index = filters.in_time_order(part.wanted)
+        if not event_queries.is_scattered(part.wanted):
+            said, index = event_queries.in_time_order(part.wanted)
             async with aclosing(self._find(said, index, part.order, cut)) as documents:
                 async for document in documents:
                     yield document
@@ -121,8 +121,10 @@ class Archive:
         async with aclosing(self._rollups.where(part.wanted, newest_first=newest_first)) as places:
             async for spans, _ in places:
                 for start in range(0, len(spans), SPANS_AT_ONCE):
-                    narrowed = filters.within(part.wanted, spans[start : start + SPANS_AT_ONCE])
-                    said, index = filters.in_time_order(narrowed)
+                    narrowed = event_queries.within(
+                        part.wanted, spans[start : start + SPANS_AT_ONCE]
+                    )
+                    said, index = event_queries.in_time_order(narrowed)
                     async with aclosing(self._find(said, index, part.order, cut)) as documents:
                         async for document in documents:
                             yield document
@@ -130,15 +132,15 @@ class Archive:
                         return
 
     async def _by_attempts(
-        self, match: Document, part: filters.Part, after: Position | None, cut: _Cut
+        self, match: Document, part: event_queries.Part, after: Position | None, cut: _Cut
     ) -> AsyncGenerator[Document]:
         """Yield events in order of their attempts; `match` is what `part` wants before `after`.
 
         Few are sorted once they are found. Of many, those that had several attempts are in an index
         in order, and others are in order of time.
         """
-        if not filters.is_kept(match):
-            async for document in self._sorted(part, [filters.span_of(match)], cut):
+        if not event_queries.is_kept(match):
+            async for document in self._sorted(part, [event_queries.span_of(match)], cut):
                 yield document
             return
         spans, known = await self._where_few(match)
@@ -146,7 +148,7 @@ class Archive:
             async for document in self._sorted(part, spans, cut):
                 yield document
             return
-        for each in filters.by_attempts(match, part.order, after):
+        for each in event_queries.by_attempts(match, part.order, after):
             if each.order == part.order:
                 spans, known = await self._where_few(each.wanted)
                 if known <= FEW:
@@ -174,7 +176,7 @@ class Archive:
         return spans, known
 
     async def _find(
-        self, wanted: Document, index: str | None, order: filters.Order, cut: _Cut
+        self, wanted: Document, index: str | None, order: event_queries.Order, cut: _Cut
     ) -> AsyncGenerator[Document]:
         """Yield events in an order that the index has; what is skipped is taken off the cut."""
         found = self._events.find(
@@ -195,7 +197,7 @@ class Archive:
             )
 
     async def _sorted(
-        self, part: filters.Part, spans: list[Span], cut: _Cut
+        self, part: event_queries.Part, spans: list[Span], cut: _Cut
     ) -> AsyncGenerator[Document]:
         """Yield events in an order that no index has, of places sorted from what an index holds.
 
@@ -204,10 +206,10 @@ class Archive:
         while True:
             found: list[Document] = []
             for start in range(0, len(spans), SPANS_AT_ONCE):
-                narrowed = filters.within(part.wanted, spans[start : start + SPANS_AT_ONCE])
-                places = filters.places(narrowed, part.order, cut.skip + cut.left)
+                narrowed = event_queries.within(part.wanted, spans[start : start + SPANS_AT_ONCE])
+                places = event_queries.places(narrowed, part.order, cut.skip + cut.left)
                 read = self._events.aggregate(
-                    places, hint=filters.hint(narrowed), maxTimeMS=SEARCH_LIMIT_MS
+                    places, hint=event_queries.hint(narrowed), maxTimeMS=SEARCH_LIMIT_MS
                 )
                 found += await read.to_list(None)
             asked = cut.left
@@ -219,16 +221,22 @@ class Archive:
                     yield document
             if len(chosen) < asked or not cut.left:
                 return
-            last = filters.position_of(chosen[-1])
-            part = filters.Part(filters.after(part.wanted, part.order, last), part.order)
+            last = event_queries.position_of(chosen[-1])
+            part = event_queries.Part(
+                event_queries.after(part.wanted, part.order, last), part.order
+            )
 
-    async def _at(self, places: list[Document], part: filters.Part, cut: _Cut) -> list[Document]:
+    async def _at(
+        self, places: list[Document], part: event_queries.Part, cut: _Cut
+    ) -> list[Document]:
         """Return the events of a part that are at these places, in order as they are by now.
 
         So none that was attempted meanwhile is taken for the place up to which all were read; one
         that follows the last place now will be found from there on.
         """
-        wanted = filters.narrowed(part.wanted, {"_id": {"$in": [each["_id"] for each in places]}})
+        wanted = event_queries.narrowed(
+            part.wanted, {"_id": {"$in": [each["_id"] for each in places]}}
+        )
         found = self._events.find(wanted, cut.fields, max_time_ms=SEARCH_LIMIT_MS, hint="_id_")
         last = places[-1]
         ordered = _in_order([*await found.to_list(None), last], part.order)
@@ -258,7 +266,7 @@ class Archive:
             page, more = await self._try_for(EXPORT_BUDGET_S, read)
             if page:
                 yield page
-                after = filters.position_of(page[-1])
+                after = event_queries.position_of(page[-1])
 
     async def estimated_count(self) -> int:
         """Return about how many events there are, at once."""
@@ -294,7 +302,7 @@ class Archive:
         """Count the matching events."""
         return await self._search(
             lambda: self._events.count_documents(
-                match, hint=filters.hint(match), maxTimeMS=SEARCH_LIMIT_MS
+                match, hint=event_queries.hint(match), maxTimeMS=SEARCH_LIMIT_MS
             )
         )
 
@@ -304,7 +312,7 @@ class Archive:
         All from one reading, so they agree. Types are the commonest, at most `MAX_EVENT_TYPES`.
         """
         found = self._events.aggregate(
-            filters.counts(match), hint=filters.hint(match), maxTimeMS=SEARCH_LIMIT_MS
+            event_queries.counts(match), hint=event_queries.hint(match), maxTimeMS=SEARCH_LIMIT_MS
         )
         [counts] = await self._search(lambda: found.to_list(None))
         return counts
@@ -317,8 +325,8 @@ class Archive:
         Given up after `OUTCOMES_TIMEOUT_MS`: a page that somebody waits for goes without.
         """
         found = self._events.aggregate(
-            filters.outcomes(match, unit, bin_size),
-            hint=filters.hint(match),
+            event_queries.outcomes(match, unit, bin_size),
+            hint=event_queries.hint(match),
             maxTimeMS=OUTCOMES_TIMEOUT_MS,
         )
         counted = await self._search(lambda: found.to_list(None))
@@ -329,15 +337,15 @@ class Archive:
         found = await self._try_for(
             0,
             lambda: self._events.find_one(
-                filters.ANY,
+                event_queries.ANY,
                 {"_id": 0, "received_at": 1},
-                sort=filters.SORTS[filters.OLDEST_FIRST],
+                sort=event_queries.SORTS[event_queries.OLDEST_FIRST],
             ),
         )
         return None if found is None else found["received_at"]
 
 
-def _in_order(events: list[Document], order: filters.Order) -> list[Document]:
+def _in_order(events: list[Document], order: event_queries.Order) -> list[Document]:
     """Return events in an order; what is equal in it stays as it was."""
     for field, direction in reversed(order):
         events = sorted(events, key=itemgetter(field), reverse=direction < 0)

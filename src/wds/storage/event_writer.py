@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 from pymongo.errors import BulkWriteError
 from pymongo.read_concern import ReadConcern
 
-from wds import queries
-from wds.errors import StoreUnavailableError
-from wds.model import Conflict, NewEvent, Receipt, Status
-from wds.mongo import WRITE_BUDGET_S, duplicates, uptime
+from wds.domain.errors import StoreUnavailableError
+from wds.domain.events import Conflict, NewEvent, Receipt, Status
+from wds.storage import lease_queries
+from wds.storage.mongo import WRITE_BUDGET_S, duplicates, uptime
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from wds.mongo import Connection, Session
-    from wds.queries import Document
-    from wds.rollups import Rollups
+    from wds.storage.lease_queries import Document
+    from wds.storage.mongo import Connection, Session
+    from wds.storage.rollups import Rollups
 
 READ_BUDGET_S = 5.0
 """Seconds that a read is retried where giving up would leave a write's outcome unknown."""
@@ -39,7 +39,7 @@ class Inserts:
         self._mongo = mongo
         self._rollups = rollups
         self._try_for = mongo.try_for
-        self._events = mongo.queue_db[queries.EVENTS]
+        self._events = mongo.queue_db[lease_queries.EVENTS]
         # What decides whether a write took place is read where no failover can undo it.
         self._majority = self._events.with_options(read_concern=ReadConcern("majority"))
         self._under_way: set[datetime] = set()
@@ -58,7 +58,7 @@ class Inserts:
 
     async def _insert(self, events: Sequence[NewEvent], now: datetime) -> list[Receipt | Conflict]:
         began = uptime()
-        documents = [queries.event_document(event, now) for event in events]
+        documents = [lease_queries.event_document(event, now) for event in events]
         tries = 0
 
         async def write() -> list[int]:
@@ -110,7 +110,7 @@ class Inserts:
             tries += 1
             while not any(_contradicts(wanted[event_id], stored[event_id]) for event_id in stored):
                 new = [event for event in wanted.values() if event.id not in stored]
-                documents = [queries.event_document(event, now) for event in new]
+                documents = [lease_queries.event_document(event, now) for event in new]
                 if not documents or await self._insert_in_transaction(documents):
                     return
                 found = await self._read_committed([event.id for event in new])

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pymongo import ASCENDING, UpdateMany, UpdateOne
 
-from wds.model import Attempt, NewEvent, Outcome, Settlement, Status
+from wds.domain.events import Attempt, NewEvent, Outcome, Settlement, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -21,23 +21,23 @@ from pymongo import ReturnDocument
 from pymongo.errors import OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 
-from wds import indexes, queries, retention
-from wds.archive import Archive
-from wds.bulk import Bulk
-from wds.errors import StoreUnavailableError
-from wds.inserts import READ_BUDGET_S, Inserts
-from wds.listener import Listener
-from wds.logouts import Logouts
-from wds.model import Claim, Outcome, Settlement, Status
-from wds.mongo import (
+from wds.domain.errors import StoreUnavailableError
+from wds.domain.events import Claim, Outcome, Settlement, Status
+from wds.storage import indexes, lease_queries, retention
+from wds.storage.bulk_actions import Bulk
+from wds.storage.change_stream import Listener
+from wds.storage.event_reader import Archive
+from wds.storage.event_writer import READ_BUDGET_S, Inserts
+from wds.storage.mongo import (
     FOREVER,
     Connection,
     heeded,
     transient,
     uptime,
 )
-from wds.rollups import Rollups
-from wds.watch import Watch
+from wds.storage.replicas import Watch
+from wds.storage.revoked_sessions import Logouts
+from wds.storage.rollups import Rollups
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from pymongo import UpdateMany, UpdateOne
     from pymongo.asynchronous.collection import AsyncCollection
 
-    from wds.model import Conflict, NewEvent, Receipt
-    from wds.queries import Document
+    from wds.domain.events import Conflict, NewEvent, Receipt
+    from wds.storage.lease_queries import Document
 
 log = structlog.get_logger(__name__)
 
@@ -113,7 +113,7 @@ class Store:
         self._inserts = Inserts(self._mongo, self.rollups)
         self.bulk = Bulk(self._mongo, self.rollups)
         self._try_for = self._mongo.try_for
-        self._events = self._mongo.queue_db[queries.EVENTS]
+        self._events = self._mongo.queue_db[lease_queries.EVENTS]
         # What decides whether a write took place is read where no failover can undo it.
         self._majority = self._events.with_options(read_concern=ReadConcern("majority"))
 
@@ -171,7 +171,7 @@ class Store:
             StoreUnavailableError: the database did not answer.
         """
         token = secrets.token_hex(8)
-        update = queries.claim(token, owner, round(lease_s * 1000), max_attempts)
+        update = lease_queries.claim(token, owner, round(lease_s * 1000), max_attempts)
         trusted_until = uptime() + lease_s
         if limit == 1:
             got = await self._claim_one(destination, update)
@@ -194,7 +194,7 @@ class Store:
 
         A few that become due in the next milliseconds may be among them.
         """
-        command = queries.peek(destination, await self._mongo.now_at_latest(), limit)
+        command = lease_queries.peek(destination, await self._mongo.now_at_latest(), limit)
         # Not by a cursor, which costs a fifth more: an idle dispatcher does little else.
         found = await self._try_for(0, lambda: self._mongo.queue_db.command(command))
         return [document["_id"] for document in found["cursor"]["firstBatch"]]
@@ -234,9 +234,9 @@ class Store:
         return await self._try_for(
             0,
             lambda: self._events.find_one_and_update(
-                {"_id": event_id, **queries.due(destination)},
+                {"_id": event_id, **lease_queries.due(destination)},
                 update,
-                projection=queries.CLAIM_PROJECTION,
+                projection=lease_queries.CLAIM_PROJECTION,
                 return_document=ReturnDocument.AFTER,
                 hint="_id_",
             ),
@@ -251,7 +251,7 @@ class Store:
         if len(peeked) == 1:  # one round trip instead of two
             return await self._lease_first(peeked, destination, update)
         ids = random.sample(peeked, min(limit, len(peeked)))
-        chosen = {"_id": {"$in": ids}, **queries.due(destination)}
+        chosen = {"_id": {"$in": ids}, **lease_queries.due(destination)}
         try:
             written = await heeded(lambda: self._events.update_many(chosen, update, hint="_id_"))
         except PyMongoError as error:
@@ -265,7 +265,7 @@ class Store:
 
     async def _buried(self, ids: list[str], token: str) -> list[Document]:
         """Tell which of `ids` this claim buried; not worth losing it for."""
-        wanted = queries.buried(ids, token)
+        wanted = lease_queries.buried(ids, token)
         try:
             return await self._try_for(
                 0, lambda: self._events.find(wanted, {"buried": 1}).to_list(None)
@@ -275,7 +275,7 @@ class Store:
 
     async def _held_by(self, ids: list[str], token: str) -> list[Document]:
         wanted = {"_id": {"$in": ids}, "lease.token": token}
-        return await self._majority.find(wanted, queries.CLAIM_PROJECTION).to_list(None)
+        return await self._majority.find(wanted, lease_queries.CLAIM_PROJECTION).to_list(None)
 
     async def _claimed_after_all(self, ids: list[str], token: str) -> list[Document]:
         """Find what a claim without an answer took, once a majority has it; wait a while for all.
@@ -318,7 +318,7 @@ class Store:
             found = await self._try_for(
                 READ_BUDGET_S,
                 lambda: self._majority.find(
-                    queries.settled(attempted), queries.SETTLED_PROJECTION
+                    lease_queries.settled(attempted), lease_queries.SETTLED_PROJECTION
                 ).to_list(None),
             )
             recorded = {
@@ -340,12 +340,14 @@ class Store:
         apart = self._mongo.sharded
         try:
             return await self._write_ends(
-                queries.settlements(settlements, apart=apart), settlements
+                lease_queries.settlements(settlements, apart=apart), settlements
             )
         except StoreUnavailableError as error:
             if apart or error.__cause__ is None or transient(error.__cause__):
                 raise
-        return await self._write_ends(queries.settlements(settlements, apart=True), settlements)
+        return await self._write_ends(
+            lease_queries.settlements(settlements, apart=True), settlements
+        )
 
     async def _write_ends(
         self, writes: list[UpdateOne | UpdateMany], settlements: Sequence[Settlement]

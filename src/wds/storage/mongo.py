@@ -35,7 +35,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from wds.errors import (
+from wds.domain.errors import (
     SearchTooSlowError,
     StandaloneRefusedError,
     StartError,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from tenacity import RetryCallState
 
-    from wds.queries import Document
+    from wds.storage.lease_queries import Document
 
 T = TypeVar("T")
 Session = AsyncClientSession

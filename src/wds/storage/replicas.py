@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, cast
 
 from pymongo import ReturnDocument
 
-from wds import queries
+from wds.storage import lease_queries
 
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from wds.mongo import Connection
-    from wds.queries import Document
+    from wds.storage.lease_queries import Document
+    from wds.storage.mongo import Connection
 
 BACKLOG_CAP = 100_000
 """The due gauge counts no further, so that a huge backlog does not make its own metric slow."""
@@ -39,8 +39,8 @@ class Watch:
         """Take the connection to use."""
         self._mongo = mongo
         self._try_for = mongo.try_for
-        self._events = mongo.queue_db[queries.EVENTS]
-        self._fleet = mongo.queue_db[queries.FLEET]
+        self._events = mongo.queue_db[lease_queries.EVENTS]
+        self._fleet = mongo.queue_db[lease_queries.FLEET]
         self._reported: dict[str, dict[str, int]] = {}
         self._many: dict[str, tuple[int, float]] = {}
 
@@ -50,11 +50,11 @@ class Watch:
         From `MANY` on `due` may be `COUNT_MANY_EVERY_S` old.
         """
         now = await self._mongo.now()
-        due = queries.due_by(destination, now)
+        due = lease_queries.due_by(destination, now)
         oldest = await self._try_for(
             0,
             lambda: self._events.find_one(
-                due, {"_id": 0, "next_attempt_at": 1}, sort=queries.DUE_ORDER
+                due, {"_id": 0, "next_attempt_at": 1}, sort=lease_queries.DUE_ORDER
             ),
         )
         if oldest is None:
@@ -73,7 +73,7 @@ class Watch:
 
         Returns what `fleet` would: an idle process does little else than this and looking.
         """
-        update = queries.heartbeat(
+        update = lease_queries.heartbeat(
             {"owner": owner, "role": role, "totals": totals},
             self._reported.get(owner),
             round(FORGET_REPLICA_S * 1000),
@@ -81,7 +81,10 @@ class Watch:
         upserted = await self._try_for(
             0,
             lambda: self._fleet.find_one_and_update(
-                {"_id": queries.FLEET}, update, upsert=True, return_document=ReturnDocument.AFTER
+                {"_id": lease_queries.FLEET},
+                update,
+                upsert=True,
+                return_document=ReturnDocument.AFTER,
             ),
         )
         fleet = cast("Document", upserted)
@@ -93,7 +96,7 @@ class Watch:
         """Return the fleet document and the database's time as `now`; empty before any report."""
 
         async def read() -> list[Document]:
-            return await (await self._fleet.aggregate(queries.fleet_now())).to_list(1)
+            return await (await self._fleet.aggregate(lease_queries.fleet_now())).to_list(1)
 
         documents = await self._try_for(0, read)
         return documents[0] if documents else {}

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import structlog
 from pymongo.errors import OperationFailure
 
-from wds import queries
-from wds.indexes import RETENTION_INDEX, retention_index
-from wds.mongo import FOREVER
+from wds.storage import lease_queries
+from wds.storage.indexes import RETENTION_INDEX, retention_index
+from wds.storage.mongo import FOREVER
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from wds.mongo import Connection
+    from wds.storage.mongo import Connection
 
 log = structlog.get_logger(__name__)
 
@@ -45,13 +45,13 @@ async def apply(
 
 async def _current(mongo: Connection) -> int | None:
     """Return after how many seconds events are deleted now, None for never."""
-    indexes = await mongo.db[queries.EVENTS].index_information()
+    indexes = await mongo.db[lease_queries.EVENTS].index_information()
     index = indexes.get(RETENTION_INDEX)
     return None if index is None else int(index["expireAfterSeconds"])
 
 
 async def _apply(mongo: Connection, after_s: int | None) -> None:
-    events = mongo.db[queries.EVENTS]
+    events = mongo.db[lease_queries.EVENTS]
     while True:
         try:
             if after_s is None:
@@ -72,7 +72,7 @@ async def _change(mongo: Connection, after_s: int) -> bool:
     """Set another age in the index that is there; False if it is not there any more."""
     index = {"name": RETENTION_INDEX, "expireAfterSeconds": after_s}
     try:
-        await mongo.db.command("collMod", queries.EVENTS, index=index)
+        await mongo.db.command("collMod", lease_queries.EVENTS, index=index)
     except OperationFailure as error:
         if error.code != _NO_SUCH_INDEX:
             raise

@@ -11,11 +11,11 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from wds import indexes, queries
-from wds.mongo import FOREVER, WRITE_BUDGET_S
+from wds.storage import indexes, lease_queries
+from wds.storage.mongo import FOREVER, WRITE_BUDGET_S
 
 if TYPE_CHECKING:
-    from wds.mongo import Connection
+    from wds.storage.mongo import Connection
 
 KEPT_LONGER = timedelta(days=1)
 """Longer than any two clocks differ: a replica whose clock is slow takes a session for longer."""
@@ -27,7 +27,7 @@ class Logouts:
     def __init__(self, mongo: Connection) -> None:
         """Take the connection to use."""
         self._try_for = mongo.try_for
-        self._ended = mongo.queue_db[queries.LOGOUTS]
+        self._ended = mongo.queue_db[lease_queries.LOGOUTS]
 
     async def open(self) -> None:
         """Make the index by which MongoDB forgets sessions whose time is over anyway."""

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from pymongo import UpdateOne
 
-from wds.indexes import STATUS_INDEX
-from wds.model import Status
+from wds.domain.events import Status
+from wds.storage.indexes import STATUS_INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from wds.queries import Document
+    from wds.storage.lease_queries import Document
 
 HOURS = "hour_kinds"
 PAIR = ("status", "event_type")

@@ -30,18 +30,18 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from wds import filters, hours, indexes, queries
-from wds.background import beside
-from wds.errors import StoreUnavailableError
-from wds.mongo import SEARCH_LIMIT_MS, WRITE_BUDGET_S
+from wds.concurrency.background import beside
+from wds.domain.errors import StoreUnavailableError
+from wds.storage import event_queries, indexes, lease_queries, rollup_queries
+from wds.storage.mongo import SEARCH_LIMIT_MS, WRITE_BUDGET_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
     from contextlib import AbstractAsyncContextManager
 
-    from wds.hours import Span
-    from wds.mongo import Connection
-    from wds.queries import Document
+    from wds.storage.lease_queries import Document
+    from wds.storage.mongo import Connection
+    from wds.storage.rollup_queries import Span
 
 log = structlog.get_logger(__name__)
 
@@ -73,8 +73,8 @@ class Rollups:
         """Take the connection to use."""
         self._mongo = mongo
         self._try_for = mongo.try_for
-        self._events = mongo.db[queries.EVENTS]
-        self._hours = mongo.db[hours.HOURS]
+        self._events = mongo.db[lease_queries.EVENTS]
+        self._hours = mongo.db[rollup_queries.HOURS]
         self._too_many_pairs: set[datetime] = set()
         self._kept_for: timedelta | None = None
 
@@ -84,13 +84,15 @@ class Rollups:
 
     async def forget(self) -> None:
         """Forget all kept counts; they are made anew."""
-        await self._try_for(WRITE_BUDGET_S, lambda: self._hours.update_many({}, hours.forget()))
+        await self._try_for(
+            WRITE_BUDGET_S, lambda: self._hours.update_many({}, rollup_queries.forget())
+        )
 
     async def _whole_since(self) -> datetime:
         """Return the hour from which on no event can have been deleted yet."""
         if self._kept_for is None:
             return _FIRST_INSTANT
-        return hours.start_of(await self._mongo.now() - self._kept_for) + DELETION_MARGIN
+        return rollup_queries.start_of(await self._mongo.now() - self._kept_for) + DELETION_MARGIN
 
     async def counts(self, wanted: Document) -> Document:
         """Count events: `by_status`, `by_event_type`, `histogram`, each of `{_id, count}`.
@@ -98,7 +100,7 @@ class Rollups:
         `wanted` is from `filters.match`, of `filters.KEPT` only.
         """
         kept, tallied = await self._read(wanted)
-        return hours.summary(kept, tallied)
+        return rollup_queries.summary(kept, tallied)
 
     async def total(self, wanted: Document) -> int:
         """Count events as `counts` does, only all together; cheaper."""
@@ -126,13 +128,15 @@ class Rollups:
         self, wanted: Document, *, total_only: bool = False, bins: tuple[str, int] | None = None
     ) -> tuple[Document, list[Document]]:
         """Return what is kept of the wanted, and what is tallied of the rest."""
-        span = filters.span_of(wanted)
-        pipeline = hours.covered(await self._whole(span), wanted, total_only=total_only, bins=bins)
+        span = event_queries.span_of(wanted)
+        pipeline = rollup_queries.covered(
+            await self._whole(span), wanted, total_only=total_only, bins=bins
+        )
         [kept] = await self._try_for(0, lambda: self._hours.aggregate(pipeline).to_list(None))
-        spans = hours.gaps(span, kept["until"])
+        spans = rollup_queries.gaps(span, kept["until"])
         if not spans:
             return kept, []
-        return kept, await self._tally(hours.tally(spans, wanted))
+        return kept, await self._tally(rollup_queries.tally(spans, wanted))
 
     async def _whole(self, span: Span) -> Span:
         """Return the part of `span` from which no event can have been deleted yet."""
@@ -153,7 +157,7 @@ class Rollups:
         are not kept. The first spans are of few hours, later ones of ever more, so that who finds
         enough in the first reads no more.
         """
-        begin, end = filters.span_of(wanted)
+        begin, end = event_queries.span_of(wanted)
         for at_once in chain(HOURS_AT_ONCE, repeat(HOURS_AT_ONCE[-1])):
             kept = await self._kept_in((begin, end), at_once, newest_first=newest_first)
             part = (begin, end)
@@ -163,26 +167,29 @@ class Rollups:
                 part = (begin, kept[-1]["until"])
             found = await self._found_in(part, wanted) if kept else []
             known = sum(each["count"] for each in found)
-            yield hours.places(part, kept, found, newest_first=newest_first), known
+            yield rollup_queries.places(part, kept, found, newest_first=newest_first), known
             if part == (begin, end):
                 return
             begin, end = (begin, part[0]) if newest_first else (part[1], end)
 
     async def _kept_in(self, span: Span, limit: int, *, newest_first: bool) -> list[Document]:
         """Return the first `limit` hours in `span` whose kinds are kept, and how far: `until`."""
-        wanted = hours.kept_in(await self._whole(span))
+        wanted = rollup_queries.kept_in(await self._whole(span))
         found = self._hours.find(wanted, {"until": 1}, batch_size=limit)
         found = found.sort("_id", -1 if newest_first else 1).limit(limit)
         return await self._try_for(0, lambda: found.to_list(None))
 
     async def _found_in(self, span: Span, wanted: Document) -> list[Document]:
         hold_ms = round(HOLD.total_seconds() * 1000)
-        pipeline = hours.stretches(span, wanted, hold_ms)
+        pipeline = rollup_queries.stretches(span, wanted, hold_ms)
         return await self._try_for(0, lambda: self._hours.aggregate(pipeline).to_list(None))
 
     async def reopen(self, instants: Iterable[datetime]) -> None:
         """Forget what is kept of the hours of these instants; do this before events change."""
-        writes = [hours.reopen(hour) for hour in sorted(set(map(hours.start_of, instants)))]
+        writes = [
+            rollup_queries.reopen(hour)
+            for hour in sorted(set(map(rollup_queries.start_of, instants)))
+        ]
         await self._try_for(0, lambda: self._hours.bulk_write(writes, ordered=False))
 
     async def inserted(self, received_at: datetime, took_s: float) -> None:
@@ -198,12 +205,12 @@ class Rollups:
         since = await self._whole_since()
         if self._kept_for is not None:
             # One more is left, which somebody may have begun to read when it was trusted still.
-            untrusted = {"_id": {"$lt": since - hours.HOUR}}
+            untrusted = {"_id": {"$lt": since - rollup_queries.HOUR}}
             await self._try_for(0, lambda: self._hours.delete_many(untrusted))
         at = await self._first_received(since)
         while at is not None and at < horizon:
-            begin = hours.start_of(at)
-            batch = [begin + number * hours.HOUR for number in range(at_once)]
+            begin = rollup_queries.start_of(at)
+            batch = [begin + number * rollup_queries.HOUR for number in range(at_once)]
             try:
                 extended += await self._keep([hour for hour in batch if hour < horizon], horizon)
             except StoreUnavailableError as error:
@@ -211,7 +218,7 @@ class Rollups:
                     at_once = max(at_once // 4, 1)
                     continue
                 log.warning("hour_not_counted", hour=begin.isoformat(), cause=str(error))
-            at = await self._first_received(begin + at_once * hours.HOUR)
+            at = await self._first_received(begin + at_once * rollup_queries.HOUR)
         return extended
 
     async def _keep_advancing(self) -> None:
@@ -243,7 +250,7 @@ class Rollups:
 
     async def _keep(self, batch: list[datetime], horizon: datetime) -> int:
         """Extend the counts of these hours as far as `horizon`; return how many were."""
-        whole = {hour: min(hour + hours.HOUR, horizon) for hour in batch}
+        whole = {hour: min(hour + rollup_queries.HOUR, horizon) for hour in batch}
         known = await self._try_for(
             0,
             lambda: self._hours.find(
@@ -263,23 +270,27 @@ class Rollups:
         taken = {hour: each for hour, each in taken.items() if each["until"] < whole[hour]}
         if not taken:
             return 0
-        spans = hours.joined([(taken[hour]["until"], whole[hour]) for hour in sorted(taken)])
+        spans = rollup_queries.joined(
+            [(taken[hour]["until"], whole[hour]) for hour in sorted(taken)]
+        )
         added: dict[datetime, list[Document]] = {hour: [] for hour in taken}
-        for each in await self._tally(hours.kinds(spans)):
+        for each in await self._tally(rollup_queries.kinds(spans)):
             added[each["_id"]["hour"]].append(each)
         writes = []
         for hour, tallied in added.items():
-            if any(each["_id"]["status"] in hours.LIVE for each in tallied):
+            if any(each["_id"]["status"] in rollup_queries.LIVE for each in tallied):
                 continue
-            sums = hours.added(taken[hour]["counts"], tallied, hours.PAIR)
+            sums = rollup_queries.added(taken[hour]["counts"], tallied, rollup_queries.PAIR)
             if len(sums) > MAX_PAIRS:
                 self._too_many_pairs.add(hour)
                 continue
             kinds = None
             if "kinds" in taken[hour]:
-                kinds = hours.added(taken[hour]["kinds"], tallied, hours.KIND)
+                kinds = rollup_queries.added(taken[hour]["kinds"], tallied, rollup_queries.KIND)
                 kinds = kinds if len(kinds) <= MAX_KINDS else None
-            writes.append(hours.extend(hour, taken[hour]["token"], whole[hour], sums, kinds))
+            writes.append(
+                rollup_queries.extend(hour, taken[hour]["token"], whole[hour], sums, kinds)
+            )
         if not writes:
             return 0
         written = await self._try_for(0, lambda: self._hours.bulk_write(writes, ordered=False))
@@ -289,7 +300,9 @@ class Rollups:
         """Tell whether counting `span` would be for nothing: as long as there is a backlog."""
         found = await self._try_for(
             0,
-            lambda: self._events.find_one(hours.live_in(span), {"_id": 1}, hint=hours.LIVE_INDEX),
+            lambda: self._events.find_one(
+                rollup_queries.live_in(span), {"_id": 1}, hint=rollup_queries.LIVE_INDEX
+            ),
         )
         return found is not None
 
@@ -297,7 +310,7 @@ class Rollups:
         """Announce that these hours are being counted; return the documents of those granted."""
         token = secrets.token_hex(8)
         hold_ms = round(HOLD.total_seconds() * 1000)
-        writes = [hours.take(hour, token, hold_ms) for hour in wanted]
+        writes = [rollup_queries.take(hour, token, hold_ms) for hour in wanted]
         await self._try_for(0, lambda: self._hours.bulk_write(writes, ordered=False))
         found = await self._try_for(
             0, lambda: self._hours.find({"_id": {"$in": wanted}, "token": token}).to_list(None)

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from wds import metrics
-from wds.errors import QueueFullError, StoreUnavailableError
-from wds.model import Action, Outcome, Status
+from wds.domain.errors import QueueFullError, StoreUnavailableError
+from wds.domain.events import Action, Outcome, Status
+from wds.telemetry import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from wds.model import Claim, Instruction, NewEvent, Receipt, Settlement
-    from wds.queries import Document
-    from wds.store import Claimed
+    from wds.domain.events import Claim, Instruction, NewEvent, Receipt, Settlement
+    from wds.storage.lease_queries import Document
+    from wds.storage.lease_queue import Claimed
 
 log = structlog.get_logger(__name__)
 

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from wds import metrics
-from wds.background import beside
-from wds.errors import LimiterUnavailableError, StoreUnavailableError
+from wds.concurrency.background import beside
+from wds.domain.errors import LimiterUnavailableError, StoreUnavailableError
+from wds.telemetry import metrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from wds.limiter import Limiter
-    from wds.store import Store
+    from wds.delivery.rate_limiter import Limiter
+    from wds.storage.lease_queue import Store
 
 log = structlog.get_logger(__name__)
 

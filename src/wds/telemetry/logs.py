@@ -23,7 +23,7 @@ import msgspec
 import structlog
 from aiohttp.http_exceptions import HttpProcessingError
 
-from wds.plain import plain
+from wds.encoding import plain
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
     from opentelemetry.util.types import AttributeValue
 
-    from wds.model import Claim, NewEvent
+    from wds.domain.events import Claim, NewEvent
 
 STOP_S = 0.5
 """What exporting the rest may take at the end; stopping in time matters more."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from wds.errors import SettingsError
+from wds.domain.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from aiohttp.typedefs import Middleware
 
-    from wds.model import Claim, NewEvent
+    from wds.domain.events import Claim, NewEvent
 
 log = structlog.get_logger(__name__)
 
@@ -155,13 +155,13 @@ def start(environ: Mapping[str, str], *, role: str) -> Tracer:
         if name.startswith("OTEL_"):
             os.environ.setdefault(name, value)
     try:
-        from wds import otel  # noqa: PLC0415 - imported only while tracing is on
+        from wds.telemetry import opentelemetry_tracer  # noqa: PLC0415 - only while on
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("opentelemetry"):
             raise
         log.warning("tracing_off", cause="OpenTelemetry is not installed", cure=INSTALL)
         return OFF
     try:
-        return otel.Recorder(role)
+        return opentelemetry_tracer.Recorder(role)
     except ValueError as error:
         raise SettingsError([f"OTEL_*: {error}"]) from error

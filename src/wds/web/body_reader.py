@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from wds import metrics
-from wds.errors import QueueFullError, Refusal
+from wds.domain.errors import QueueFullError, Refusal
+from wds.telemetry import metrics
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler, Middleware

@@ -13,9 +13,9 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from wds import metrics
-from wds.errors import QueueFullError, Refusal, SearchTooSlowError, StoreUnavailableError
-from wds.plain import plain
+from wds.domain.errors import QueueFullError, Refusal, SearchTooSlowError, StoreUnavailableError
+from wds.encoding import plain
+from wds.telemetry import metrics
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler

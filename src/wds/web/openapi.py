@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 from aiohttp import web
 from aiohttp_apispec import docs, json_schema, response_schema, setup_aiohttp_apispec
 
-from wds import __version__, swagger
-from wds.schemas import ErrorEnvelopeSchema
+from wds import __version__
+from wds.web import swagger
+from wds.web.schemas import ErrorEnvelopeSchema
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -29,8 +29,8 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from wds import metrics
-from wds.errors import Refusal
+from wds.domain.errors import Refusal
+from wds.telemetry import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Set as AbstractSet

@@ -19,8 +19,8 @@ from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError, LineToo
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import _ErrInfo
 
-from wds.envelope import of_http, refused
-from wds.errors import Refusal
+from wds.domain.errors import Refusal
+from wds.web.error_envelope import of_http, refused
 
 if TYPE_CHECKING:
     from aiohttp.web_protocol import RequestHandler

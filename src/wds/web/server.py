@@ -11,17 +11,17 @@ import structlog
 from aiohttp import web
 from prometheus_async import aio
 
-from wds import metrics
-from wds.connection import Runner
-from wds.envelope import envelope, json_answer
-from wds.errors import LimiterUnavailableError, StartError, StoreUnavailableError
+from wds.domain.errors import LimiterUnavailableError, StartError, StoreUnavailableError
+from wds.telemetry import metrics
+from wds.web.error_envelope import envelope, json_answer
+from wds.web.protocol import Runner
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from aiohttp.typedefs import Handler, Middleware
 
-    from wds.store import Store
+    from wds.storage.lease_queue import Store
 
     Check = Callable[[], Awaitable[None]]
 

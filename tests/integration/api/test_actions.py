@@ -11,9 +11,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.support import clock_caught_up, eventually, new_event
-from wds.audit import Expectations, violations
-from wds.errors import StoreUnavailableError
-from wds.model import Attempt, Outcome, Settlement, Status
+from wds.domain.errors import StoreUnavailableError
+from wds.domain.events import Attempt, Outcome, Settlement, Status
+from wds.domain.invariants import Expectations, violations
 
 MOST = 2
 SCHEDULE = (30.0,)
@@ -435,7 +435,7 @@ async def test_what_takes_too_long_to_count_is_replayed_all_the_same(
 
 
 async def test_no_more_than_the_limit_are_replayed_the_oldest_first(client, queue, db, monkeypatch):
-    monkeypatch.setattr("wds.bulk.CHUNK", 3)
+    monkeypatch.setattr("wds.storage.bulk_actions.CHUNK", 3)
     ids = await queue.failed(10)
     for age, event_id in enumerate(ids):
         older = [{"$set": {"received_at": {"$subtract": ["$received_at", 1000 * age]}}}]
@@ -570,7 +570,7 @@ async def test_all_that_match_are_cancelled_and_what_is_final_stays(client, queu
 
 
 async def test_a_bulk_action_can_be_stopped(client, queue, db, monkeypatch):
-    monkeypatch.setattr("wds.bulk.CHUNK", 1)
+    monkeypatch.setattr("wds.storage.bulk_actions.CHUNK", 1)
     await queue.failed(60)
     _, begun = await post(client, "/webhooks/replay", {"from": "2020-01-01"})
     status, _ = await post(client, f"/webhooks/bulk/{begun['request_id']}/stop")

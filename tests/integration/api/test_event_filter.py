@@ -14,12 +14,12 @@ import pytest
 from msgspec.structs import replace
 
 from tests.support import make_settings, new_event
-from wds import filters
-from wds.errors import StoreUnavailableError
+from wds.domain.errors import StoreUnavailableError
 from wds.ingest import create_app
-from wds.mongo import SEARCH_LIMIT_MS, SOCKET_TIMEOUT_S
-from wds.queries import event_document
-from wds.server import listening
+from wds.storage import event_queries
+from wds.storage.lease_queries import event_document
+from wds.storage.mongo import SEARCH_LIMIT_MS, SOCKET_TIMEOUT_S
+from wds.web.server import listening
 
 START = datetime(2026, 3, 1, 10, tzinfo=UTC)
 STATUSES = ["RECEIVED", "DELIVERING", "DELIVERED", "FAILED_PERMANENTLY"]
@@ -53,7 +53,7 @@ async def past(db, store):  # noqa: ARG001 - the store makes the indexes
 @pytest.fixture
 def small_pages(monkeypatch):
     """Read an export in pages that do not divide it."""
-    monkeypatch.setattr("wds.archive.SCAN_PAGE", 37)
+    monkeypatch.setattr("wds.storage.event_reader.SCAN_PAGE", 37)
 
 
 FILTERS = {
@@ -89,12 +89,12 @@ FILTERS = {
     ),
 }
 EACH_FILTER = pytest.mark.parametrize(("wanted", "fits"), FILTERS.values(), ids=FILTERS)
-EACH_SORT = pytest.mark.parametrize("sort", filters.SORTS)
+EACH_SORT = pytest.mark.parametrize("sort", event_queries.SORTS)
 
 
 def in_order(documents, sort):
     """Return the ids in the order that `sort` names, by Python's own sorting."""
-    fields = [name for name, _ in filters.SORTS[sort]]
+    fields = [name for name, _ in event_queries.SORTS[sort]]
     ordered = sorted(
         documents, key=lambda e: [e[name] for name in fields], reverse=sort.startswith("-")
     )
@@ -151,7 +151,7 @@ async def test_payloads_are_left_out_unless_asked_for(client, past, include_payl
     assert past
     pages = [
         (await search(client, include_payload=include_payload, sort=sort, limit=20))["events"]
-        for sort in filters.SORTS
+        for sort in event_queries.SORTS
     ]
     assert all(("payload" in event) is include_payload for page in pages for event in page)
 
@@ -198,7 +198,7 @@ async def test_an_export_of_nothing_is_empty(client):
 
 
 async def test_what_arrives_during_an_export_is_left_out(client, past, store, monkeypatch):
-    monkeypatch.setattr("wds.archive.SCAN_PAGE", 100)
+    monkeypatch.setattr("wds.storage.event_reader.SCAN_PAGE", 100)
     page = store.archive.page
 
     async def page_with_arrivals(*args, **kwargs):
@@ -213,8 +213,8 @@ async def test_what_arrives_during_an_export_is_left_out(client, past, store, mo
 async def test_an_export_that_fails_on_the_way_cannot_be_taken_for_whole(
     client, past, store, monkeypatch
 ):
-    monkeypatch.setattr("wds.archive.SCAN_PAGE", 100)
-    monkeypatch.setattr("wds.archive.EXPORT_BUDGET_S", 0)
+    monkeypatch.setattr("wds.storage.event_reader.SCAN_PAGE", 100)
+    monkeypatch.setattr("wds.storage.event_reader.EXPORT_BUDGET_S", 0)
     page, pages = store.archive.page, []
 
     async def page_or_failure(*args, **kwargs):
@@ -230,7 +230,7 @@ async def test_an_export_that_fails_on_the_way_cannot_be_taken_for_whole(
 
 
 async def test_an_export_that_cannot_begin_is_an_error(client, store, monkeypatch):
-    monkeypatch.setattr("wds.archive.EXPORT_BUDGET_S", 0)
+    monkeypatch.setattr("wds.storage.event_reader.EXPORT_BUDGET_S", 0)
 
     async def failure(*_args, **_kwargs):
         raise StoreUnavailableError
@@ -242,7 +242,7 @@ async def test_an_export_that_cannot_begin_is_an_error(client, store, monkeypatc
 
 async def test_the_memory_of_an_export_does_not_grow_with_it(engines, store, db, monkeypatch):
     """100 MiB of payloads go through; the service holds a page of them at most, 1 MiB here."""
-    monkeypatch.setattr("wds.archive.PAGE_BYTES", 1024 * 1024)
+    monkeypatch.setattr("wds.storage.event_reader.PAGE_BYTES", 1024 * 1024)
     payload = b'{"text": "' + b"x" * 256 * 1024 + b'"}'
     for _ in range(8):
         documents = [event_document(new_event(payload), START) for _ in range(50)]
@@ -266,7 +266,7 @@ async def test_the_memory_of_an_export_does_not_grow_with_it(engines, store, db,
 
 async def test_a_client_that_leaves_an_export_ends_it(client, past, store, monkeypatch):
     assert past
-    monkeypatch.setattr("wds.archive.SCAN_PAGE", 1)
+    monkeypatch.setattr("wds.storage.event_reader.SCAN_PAGE", 1)
     ended = asyncio.Event()
     original = store.archive.export
 
@@ -343,7 +343,7 @@ def test_the_server_ends_a_search_before_the_driver_takes_it_for_a_broken_connec
 
 async def test_a_scan_with_payloads_holds_no_more_of_them_than_a_page_may(store, past, monkeypatch):
     size = len(past[0]["payload"])
-    monkeypatch.setattr("wds.archive.PAGE_BYTES", 10 * size)
+    monkeypatch.setattr("wds.storage.event_reader.PAGE_BYTES", 10 * size)
     pages = [page async for page in store.archive.scan(payloads=True)]
     assert [each["_id"] for page in pages for each in page] == sorted(each["_id"] for each in past)
     assert max(len(page) for page in pages) <= 10

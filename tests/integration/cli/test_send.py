@@ -8,9 +8,9 @@ import pytest
 from aiohttp import web
 
 from tests.support import SECRET
-from wds import sources
-from wds.send import Posting, send
-from wds.server import listening
+from wds.cli.send import Posting, send
+from wds.ingestion import sources
+from wds.web.server import listening
 
 
 @asynccontextmanager

@@ -14,12 +14,12 @@ import pytest
 from prometheus_client import REGISTRY
 
 from tests.support import make_settings, new_event
-from wds.access import BURST
-from wds.errors import StoreUnavailableError
+from wds.console.sessions import LIFETIME_S, Sessions
+from wds.domain.errors import StoreUnavailableError
 from wds.ingest import create_app
-from wds.logouts import Logouts
-from wds.server import listening
-from wds.session import LIFETIME_S, Sessions
+from wds.storage.revoked_sessions import Logouts
+from wds.web.operator_access import BURST
+from wds.web.server import listening
 
 TOKEN = "the-operators-token"
 EVENT = new_event(b'{"n":1}', key="k")

@@ -18,13 +18,13 @@ from markupsafe import Markup
 
 from tests import history, hostile
 from tests.support import eventually, new_event
-from wds import present
-from wds.errors import StoreUnavailableError
+from wds.console import templating
+from wds.console.event_query import stamp
+from wds.domain.errors import StoreUnavailableError
 from wds.ingest import create_app
-from wds.rollups import Rollups
-from wds.server import listening
-from wds.store import Store
-from wds.view import stamp
+from wds.storage.lease_queue import Store
+from wds.storage.rollups import Rollups
+from wds.web.server import listening
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
@@ -315,7 +315,7 @@ def bulk(text, now):
 
 
 async def test_control_a_template_that_trusts_text_is_found(settings, db, store, monkeypatch):
-    monkeypatch.setitem(present._FILTERS, "visible", Markup)
+    monkeypatch.setitem(templating._FILTERS, "visible", Markup)
     async with looking(settings, store) as look:
         with pytest.raises(AssertionError):
             await test_hostile_text_changes_no_element_of_any_page(
@@ -530,7 +530,7 @@ async def test_counts_are_asked_for_once_by_many_who_look(look, past, monkeypatc
         return await outcomes(self, *arguments, **more)
 
     monkeypatch.setattr(Rollups, "outcomes", counted)
-    monkeypatch.setattr("wds.recall.LEAST_S", 60.0)
+    monkeypatch.setattr("wds.console.cache.LEAST_S", 60.0)
     pages = await asyncio.gather(
         *(look("/console") for _ in range(8)), look("/console?status=DELIVERED")
     )
@@ -733,7 +733,7 @@ async def test_a_bulk_form_filled_in_wrongly_says_where(look, past, db, field, v
 
 async def test_a_running_bulk_action_can_be_stopped(look, past, db, monkeypatch):
     assert past
-    monkeypatch.setattr("wds.bulk.CHUNK", 1)
+    monkeypatch.setattr("wds.storage.bulk_actions.CHUNK", 1)
     started = bulk("r1", history.utc_now()) | {
         "state": "running",
         "lease": {"token": "t", "owner": "o", "until": history.utc_now() + timedelta(minutes=1)},

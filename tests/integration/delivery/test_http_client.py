@@ -15,10 +15,11 @@ import pytest
 from aiohttp import web
 
 from tests.support import receiving
-from wds import __version__, embedded
-from wds.delivery import KEPT_RESPONSE_BYTES, Deliverer, NotSentError
-from wds.model import Claim
-from wds.mongo import uptime
+from wds import __version__
+from wds.delivery.http_client import KEPT_RESPONSE_BYTES, Deliverer, NotSentError
+from wds.domain.events import Claim
+from wds.local import embedded_engines
+from wds.storage.mongo import uptime
 
 PAYLOAD = b'{ "exact" :\n  "bytes \xc3\xa9" }'
 TIMEOUT_S = 15.0
@@ -336,7 +337,7 @@ async def test_the_timeout_is_not_rounded_up():
 
 
 async def test_nobody_listening_is_a_failure_without_a_status():
-    result = await attempt(f"http://127.0.0.1:{embedded.free_port()}/")
+    result = await attempt(f"http://127.0.0.1:{embedded_engines.free_port()}/")
     assert result.status_code is None
     assert result.response is None
     assert "Cannot connect" in (result.error or "")

@@ -11,15 +11,15 @@ from redis.asyncio import Redis
 
 from tests.grants import recording_grants
 from tests.support import most_in_any_second
-from wds import embedded
-from wds.errors import LimiterUnavailableError
-from wds.limiter import SPACING_US, USE_WITHIN_US, WINDOW_US, Limiter
+from wds.delivery.rate_limiter import SPACING_US, USE_WITHIN_US, WINDOW_US, Limiter
+from wds.domain.errors import LimiterUnavailableError
+from wds.local import embedded_engines
 
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch):
     """Let a Redis that stalls answer late: what it answers is judged here."""
-    monkeypatch.setattr("wds.limiter.TIMEOUT_S", 15.0)
+    monkeypatch.setattr("wds.delivery.rate_limiter.TIMEOUT_S", 15.0)
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ async def test_slots_from_before_redis_clock_stepped_back_are_forgotten(
 
 
 async def test_without_redis_nothing_is_granted(destination):
-    limiter = Limiter(f"redis://127.0.0.1:{embedded.free_port()}/0", 3, farthest_s=1)
+    limiter = Limiter(f"redis://127.0.0.1:{embedded_engines.free_port()}/0", 3, farthest_s=1)
     with pytest.raises(LimiterUnavailableError):
         await limiter.reserve(destination, 1)
     with pytest.raises(LimiterUnavailableError):
@@ -195,7 +195,7 @@ async def test_without_redis_nothing_is_granted(destination):
 
 
 async def test_a_redis_without_memory_to_spare_still_holds_the_limit(tmp_path, destination):
-    server = await embedded.start_redis(tmp_path, extra=("--maxmemory", "1"))
+    server = await embedded_engines.start_redis(tmp_path, extra=("--maxmemory", "1"))
     limiter = Limiter(f"redis://127.0.0.1:{server.port}/0", 3, farthest_s=1)
     try:
         await limiter.ping()

@@ -14,14 +14,14 @@ import svix.webhooks
 
 from tests.senders import KEY, PRIVATE
 from tests.support import receiving
-from wds.delivery import Deliverer
-from wds.model import Claim
+from wds.delivery.http_client import Deliverer
+from wds.domain.events import Claim
 
 NEW = "whsec_" + base64.b64encode(b"new secret of 24 bytes..").decode()
 OLD = "whsec_" + base64.b64encode(b"old secret of 24 bytes..").decode()
 PAIR = "whsk_" + base64.b64encode(KEY).decode()
 PAYLOAD = '{"größe": 1e400, "a":1, "a":2}\r\n '.encode()
-RECEIVE = Path(__file__).parents[2] / "docs" / "how-to" / "receive.md"
+RECEIVE = Path(__file__).parents[3] / "docs" / "how-to" / "receive.md"
 LIBRARIES = [standardwebhooks.Webhook, svix.webhooks.Webhook]
 
 

@@ -17,7 +17,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from tests.support import SECRET, signed
-from wds.signature import sign
+from wds.signing.hmac_sha256 import sign
 
 LIMIT = 1024 * 1024
 BODY = b'{"n":1}'

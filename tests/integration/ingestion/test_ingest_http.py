@@ -13,11 +13,11 @@ import pytest
 from tests.integration.conftest import Client
 from tests.support import SECRET, eventually, make_settings, signed
 from wds import ingest
+from wds.domain.events import derived_id
 from wds.ingest import create_app
-from wds.inserts import Inserts
-from wds.model import derived_id
-from wds.server import listening
-from wds.signature import sign
+from wds.signing.hmac_sha256 import sign
+from wds.storage.event_writer import Inserts
+from wds.web.server import listening
 
 ODD = {
     "odd whitespace": b' \r\n{ "a"\t:\n1 ,"b":[ ] }\n ',

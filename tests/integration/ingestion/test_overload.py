@@ -13,11 +13,12 @@ import pytest
 from prometheus_client import REGISTRY
 
 from tests.support import eventually, make_settings, signed
-from wds import ingest, intake
-from wds.errors import QueueFullError
+from wds import ingest
+from wds.domain.errors import QueueFullError
 from wds.ingest import create_app
-from wds.inserts import Inserts
-from wds.server import listening
+from wds.storage.event_writer import Inserts
+from wds.web import body_reader
+from wds.web.server import listening
 
 MIB = 1024 * 1024
 PATH = "/webhooks/ingest"
@@ -121,7 +122,7 @@ async def test_without_room_being_made_the_well_behaved_sender_is_kept_out(
             raise QueueFullError
         self._hold(reading, size)
 
-    monkeypatch.setattr(intake.Intake, "_take", first_come)
+    monkeypatch.setattr(body_reader.Intake, "_take", first_come)
     async with (
         serving(engines, store, **HOARDERS) as (port, session),
         hoarding(port, 40, 900 * 1024),
@@ -206,7 +207,9 @@ async def test_a_body_that_keeps_coming_at_a_fair_rate_may_take_longer(
     """Six pieces, one every 0.6 s, each of which is worth 2 s or nearly nothing."""
     body = b'{"a":"%s"}' % (b"x" * 300 * 1024)
     piece = 50 * 1024
-    monkeypatch.setattr(intake, "SLOWEST_BYTES_PER_S", piece // 2 if status == 202 else piece * 9)
+    monkeypatch.setattr(
+        body_reader, "SLOWEST_BYTES_PER_S", piece // 2 if status == 202 else piece * 9
+    )
 
     async def steadily():
         for start in range(0, len(body), piece):

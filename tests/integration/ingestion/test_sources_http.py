@@ -10,10 +10,10 @@ import pytest
 from prometheus_client import REGISTRY
 
 from tests.senders import SENDERS
-from wds import sources
+from wds.domain.events import derived_id
 from wds.ingest import create_app
-from wds.model import derived_id
-from wds.server import listening
+from wds.ingestion import sources
+from wds.web.server import listening
 
 
 def configured():

@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.support import new_event
-from wds import actions
-from wds.bulk import TRIES, Bulk
-from wds.bulk_worker import TOO_SLOW, BulkWorker
-from wds.model import Action, Instruction
+from wds.actions.bulk_worker import TOO_SLOW, BulkWorker
+from wds.domain.events import Action, Instruction
+from wds.storage import action_queries
+from wds.storage.bulk_actions import TRIES, Bulk
 
 EVENTS, LIMIT, CHUNK = 10, 8, 3
 REPLAY = Instruction(Action.REPLAY, "r", "ann", "127.0.0.1")
@@ -42,7 +42,7 @@ class Mortal:
 @pytest.fixture
 async def failed(store, db, monkeypatch):
     """Make events that failed for good, oldest first; a bulk replay takes three at a time."""
-    monkeypatch.setattr("wds.bulk.CHUNK", CHUNK)
+    monkeypatch.setattr("wds.storage.bulk_actions.CHUNK", CHUNK)
     await store.insert([new_event() for _ in range(EVENTS)])
     await fail_all(db)
     oldest_first = db.events.find({}, {"_id": 1}).sort([("received_at", 1), ("_id", 1)])
@@ -156,7 +156,7 @@ async def test_one_that_cannot_be_carried_out_ends_and_does_not_keep_others_wait
     store, db, failed
 ):
     await db.bulk_actions.insert_one(
-        actions.new_bulk(
+        action_queries.new_bulk(
             Instruction(Action.REPLAY, "broken", "ann", "127.0.0.1"),
             filters="not JSON",
             limit=None,
@@ -214,5 +214,5 @@ async def test_one_whose_events_were_slow_to_find_once_goes_on(store, db, failed
 async def test_finished_bulk_actions_are_forgotten_in_time_and_running_ones_never(store, db):
     assert store
     indexes = await db.bulk_actions.index_information()
-    assert indexes["forget"]["expireAfterSeconds"] == actions.BULK_KEPT_S
+    assert indexes["forget"]["expireAfterSeconds"] == action_queries.BULK_KEPT_S
     assert indexes["forget"]["key"] == [("finished_at", 1)]

@@ -11,9 +11,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.support import eventually, new_event
-from wds import listener as listening
-from wds.listener import Listener
-from wds.model import Action, Attempt, Instruction, Outcome, Settlement, Status
+from wds.domain.events import Action, Attempt, Instruction, Outcome, Settlement, Status
+from wds.storage import change_stream as listening
+from wds.storage.change_stream import Listener
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.support import new_event
-from wds import actions, filters, hours, indexes, queries
-from wds.bulk import matching
-from wds.model import Action, Instruction, Settlement, Status, derived_id
+from wds.domain.events import Action, Instruction, Settlement, Status, derived_id
+from wds.storage import action_queries, event_queries, indexes, lease_queries, rollup_queries
+from wds.storage.bulk_actions import matching
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 NEVER = datetime(9999, 1, 1, tzinfo=UTC)
@@ -27,7 +27,7 @@ async def events(store, db):  # noqa: ARG001 - an open store has made the indexe
     documents = []
     for number in range(FINISHED + FUTURE + DUE):
         event = new_event(b"{}", event_type=f"type.{number % 50}", key=f"key-{number}")
-        document = queries.event_document(event, T0 + timedelta(seconds=number))
+        document = lease_queries.event_document(event, T0 + timedelta(seconds=number))
         if number < FINISHED:
             del document["next_attempt_at"]
             document["status"] = "DELIVERED" if number % 10 else "FAILED_PERMANENTLY"
@@ -63,7 +63,7 @@ def index_of(plan: list[dict[str, Any]]) -> str:
 
 
 async def test_a_look_at_what_is_due_reads_as_many_keys_as_it_wants_and_no_document(db):
-    command = queries.peek("default", datetime.now(UTC), 16)
+    command = lease_queries.peek("default", datetime.now(UTC), 16)
     del command["singleBatch"]  # explain knows no batches
     plan, stats = await explain(db, command)
     assert index_of(plan) == "claim"
@@ -73,7 +73,7 @@ async def test_a_look_at_what_is_due_reads_as_many_keys_as_it_wants_and_no_docum
 
 
 async def test_counting_what_is_due_reads_no_document(db):
-    due = queries.due_by("default", datetime.now(UTC))
+    due = lease_queries.due_by("default", datetime.now(UTC))
     pipeline = [{"$match": due}, {"$limit": 100}, {"$group": {"_id": 1, "n": {"$sum": 1}}}]
     command = {"aggregate": "events", "pipeline": pipeline, "cursor": {}, "hint": "claim"}
     plan, stats = await explain(db, command)
@@ -102,17 +102,17 @@ async def test_what_an_earlier_version_had_is_replaced_when_the_new_is_there(sto
     made = (await db.events.index_information()).keys() - {"_id_"}
     assert made == {index.document["name"] for index in indexes.EVENT_INDEXES}
     page, _ = await store.archive.page(
-        filters.match(), skip=0, limit=5, after=None, include_payload=False
+        event_queries.match(), skip=0, limit=5, after=None, include_payload=False
     )
     assert len(page) == 5
 
 
 async def test_a_claim_of_one_looks_up_by_id(db):
-    due = await db.events.find_one(queries.due("default"), {"_id": 1})
+    due = await db.events.find_one(lease_queries.due("default"), {"_id": 1})
     command = {
         "findAndModify": "events",
-        "query": {**due, **queries.due("default")},
-        "update": queries.claim("token", "owner", 30_000, 5),
+        "query": {**due, **lease_queries.due("default")},
+        "update": lease_queries.claim("token", "owner", 30_000, 5),
         "hint": "_id_",
     }
     plan, stats = await explain(db, command)
@@ -121,39 +121,39 @@ async def test_a_claim_of_one_looks_up_by_id(db):
 
 
 async def test_a_look_at_the_queue_reads_nothing_but_what_is_due(db):
-    await db.events.delete_many(queries.due("default"))
-    for due in (queries.due("default"), queries.due_by("default", datetime.now(UTC))):
+    await db.events.delete_many(lease_queries.due("default"))
+    for due in (lease_queries.due("default"), lease_queries.due_by("default", datetime.now(UTC))):
         command = {"find": "events", "filter": due, "limit": 16}
-        plan, stats = await explain(db, {**command, "sort": dict(queries.DUE_ORDER)})
+        plan, stats = await explain(db, {**command, "sort": dict(lease_queries.DUE_ORDER)})
         assert index_of(plan) == "claim"
         assert stats["totalKeysExamined"] <= 1
 
 
 async def test_when_the_first_is_due_is_read_from_one_key(db):
-    plan, stats = await explain(db, queries.earliest("default"))
+    plan, stats = await explain(db, lease_queries.earliest("default"))
     assert index_of(plan) == "claim"
     assert (stats["nReturned"], stats["totalKeysExamined"]) == (1, 1)
     assert stats["totalDocsExamined"] == 0
 
 
 async def test_leasing_and_settling_look_up_by_id(store, db):
-    found = await db.events.find(queries.due("default"), {"_id": 1}).limit(8).to_list(None)
+    found = await db.events.find(lease_queries.due("default"), {"_id": 1}).limit(8).to_list(None)
     ids = [document["_id"] for document in found]
-    chosen = {"_id": {"$in": ids}, **queries.due("default")}
+    chosen = {"_id": {"$in": ids}, **lease_queries.due("default")}
     write = {"q": chosen, "u": {"$set": {"x": 1}}, "hint": "_id_"}
     plan, stats = await explain(db, {"update": "events", "updates": [write]})
     assert index_of(plan) == "_id_"
     assert stats["totalDocsExamined"] <= 8
     claimed = await store.claim("default", 8, owner="d", lease_s=60, max_attempts=5)
     for held in (claimed.claims, claimed.claims[:1]):
-        [settled] = queries.settlements([Settlement(each, None) for each in held])
+        [settled] = lease_queries.settlements([Settlement(each, None) for each in held])
         write = {"q": settled._filter, "u": settled._doc, "hint": settled._hint, "multi": True}
         plan, stats = await explain(db, {"update": "events", "updates": [write]})
         assert {"_id_", "IDHACK"} & {stage.get("indexName", stage.get("stage")) for stage in plan}
         assert stats["totalDocsExamined"] <= len(held)
 
 
-NEWEST, OLDEST = (filters.SORTS[name] for name in ("-received_at", "received_at"))
+NEWEST, OLDEST = (event_queries.SORTS[name] for name in ("-received_at", "received_at"))
 KEY = derived_id("default", "key-7")
 EVERY_FILTER = {
     "everything": {},
@@ -186,7 +186,7 @@ EVERY_FILTER = {
 
 
 def find(wanted, order=NEWEST, limit=51):
-    said, hint = filters.in_time_order(wanted)
+    said, hint = event_queries.in_time_order(wanted)
     command = {"find": "events", "filter": said, "sort": dict(order), "limit": limit}
     return command if hint is None else {**command, "hint": hint}
 
@@ -214,28 +214,28 @@ def find(wanted, order=NEWEST, limit=51):
 async def test_a_page_is_read_in_index_order_and_only_its_own_events_are_fetched(
     db, name, index, order
 ):
-    plan, stats = await explain(db, find(filters.match(**EVERY_FILTER[name]), order))
+    plan, stats = await explain(db, find(event_queries.match(**EVERY_FILTER[name]), order))
     assert index_of(plan) == index
     assert "SORT" not in {stage.get("stage") for stage in plan}
     assert stats["totalDocsExamined"] <= 51
 
 
 async def test_a_type_in_a_status_it_never_had_costs_no_key_however_many_events_it_has(db):
-    wanted = filters.match(event_type=["type.7"], status=["DELIVERING"])
+    wanted = event_queries.match(event_type=["type.7"], status=["DELIVERING"])
     plan, stats = await explain(db, find(wanted))
     assert index_of(plan) == "search_type"
     assert stats["totalKeysExamined"] <= 1
 
 
-@pytest.mark.parametrize("sort", filters.SORTS)
+@pytest.mark.parametrize("sort", event_queries.SORTS)
 @pytest.mark.parametrize("name", EVERY_FILTER)
 async def test_what_a_page_is_read_by_changes_nothing_of_what_it_finds(store, db, name, sort):
-    wanted = filters.match(**EVERY_FILTER[name])
+    wanted = event_queries.match(**EVERY_FILTER[name])
     page, more = await store.archive.page(
         wanted, sort=sort, skip=2, limit=20, after=None, include_payload=False
     )
     scanned = await db.events.find(wanted, hint={"$natural": 1}).to_list(None)
-    fields = [field for field, _ in filters.SORTS[sort]]
+    fields = [field for field, _ in event_queries.SORTS[sort]]
     scanned.sort(key=lambda each: [each[field] for field in fields], reverse=sort[0] == "-")
     assert [each["_id"] for each in page] == [each["_id"] for each in scanned[2:22]]
     assert more == (len(scanned) > 22)
@@ -243,8 +243,10 @@ async def test_what_a_page_is_read_by_changes_nothing_of_what_it_finds(store, db
 
 @pytest.mark.parametrize("order", ["attempt_count", "-attempt_count"])
 async def test_the_retried_are_read_in_order_of_attempts_and_only_as_many_as_are_wanted(db, order):
-    wanted = filters.match(min_attempts=2, status=["FAILED_PERMANENTLY"], last_status_code=[503])
-    [part] = filters.by_attempts(wanted, filters.SORTS[order], None)
+    wanted = event_queries.match(
+        min_attempts=2, status=["FAILED_PERMANENTLY"], last_status_code=[503]
+    )
+    [part] = event_queries.by_attempts(wanted, event_queries.SORTS[order], None)
     command = {"find": "events", "filter": part.wanted, "sort": dict(part.order), "limit": 20}
     plan, stats = await explain(db, {**command, "hint": "search_attempts"})
     assert "SORT" not in {stage.get("stage") for stage in plan}
@@ -255,7 +257,7 @@ async def test_the_retried_are_read_in_order_of_attempts_and_only_as_many_as_are
 async def test_a_rare_source_is_found_without_reading_the_others(db):
     rare = [each["_id"] for each in await db.events.find({}, {"_id": 1}).limit(3).to_list(None)]
     await db.events.update_many({"_id": {"$in": rare}}, {"$set": {"source": "rare"}})
-    plan, stats = await explain(db, find(filters.match(source=["rare"])))
+    plan, stats = await explain(db, find(event_queries.match(source=["rare"])))
     assert index_of(plan) == "search_source"
     assert stats["totalKeysExamined"] <= 4
     assert stats["totalDocsExamined"] == 3
@@ -268,8 +270,8 @@ async def test_of_several_stretches_of_time_no_key_between_them_is_read(db, orde
         (T0 + timedelta(seconds=place), T0 + timedelta(seconds=place + 2))
         for place in range(0, 1000, 100)
     ]
-    wanted = filters.match(source=["default"], destination=["default"], **more)
-    plan, stats = await explain(db, find(filters.within(wanted, spans), order))
+    wanted = event_queries.match(source=["default"], destination=["default"], **more)
+    plan, stats = await explain(db, find(event_queries.within(wanted, spans), order))
     assert "SORT" not in {stage.get("stage") for stage in plan}
     assert stats["nReturned"] == 20
     assert stats["totalKeysExamined"] <= 40
@@ -279,7 +281,11 @@ async def test_of_several_stretches_of_time_no_key_between_them_is_read(db, orde
 async def test_a_page_and_a_bulk_action_name_their_index(store, db):
     await db.command("profile", 2)
     await store.archive.page(
-        filters.match(event_type=["type.7"]), skip=0, limit=5, after=None, include_payload=False
+        event_queries.match(event_type=["type.7"]),
+        skip=0,
+        limit=5,
+        after=None,
+        include_payload=False,
     )
     await store.bulk.start(
         Instruction(Action.REPLAY, "r", "ann", "127.0.0.1"),
@@ -296,9 +302,14 @@ async def test_a_page_and_a_bulk_action_name_their_index(store, db):
 
 
 def test_more_stretches_than_are_merged_are_read_in_order_of_time():
-    types = [f"type.{number}" for number in range(filters.MAX_MERGED // len(Status))]
-    assert filters.in_time_order(filters.match(event_type=types * 2))[1] == "search_type"
-    assert filters.in_time_order(filters.match(event_type=[*types, "one more"]))[1] == "search_time"
+    types = [f"type.{number}" for number in range(event_queries.MAX_MERGED // len(Status))]
+    assert (
+        event_queries.in_time_order(event_queries.match(event_type=types * 2))[1] == "search_type"
+    )
+    assert (
+        event_queries.in_time_order(event_queries.match(event_type=[*types, "one more"]))[1]
+        == "search_time"
+    )
 
 
 @pytest.mark.parametrize(
@@ -310,7 +321,7 @@ def test_where_nothing_is_to_be_done_nothing_is_looked_for(action, status):
 
 @pytest.mark.parametrize(("name", "index"), [("a key", "key"), ("an id", "_id_")])
 async def test_what_names_few_events_is_looked_up(db, name, index):
-    plan, stats = await explain(db, find(filters.match(**EVERY_FILTER[name])))
+    plan, stats = await explain(db, find(event_queries.match(**EVERY_FILTER[name])))
     assert index_of(plan) == index
     assert stats["totalDocsExamined"] <= 2
 
@@ -318,17 +329,19 @@ async def test_what_names_few_events_is_looked_up(db, name, index):
 @pytest.mark.parametrize("order", [NEWEST, OLDEST], ids=["newest", "oldest"])
 async def test_a_deep_page_by_cursor_reads_no_more_than_the_first(db, order):
     seconds = 100 if order is NEWEST else FINISHED
-    place = filters.Position(T0 + timedelta(seconds=seconds), "f" * 32)
-    plan, stats = await explain(db, find(filters.after(filters.match(), order, place), order))
+    place = event_queries.Position(T0 + timedelta(seconds=seconds), "f" * 32)
+    plan, stats = await explain(
+        db, find(event_queries.after(event_queries.match(), order, place), order)
+    )
     assert index_of(plan) == "search_time"
     assert stats["totalKeysExamined"] <= 60
 
 
 @pytest.mark.parametrize("name", EVERY_FILTER)
 async def test_counting_fetches_no_document_but_what_a_key_names(db, name):
-    wanted = filters.match(**EVERY_FILTER[name])
-    hint = filters.hint(wanted)
-    command = {"aggregate": "events", "pipeline": filters.counts(wanted), "cursor": {}}
+    wanted = event_queries.match(**EVERY_FILTER[name])
+    hint = event_queries.hint(wanted)
+    command = {"aggregate": "events", "pipeline": event_queries.counts(wanted), "cursor": {}}
     plan, stats = await explain(db, {**command, "hint": hint})
     assert index_of(plan) == hint
     assert stats["totalDocsExamined"] <= (1 if hint in {"key", "_id_"} else 0)
@@ -341,8 +354,8 @@ async def test_counting_fetches_no_document_but_what_a_key_names(db, name):
 )
 async def test_counting_what_is_not_kept_fetches_no_document(db, chosen):
     spans = [(T0, T0 + timedelta(seconds=50)), (T0 + timedelta(seconds=60), NEVER)]
-    wanted = filters.match(**chosen)
-    pipelines = [hours.tally(spans, wanted), hours.kinds(spans)]
+    wanted = event_queries.match(**chosen)
+    pipelines = [rollup_queries.tally(spans, wanted), rollup_queries.kinds(spans)]
     for pipeline in pipelines:
         command = {"aggregate": "events", "pipeline": pipeline, "cursor": {}}
         plan, stats = await explain(db, {**command, "hint": indexes.COVERING_INDEX})
@@ -352,9 +365,9 @@ async def test_counting_what_is_not_kept_fetches_no_document(db, chosen):
 
 @pytest.mark.parametrize("sort", ["attempt_count", "-attempt_count"])
 async def test_an_order_that_no_index_has_is_made_without_fetching_a_document(db, sort):
-    pipeline = filters.places(filters.match(), filters.SORTS[sort], 51)
+    pipeline = event_queries.places(event_queries.match(), event_queries.SORTS[sort], 51)
     command = {"aggregate": "events", "pipeline": pipeline, "cursor": {}}
-    plan, stats = await explain(db, {**command, "hint": filters.hint(filters.match())})
+    plan, stats = await explain(db, {**command, "hint": event_queries.hint(event_queries.match())})
     assert index_of(plan) == "search_time"
     assert stats["totalDocsExamined"] == 0
 
@@ -364,13 +377,13 @@ async def test_whether_a_stretch_holds_a_live_event_is_seen_in_a_few_keys(db, ho
     begin = T0 + timedelta(seconds=FINISHED, hours=hours_later)
     command = {
         "find": "events",
-        "filter": hours.live_in((begin, begin + hours.HOUR)),
+        "filter": rollup_queries.live_in((begin, begin + rollup_queries.HOUR)),
         "projection": {"_id": 1},
         "limit": 1,
-        "hint": hours.LIVE_INDEX,
+        "hint": rollup_queries.LIVE_INDEX,
     }
     plan, stats = await explain(db, command)
-    assert index_of(plan) == hours.LIVE_INDEX
+    assert index_of(plan) == rollup_queries.LIVE_INDEX
     assert stats["nReturned"] == (0 if hours_later else 1)
     assert stats["totalKeysExamined"] <= 4
     assert stats["totalDocsExamined"] == 0
@@ -379,8 +392,8 @@ async def test_whether_a_stretch_holds_a_live_event_is_seen_in_a_few_keys(db, ho
 @pytest.mark.parametrize("action", Action)
 async def test_the_next_chunk_of_a_bulk_action_is_found_in_index_order(db, action):
     wanted = matching(action, '{"event_type": "type.7"}', datetime.now(UTC))
-    place = filters.Position(T0 + timedelta(seconds=1000), "0")
-    command = find(filters.after(wanted, OLDEST, place), OLDEST, 500)
+    place = event_queries.Position(T0 + timedelta(seconds=1000), "0")
+    command = find(event_queries.after(wanted, OLDEST, place), OLDEST, 500)
     plan, stats = await explain(db, command)
     assert index_of(plan) == "search_type"
     assert not {"SORT"} & {stage.get("stage") for stage in plan}
@@ -391,16 +404,20 @@ async def test_the_next_chunk_of_a_bulk_action_is_found_in_index_order(db, actio
 async def test_a_chunk_of_a_bulk_action_is_changed_by_id(db, action):
     found = await db.events.find({}, {"_id": 1}).limit(50).to_list(None)
     instruction = Instruction(action, "r", "ann", "127.0.0.1")
-    wanted = actions.wanted([each["_id"] for each in found], instruction)
+    wanted = action_queries.wanted([each["_id"] for each in found], instruction)
     command = {"update": "events", "updates": [{"q": wanted, "u": [], "multi": True}]}
-    command["updates"][0]["u"] = actions.update(instruction)
+    command["updates"][0]["u"] = action_queries.update(instruction)
     plan, stats = await explain(db, command)
     assert index_of(plan) in {"_id_", "claim"}
     assert stats["totalDocsExamined"] <= max(50, FUTURE + DUE)
 
 
 async def test_a_free_bulk_action_is_found_by_its_state(db):
-    command = {"find": "bulk_actions", "filter": actions.free_bulk(), "sort": {"started_at": 1}}
+    command = {
+        "find": "bulk_actions",
+        "filter": action_queries.free_bulk(),
+        "sort": {"started_at": 1},
+    }
     plan, _ = await explain(db, command)
     assert index_of(plan) == "running"
 
@@ -409,7 +426,7 @@ async def test_control_without_its_hint_counting_by_other_fields_would_read_docu
     await db.events.drop_index("search_time")
     command = {
         "aggregate": "events",
-        "pipeline": filters.counts(filters.match(source=["default"])),
+        "pipeline": event_queries.counts(event_queries.match(source=["default"])),
         "cursor": {},
     }
     _, stats = await explain(db, command)
@@ -418,26 +435,30 @@ async def test_control_without_its_hint_counting_by_other_fields_would_read_docu
 
 async def test_the_consoles_histogram_is_counted_from_an_index_alone(db):
     for given in ({}, {"min_attempts": 2}, {"source": ["default"], "from_": T0}):
-        wanted = filters.match(**given)
-        pipeline = filters.outcomes(wanted, "minute", 5)
+        wanted = event_queries.match(**given)
+        pipeline = event_queries.outcomes(wanted, "minute", 5)
         command = {"aggregate": "events", "pipeline": pipeline, "cursor": {}}
-        plan, stats = await explain(db, {**command, "hint": filters.hint(wanted)})
-        assert index_of(plan) == filters.hint(wanted)
+        plan, stats = await explain(db, {**command, "hint": event_queries.hint(wanted)})
+        assert index_of(plan) == event_queries.hint(wanted)
         assert stats["totalDocsExamined"] == 0
 
 
 async def test_the_oldest_event_is_found_by_one_key(db):
-    command = {"find": "events", "filter": filters.ANY, "projection": {"_id": 0, "received_at": 1}}
-    order = dict(filters.SORTS[filters.OLDEST_FIRST])
+    command = {
+        "find": "events",
+        "filter": event_queries.ANY,
+        "projection": {"_id": 0, "received_at": 1},
+    }
+    order = dict(event_queries.SORTS[event_queries.OLDEST_FIRST])
     plan, stats = await explain(db, {**command, "sort": order, "limit": 1})
     assert index_of(plan) == indexes.COVERING_INDEX
     assert stats["totalKeysExamined"] == 1
 
 
 async def test_a_page_backwards_is_read_from_where_it_begins(db):
-    order = filters.SORTS[filters.OLDEST_FIRST]
-    place = filters.Position(T0 + timedelta(seconds=100), "0" * 32)
-    wanted = filters.after(filters.match(), order, place)
+    order = event_queries.SORTS[event_queries.OLDEST_FIRST]
+    place = event_queries.Position(T0 + timedelta(seconds=100), "0" * 32)
+    wanted = event_queries.after(event_queries.match(), order, place)
     command = {"find": "events", "filter": wanted, "sort": dict(order), "limit": 51}
     plan, stats = await explain(db, {**command, "projection": {"payload": 0}})
     assert index_of(plan) == indexes.COVERING_INDEX

@@ -13,9 +13,8 @@ import pytest
 from msgspec.structs import replace
 
 from tests.support import clock_caught_up, eventually, new_event
-from wds import embedded, queries, watch
-from wds.errors import StandaloneRefusedError, StoreUnavailableError
-from wds.model import (
+from wds.domain.errors import StandaloneRefusedError, StoreUnavailableError
+from wds.domain.events import (
     Action,
     Attempt,
     Conflict,
@@ -25,7 +24,9 @@ from wds.model import (
     Settlement,
     Status,
 )
-from wds.store import Store
+from wds.local import embedded_engines
+from wds.storage import lease_queries, replicas as watch
+from wds.storage.lease_queue import Store
 
 
 async def claim(store: Store, limit: int = 1, *, lease_s: float = 30, owner: str = "d1", most=5):
@@ -129,7 +130,7 @@ async def test_of_two_inserts_at_once_whose_answers_were_lost_one_wrote_an_event
 
 
 async def test_an_insert_that_is_never_confirmed_is_an_error(store, db, monkeypatch):
-    monkeypatch.setattr("wds.inserts.WRITE_BUDGET_S", 0.3)
+    monkeypatch.setattr("wds.storage.event_writer.WRITE_BUDGET_S", 0.3)
     fail = {"failCommands": ["insert"], "errorCode": 11600}
     await db.client.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=fail)
     try:
@@ -161,8 +162,8 @@ async def test_a_batch_whose_commit_was_not_answered_is_stored_once(store, db):
 
 
 async def test_a_batch_that_is_never_confirmed_leaves_nothing(store, db, monkeypatch):
-    monkeypatch.setattr("wds.inserts.WRITE_BUDGET_S", 0.3)
-    monkeypatch.setattr("wds.mongo.WRITE_BUDGET_S", 0.3)
+    monkeypatch.setattr("wds.storage.event_writer.WRITE_BUDGET_S", 0.3)
+    monkeypatch.setattr("wds.storage.mongo.WRITE_BUDGET_S", 0.3)
     fail = {"failCommands": ["insert"], "errorCode": 11600}
     await db.client.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=fail)
     try:
@@ -249,10 +250,10 @@ async def test_control_reading_before_leasing_lets_two_replicas_have_one_event(s
     await store.insert(events)
 
     async def claim_once(_: int) -> list[str]:
-        found = await db.events.find(queries.due("default")).limit(8).to_list(None)
+        found = await db.events.find(lease_queries.due("default")).limit(8).to_list(None)
         ids = [document["_id"] for document in found]
         await db.events.update_many(
-            {"_id": {"$in": ids}}, queries.claim(secrets.token_hex(4), "d", 30_000, 5)
+            {"_id": {"$in": ids}}, lease_queries.claim(secrets.token_hex(4), "d", 30_000, 5)
         )
         return ids
 
@@ -276,7 +277,7 @@ async def test_an_expired_lease_is_taken_over_and_its_attempt_recorded_as_unknow
         "success": False,
         "outcome": "unknown",
         "duration_ms": None,
-        "error": queries.LOST_ATTEMPT_ERROR,
+        "error": lease_queries.LOST_ATTEMPT_ERROR,
         "response": None,
     }
 
@@ -364,7 +365,7 @@ async def test_a_claim_ends_where_the_store_takes_a_slower_clock_to_be_ahead(
 async def test_closing_waits_until_a_transaction_is_ended_that_is_being_given_up(
     settings, db, monkeypatch
 ):
-    monkeypatch.setattr("wds.inserts.WRITE_BUDGET_S", 0.3)
+    monkeypatch.setattr("wds.storage.event_writer.WRITE_BUDGET_S", 0.3)
     store = Store(settings.mongo_url, settings.mongo_db)
     await store.open()
     await store.ping()
@@ -458,7 +459,7 @@ async def test_a_success_ends_the_event(store, db):
     assert document["status"] == "DELIVERED"
     assert document["finished_at"] >= held.leased_at
     assert not {"lease", "next_attempt_at"} & set(document)
-    assert document["attempts"] == [queries.attempt_document(attempt_of(held))]
+    assert document["attempts"] == [lease_queries.attempt_document(attempt_of(held))]
 
 
 async def test_a_failure_is_due_again_after_its_delay_by_the_databases_clock(store, db):
@@ -514,7 +515,7 @@ async def test_control_without_the_token_a_stale_finish_overwrites_the_newer_hol
     store, db, monkeypatch
 ):
     """The same story with the fence taken out: the stale finish wins, so the fence matters."""
-    monkeypatch.setattr(queries, "held", lambda ids, _token: {"_id": {"$in": ids}})
+    monkeypatch.setattr(lease_queries, "held", lambda ids, _token: {"_id": {"$in": ids}})
     await store.insert([new_event()])
     [lost] = await claim(store, owner="slow")
     await expire(db)
@@ -557,8 +558,8 @@ async def test_of_events_settled_together_each_gets_its_own_values(store, db):
     for each in [*ended, *retried]:
         event = found[each.claim.id]
         assert event["status"] == each.status
-        assert event["attempts"] == [queries.attempt_document(each.attempt)]
-        assert event["last_status_code"] == (each.attempt.status_code or queries.NO_ANSWER)
+        assert event["attempts"] == [lease_queries.attempt_document(each.attempt)]
+        assert event["last_status_code"] == (each.attempt.status_code or lease_queries.NO_ANSWER)
         assert "lease" not in event
         assert ("finished_at" in event) == (each.status is not Status.DELIVERING)
     for each in retried:
@@ -626,7 +627,7 @@ async def test_a_retry_of_a_cancelled_event_ends_it_and_says_so(store, db):
     assert ended == [last, settlements[1], settlements[2], None]
     found = {each["_id"]: each async for each in db.events.find()}
     assert found[stopped.id]["status"] == "FAILED_PERMANENTLY"
-    assert found[stopped.id]["attempts"] == [queries.attempt_document(settlements[0].attempt)]
+    assert found[stopped.id]["attempts"] == [lease_queries.attempt_document(settlements[0].attempt)]
     assert not {"lease", "next_attempt_at", "cancelling"} & set(found[stopped.id])
     assert "next_attempt_at" in found[retried.id]
     assert found[lost.id]["attempts"] == []
@@ -714,7 +715,7 @@ async def test_many_due_events_are_counted_anew_only_now_and_then_and_few_each_t
     store, monkeypatch
 ):
     now = time.monotonic()
-    monkeypatch.setattr("wds.watch.monotonic", lambda: now)
+    monkeypatch.setattr("wds.storage.replicas.monotonic", lambda: now)
     monkeypatch.setattr(watch, "MANY", 5)
     counts = []
     for step in (0, 0, 9, 1):
@@ -726,8 +727,8 @@ async def test_many_due_events_are_counted_anew_only_now_and_then_and_few_each_t
 
 
 async def test_a_standalone_server_is_refused_with_the_cure(tmp_path):
-    binary = embedded._binary("mongod", embedded._MONGOD)
-    port = embedded.free_port()
+    binary = embedded_engines._binary("mongod", embedded_engines._MONGOD)
+    port = embedded_engines.free_port()
     arguments = ["--dbpath", str(tmp_path), "--port", str(port), "--bind_ip", "127.0.0.1"]
     process = await asyncio.create_subprocess_exec(
         str(binary), *arguments, "--nounixsocket", stdout=asyncio.subprocess.DEVNULL

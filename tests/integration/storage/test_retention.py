@@ -11,12 +11,13 @@ import pytest
 from motor.motor_asyncio import AsyncIOMotorClient
 
 from tests.support import eventually, new_event
-from wds import embedded, filters, retention
-from wds.errors import StoreUnavailableError
-from wds.model import Action, Instruction
-from wds.queries import event_document
-from wds.replica_set import initiate_replica_set
-from wds.store import Store
+from wds.domain.errors import StoreUnavailableError
+from wds.domain.events import Action, Instruction
+from wds.local import embedded_engines
+from wds.local.replica_set import initiate_replica_set
+from wds.storage import event_queries, retention
+from wds.storage.lease_queries import event_document
+from wds.storage.lease_queue import Store
 
 DAY = timedelta(days=1)
 
@@ -110,7 +111,7 @@ async def test_the_index_costs_nothing_for_events_that_are_not_finished(store, d
 
 
 ROLES = re.findall(
-    r'role: "(\w+)", db: "wds"', (Path(__file__).parents[2] / "docs/scaling.md").read_text()
+    r'role: "(\w+)", db: "wds"', (Path(__file__).parents[3] / "docs/scaling.md").read_text()
 )
 
 
@@ -120,10 +121,10 @@ async def guarded(tmp_path):
     key = tmp_path / "key"
     key.write_text("x" * 32)
     key.chmod(0o600)
-    server = await embedded.start_mongod(tmp_path / "mongo", extra=("--keyFile", str(key)))
+    server = await embedded_engines.start_mongod(tmp_path / "mongo", extra=("--keyFile", str(key)))
     try:
-        await initiate_replica_set("127.0.0.1", server.port, embedded.REPLICA_SET)
-        here = f"127.0.0.1:{server.port}/?replicaSet={embedded.REPLICA_SET}"
+        await initiate_replica_set("127.0.0.1", server.port, embedded_engines.REPLICA_SET)
+        here = f"127.0.0.1:{server.port}/?replicaSet={embedded_engines.REPLICA_SET}"
         first = AsyncIOMotorClient(f"mongodb://{here}")
         await first.admin.command("createUser", "root", pwd="root", roles=["root"])
         first.close()
@@ -149,7 +150,7 @@ async def test_the_roles_of_the_documents_are_enough_and_all_are_needed(guarded)
     await store.claim("default", 2, owner="w", lease_s=30, max_attempts=5)
     await store.bulk.one(event.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1"))
     assert await store.listener.wait("default", 0.01)
-    await store.rollups.counts(filters.match())
+    await store.rollups.counts(event_queries.match())
     for days in (7, 30, None):
         await store.keep_for(days)
     await store.close()

@@ -9,9 +9,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.support import new_event
-from wds import archive, chart, filters, queries, rollups
-from wds.hours import HOUR, start_of
-from wds.model import Action, Instruction, Status
+from wds.console import histogram
+from wds.domain.events import Action, Instruction, Status
+from wds.storage import event_queries, event_reader, lease_queries, rollups
+from wds.storage.rollup_queries import HOUR, start_of
 
 STATUSES = [Status.DELIVERED, Status.DELIVERED, Status.FAILED_PERMANENTLY]
 TYPES = ["a", "b", None]
@@ -31,7 +32,7 @@ async def put(
     **more: object,
 ) -> str:
     """Store an event as if it had been received at `at`."""
-    document = queries.event_document(new_event(event_type=kind), at)
+    document = lease_queries.event_document(new_event(event_type=kind), at)
     document |= {"status": status, "attempt_count": 1, **more}
     if status not in (Status.RECEIVED, Status.DELIVERING):
         del document["next_attempt_at"]
@@ -40,7 +41,7 @@ async def put(
 
 
 async def total(store, **given) -> int:
-    wanted = filters.match(**given)
+    wanted = event_queries.match(**given)
     counts = await store.rollups.counts(wanted)
     sums = {await store.rollups.total(wanted)}
     sums |= {sum(each["count"] for each in counts[name]) for name in counts}
@@ -115,7 +116,7 @@ def fits(event, given) -> bool:
 
 def in_order(events, sort) -> list[str]:
     """Return the ids of events in an order."""
-    fields = [field for field, _ in filters.SORTS[sort]]
+    fields = [field for field, _ in event_queries.SORTS[sort]]
     ordered = sorted(
         events, key=lambda each: [each[field] for field in fields], reverse=sort[0] == "-"
     )
@@ -137,7 +138,7 @@ async def test_counts_are_exact_for_any_filters_before_while_and_after_hours_are
         for _ in range(40):
             given = drawn(rng, now)
             expected = [each for each in history if fits(each, given)]
-            wanted = filters.match(**given)
+            wanted = event_queries.match(**given)
             counts = await store.rollups.counts(wanted)
             for name, key in (
                 ("by_status", lambda each: each["status"]),
@@ -147,12 +148,12 @@ async def test_counts_are_exact_for_any_filters_before_while_and_after_hours_are
                 found = {each["_id"]: each["count"] for each in counts[name]}
                 assert found == Counter(map(key, expected)), given
             assert await store.rollups.total(wanted) == len(expected)
-            bin_ = rng.choice([bin_ for bin_ in chart.BINS if bin_.length >= HOUR])
+            bin_ = rng.choice([bin_ for bin_ in histogram.BINS if bin_.length >= HOUR])
             bars = Counter()
             for at, status, count in await store.rollups.outcomes(wanted, bin_.unit, bin_.size):
-                bars[chart.floor(at, bin_), status] += count
+                bars[histogram.floor(at, bin_), status] += count
             assert bars == Counter(
-                (chart.floor(each["received_at"], bin_), each["status"]) for each in expected
+                (histogram.floor(each["received_at"], bin_), each["status"]) for each in expected
             )
 
     await check()
@@ -170,13 +171,13 @@ async def test_counts_are_exact_for_any_filters_before_while_and_after_hours_are
 async def test_pages_are_the_same_however_much_is_kept(store, now, history, few, monkeypatch):
     """Whether kept counts say where to look or not, in every order, from any place on."""
     monkeypatch.setattr(rollups, "HOURS_AT_ONCE", (2, 5))
-    monkeypatch.setattr(archive, "SPANS_AT_ONCE", 3)
-    monkeypatch.setattr(archive, "FEW", few)
+    monkeypatch.setattr(event_reader, "SPANS_AT_ONCE", 3)
+    monkeypatch.setattr(event_reader, "FEW", few)
     rng = random.Random(9)
 
     async def check() -> None:
         for _ in range(60):
-            given, sort = drawn(rng, now), rng.choice(list(filters.SORTS))
+            given, sort = drawn(rng, now), rng.choice(list(event_queries.SORTS))
             ordered = in_order([each for each in history if fits(each, given)], sort)
             by_id = {each["_id"]: each for each in history}
             expected = [by_id[each] for each in ordered]
@@ -184,10 +185,10 @@ async def test_pages_are_the_same_however_much_is_kept(store, now, history, few,
             after = None
             if expected and rng.random() < 0.5:
                 place = rng.randrange(len(expected))
-                after = filters.position_of(expected[place])
+                after = event_queries.position_of(expected[place])
                 expected = expected[place + 1 :]
             page, more = await store.archive.page(
-                filters.match(**given),
+                event_queries.match(**given),
                 sort=sort,
                 skip=skip,
                 limit=20,
@@ -232,8 +233,8 @@ async def test_pages_and_totals_agree_with_a_model_whatever_becomes_of_the_count
 ):
     """From the first page to the last, of any size, in any order."""
     monkeypatch.setattr(rollups, "HOURS_AT_ONCE", (2, 5))
-    monkeypatch.setattr(archive, "SPANS_AT_ONCE", 3)
-    monkeypatch.setattr(archive, "FEW", few)
+    monkeypatch.setattr(event_reader, "SPANS_AT_ONCE", 3)
+    monkeypatch.setattr(event_reader, "FEW", few)
     rng = random.Random(10)
     choices = _every(rng, store, now)
     some_time_ago = {"$set": {"reopened_at": now - HOUR}}
@@ -249,9 +250,9 @@ async def test_pages_and_totals_agree_with_a_model_whatever_becomes_of_the_count
     for _ in range(40):
         await store.rollups._hours.update_many({}, some_time_ago)
         await choices[0]()
-        given, sort = drawn(rng, now), rng.choice(list(filters.SORTS))
+        given, sort = drawn(rng, now), rng.choice(list(event_queries.SORTS))
         expected = in_order([each for each in history if fits(each, given)], sort)
-        wanted = filters.match(**given)
+        wanted = event_queries.match(**given)
         limit = rng.choice([7, 20, 500])
         read, after, more = [], None, True
         while more:
@@ -259,7 +260,7 @@ async def test_pages_and_totals_agree_with_a_model_whatever_becomes_of_the_count
                 wanted, sort=sort, skip=0, limit=limit, after=after, include_payload=False
             )
             read += [each["_id"] for each in page]
-            after = filters.position_of(page[-1]) if page else None
+            after = event_queries.position_of(page[-1]) if page else None
         assert read == expected, (given, sort, limit)
         assert await store.rollups.total(wanted) == len(expected), given
 
@@ -286,10 +287,10 @@ async def test_events_that_change_while_a_page_is_read_cost_it_no_others(
     read, after, more = [], None, True
     while more:
         page, more = await store.archive.page(
-            filters.match(), sort=sort, skip=0, limit=20, after=after, include_payload=False
+            event_queries.match(), sort=sort, skip=0, limit=20, after=after, include_payload=False
         )
         read += [each["_id"] for each in page]
-        after = filters.position_of(page[-1]) if page else None
+        after = event_queries.position_of(page[-1]) if page else None
     others = [event_id for event_id in read if event_id not in changed]
     assert others == [each for each in in_order(history, sort) if each not in changed]
     assert len(read) == len(set(read))
@@ -299,7 +300,7 @@ async def test_where_no_kept_hour_has_an_event_none_is_looked_for(store, db, his
     """Or the answer that nothing matches would take reading all."""
     await db.events.update_many({"status": "DELIVERING"}, {"$set": {"status": "DELIVERED"}})
     await store.rollups.advance()
-    wanted = filters.match(source=["one"], destination=["none"])
+    wanted = event_queries.match(source=["one"], destination=["none"])
     places = [spans async for spans, _ in store.rollups.where(wanted, newest_first=True)]
     assert len(places) == 1
     received = [each["received_at"] for each in history]
@@ -318,7 +319,7 @@ async def test_an_hour_of_too_many_kinds_is_counted_by_status_and_type_alone(
     assert await kept_alone(store, db) == 4
     assert await total(store, source=("source-0",)) == 2
     page, _ = await store.archive.page(
-        filters.match(source=["source-0"], min_attempts=1),
+        event_queries.match(source=["source-0"], min_attempts=1),
         skip=0,
         limit=5,
         after=None,

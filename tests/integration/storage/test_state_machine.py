@@ -21,11 +21,8 @@ from hypothesis.stateful import (
 from motor.motor_asyncio import AsyncIOMotorClient
 
 from tests.support import clock_caught_up, most_in_any_second, new_event
-from wds import queries
-from wds.audit import Expectations, violations
-from wds.bulk import Verdict
-from wds.limiter import Limiter
-from wds.model import (
+from wds.delivery.rate_limiter import Limiter
+from wds.domain.events import (
     Action,
     Attempt,
     Claim,
@@ -35,7 +32,10 @@ from wds.model import (
     Settlement,
     Status,
 )
-from wds.store import Store
+from wds.domain.invariants import Expectations, violations
+from wds.storage import lease_queries
+from wds.storage.bulk_actions import Verdict
+from wds.storage.lease_queue import Store
 
 MAX_ATTEMPTS = 3
 WALKS = hypothesis_settings(
@@ -347,7 +347,7 @@ def test_random_walks_agree_with_the_model(engines, machine):
 
 
 def test_control_without_the_fence_the_walk_finds_a_late_settlement(engines, monkeypatch):
-    monkeypatch.setattr(queries, "held", lambda ids, _token: {"_id": {"$in": ids}})
+    monkeypatch.setattr(lease_queries, "held", lambda ids, _token: {"_id": {"$in": ids}})
     # It ends with the first walk that finds one; 30 walks have missed it once.
     unshrunk = hypothesis_settings(WALKS, phases=[Phase.generate], max_examples=300)
     with asyncio.Runner() as runner:

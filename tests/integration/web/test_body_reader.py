@@ -9,9 +9,9 @@ import pytest
 from aiohttp import web
 
 from tests.support import eventually
-from wds import intake
-from wds.intake import Intake
-from wds.server import listening, new_app
+from wds.web import body_reader
+from wds.web.body_reader import Intake
+from wds.web.server import listening, new_app
 
 MAX_BODY = 1000
 LENGTH = 600
@@ -35,7 +35,9 @@ def in_chunks(body):
 @asynccontextmanager
 async def serving():
     """Serve a handler that waits; give the intake, the port, and what lets the handler go on."""
-    made = Intake(max_body=MAX_BODY, budget=7 * (intake.OVERHEAD_BYTES + LENGTH) - 1, timeout_s=2)
+    made = Intake(
+        max_body=MAX_BODY, budget=7 * (body_reader.OVERHEAD_BYTES + LENGTH) - 1, timeout_s=2
+    )
     app = new_app(MAX_BODY, inside=[made.middleware])
     go_on = asyncio.Event()
 
@@ -77,7 +79,7 @@ async def test_a_body_in_one_piece_counts_until_it_is_answered(wrap):
     async with serving() as (made, port, go_on), sent(port, wrap(b"x" * LENGTH)) as reader:
         await eventually(
             lambda: asyncio.sleep(0, made._held),
-            lambda held: held == intake.OVERHEAD_BYTES + LENGTH,
+            lambda held: held == body_reader.OVERHEAD_BYTES + LENGTH,
         )
         go_on.set()
         assert await status(reader) == 200
@@ -91,7 +93,7 @@ async def test_bodies_in_one_piece_that_wait_fill_the_budget():
         readers = [await stack.enter_async_context(sent(port, request)) for _ in range(6)]
         await eventually(
             lambda: asyncio.sleep(0, made._held),
-            lambda held: held == 6 * (intake.OVERHEAD_BYTES + LENGTH),
+            lambda held: held == 6 * (body_reader.OVERHEAD_BYTES + LENGTH),
         )
         async with sent(port, request) as seventh:
             assert await status(seventh) == 503

@@ -9,7 +9,7 @@ import pytest
 
 from wds import mock_downstream
 from wds.ingest import create_app
-from wds.server import listening
+from wds.web.server import listening
 
 SERVICES = ["ingest", "mock"]
 

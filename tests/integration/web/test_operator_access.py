@@ -13,7 +13,8 @@ from aiohttp import web
 from prometheus_client import REGISTRY
 
 from tests.support import make_settings, new_event, signed
-from wds.access import (
+from wds.ingest import create_app
+from wds.web.operator_access import (
     BURST,
     BURST_OF_PROXY,
     MOST_CLIENTS,
@@ -24,8 +25,7 @@ from wds.access import (
     _client,
     _same,
 )
-from wds.ingest import create_app
-from wds.server import listening, watch_app
+from wds.web.server import listening, watch_app
 
 TOKEN = "operators-token"
 EVENT = new_event(b'{"n":1}', key="k")
@@ -452,7 +452,7 @@ def test_tokens_are_compared_by_digests_of_one_length(monkeypatch):
         compared.append((len(one), len(other)))
         return one == other
 
-    monkeypatch.setattr("wds.access.hmac.compare_digest", spy)
+    monkeypatch.setattr("wds.web.operator_access.hmac.compare_digest", spy)
     assert _same("token", "token")
     assert not _same("t", "token")
     assert not _same("", "token")

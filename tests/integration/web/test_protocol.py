@@ -13,9 +13,9 @@ from aiohttp import streams, web
 from structlog.testing import capture_logs
 
 from tests.support import eventually
-from wds import connection
-from wds.intake import Intake
-from wds.server import healthz, listening, new_app
+from wds.web import protocol
+from wds.web.body_reader import Intake
+from wds.web.server import healthz, listening, new_app
 
 MIB = 1024 * 1024
 MOST_HELD = 512 * 1024
@@ -114,7 +114,7 @@ async def test_every_request_on_a_connection_is_answered(parts):
 
 async def test_with_a_longer_queue_the_parser_may_keep_the_rest(monkeypatch):
     """The control of the test above: aiohttp's own length."""
-    monkeypatch.setattr(connection, "MAX_QUEUED", 32)
+    monkeypatch.setattr(protocol, "MAX_QUEUED", 32)
     parts = PIPELINED["100 without a body after one that came late"]
     async with serving() as port:
         assert len(await statuses(port, parts, 101, within_s=2.0)) < 101
@@ -167,7 +167,7 @@ LARGE = b"GET /large HTTP/1.1\r\nHost: wds\r\n\r\n"
 
 
 async def test_a_client_who_takes_nothing_of_its_answers_is_cut_off(monkeypatch):
-    monkeypatch.setattr(connection, "ANSWER_S", 0.3)
+    monkeypatch.setattr(protocol, "ANSWER_S", 0.3)
     async with serving() as port:
         with capture_logs() as lines:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -183,7 +183,7 @@ async def test_a_client_who_takes_nothing_of_its_answers_is_cut_off(monkeypatch)
 
 
 async def test_a_client_who_is_slow_to_take_its_answer_gets_all_of_it(monkeypatch):
-    monkeypatch.setattr(connection, "ANSWER_S", 0.3)
+    monkeypatch.setattr(protocol, "ANSWER_S", 0.3)
     async with serving() as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(LARGE * 3)

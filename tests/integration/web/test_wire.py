@@ -18,12 +18,13 @@ from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorDatabase
 from structlog.testing import capture_logs
 
 from tests.support import SECRET, make_settings
-from wds import connection, sources
 from wds.config import Settings
 from wds.ingest import create_app
-from wds.server import listening
-from wds.signature import sign
-from wds.store import Store
+from wds.ingestion import sources
+from wds.signing.hmac_sha256 import sign
+from wds.storage.lease_queue import Store
+from wds.web import protocol
+from wds.web.server import listening
 
 BODY = b'{"marker":"do-not-log-me"}'
 MARKER = b"do-not-log-me"
@@ -378,8 +379,8 @@ async def service(engines):
     await store.open()
     client = AsyncIOMotorClient(quick.mongo_url)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(connection, "HEADERS_S", SLOW_S)
-        patch.setattr(connection, "LINGER_S", SLOW_S)
+        patch.setattr(protocol, "HEADERS_S", SLOW_S)
+        patch.setattr(protocol, "LINGER_S", SLOW_S)
         async with listening(create_app(quick, store, found), "127.0.0.1", 0) as port:
             yield Service(port, store, client[quick.mongo_db])
     await store.close()
@@ -462,4 +463,4 @@ async def test_the_service_still_works_after_all_of_them_at_once(service):
 
 
 def test_by_default_nobody_may_take_five_seconds():
-    assert Settings().body_timeout < 5 and connection.HEADERS_S < 5
+    assert Settings().body_timeout < 5 and protocol.HEADERS_S < 5

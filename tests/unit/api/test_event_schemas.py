@@ -8,11 +8,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from wds import schemas
-from wds.errors import Refusal
-from wds.filters import SORTS, Position
-from wds.payload import parse_request
-from wds.schemas import MAX_PAGE, MAX_SKIP, SearchRequestSchema, cursor_after
+from wds.domain.errors import Refusal
+from wds.ingestion.payload import parse_request
+from wds.storage.event_queries import SORTS, Position
+from wds.web import schemas
+from wds.web.schemas import MAX_PAGE, MAX_SKIP, SearchRequestSchema, cursor_after
 
 OPERATORS = [{"$gt": ""}, {"$ne": None}, {"$where": "1"}, [{"$gt": ""}], [["a"]], {}]
 

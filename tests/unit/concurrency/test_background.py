@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from wds.background import beside
+from wds.concurrency.background import beside
 
 
 async def test_work_runs_beside_the_block_and_is_over_after_it():

@@ -9,8 +9,8 @@ from itertools import chain
 
 import pytest
 
-from wds.errors import QueueFullError
-from wds.group_commit import YOUNG_S, GroupCommit
+from wds.concurrency.group_commit import YOUNG_S, GroupCommit
+from wds.domain.errors import QueueFullError
 
 
 class BrokenError(Exception):
@@ -161,7 +161,7 @@ async def test_the_items_of_a_batch_that_has_landed_need_not_be_matched():
 
 async def test_the_age_of_a_batch_that_has_landed_does_not_count(monkeypatch):
     now = 0.0
-    monkeypatch.setattr("wds.group_commit.time.monotonic", lambda: now)
+    monkeypatch.setattr("wds.concurrency.group_commit.time.monotonic", lambda: now)
     commit = Commit()
     group = grouped(commit, overlap=2, worth=2)
     tasks = await submitted(group, (1, 2, 3))
@@ -180,7 +180,7 @@ async def test_the_age_of_a_batch_that_has_landed_does_not_count(monkeypatch):
 
 async def test_beside_one_that_takes_long_a_batch_need_not_be_as_large(monkeypatch):
     now = 0.0
-    monkeypatch.setattr("wds.group_commit.time.monotonic", lambda: now)
+    monkeypatch.setattr("wds.concurrency.group_commit.time.monotonic", lambda: now)
     commit = Commit()
     group = grouped(commit, overlap=2, worth=2)
     tasks = await submitted(group, (1, 2, 3, 4, 5), (6,))
@@ -459,7 +459,7 @@ async def test_a_write_runs_in_the_context_of_none_of_its_submitters():
 
 async def test_while_a_commit_takes_too_long_nothing_more_is_taken(monkeypatch):
     now = 100.0
-    monkeypatch.setattr("wds.group_commit.time.monotonic", lambda: now)
+    monkeypatch.setattr("wds.concurrency.group_commit.time.monotonic", lambda: now)
     commit = Commit()
     group = grouped(commit, max_wait_s=2)
     tasks = await submitted(group, (1,), (2,))
@@ -480,7 +480,7 @@ async def test_while_a_commit_takes_too_long_nothing_more_is_taken(monkeypatch):
 
 async def test_of_several_commits_the_one_that_takes_longest_counts(monkeypatch):
     now = 100.0
-    monkeypatch.setattr("wds.group_commit.time.monotonic", lambda: now)
+    monkeypatch.setattr("wds.concurrency.group_commit.time.monotonic", lambda: now)
     commit = Commit()
     group = grouped(commit, max_wait_s=2, overlap=2)
     tasks = await submitted(group, (1,))
@@ -499,7 +499,7 @@ async def test_of_several_commits_the_one_that_takes_longest_counts(monkeypatch)
 
 async def test_the_wait_counts_from_each_commits_own_start(monkeypatch):
     now = 100.0
-    monkeypatch.setattr("wds.group_commit.time.monotonic", lambda: now)
+    monkeypatch.setattr("wds.concurrency.group_commit.time.monotonic", lambda: now)
     commit = Commit()
     group = grouped(commit, max_wait_s=2)
     tasks = await submitted(group, (1,), (2,))

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from wds.recall import FACTOR, LEAST_S, MOST_KEPT, MOST_S, Recall
+from wds.console.cache import FACTOR, LEAST_S, MOST_KEPT, MOST_S, Recall
 
 
 class Asked:

@@ -7,13 +7,15 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from wds import filters, schemas, view
+from wds.console import event_query
+from wds.storage import event_queries
+from wds.web import schemas
 
 NOW = datetime(2026, 3, 5, 14, 23, 7, 250_000, tzinfo=UTC)
 
 
 def read(text):
-    return view.read(parse_qsl(text, keep_blank_values=True))
+    return event_query.read(parse_qsl(text, keep_blank_values=True))
 
 
 def asked(address):
@@ -42,7 +44,7 @@ def test_every_filter_means_what_the_api_means_by_it():
         "status=DELIVERED&status=RECEIVED&event_type=a&source=s&destination=d&last_status_code=503"
         "&idempotency_key=k&id_prefix=0a&min_attempts=2&from=2026-03-01T10:00&to=2026-03-02T10:00:01"
     )
-    expected = filters.match(
+    expected = event_queries.match(
         status=["DELIVERED", "RECEIVED"],
         event_type=["a"],
         source=["s"],
@@ -54,7 +56,7 @@ def test_every_filter_means_what_the_api_means_by_it():
         from_=datetime(2026, 3, 1, 10, tzinfo=UTC),
         to=datetime(2026, 3, 2, 10, 0, 1, tzinfo=UTC),
     )
-    assert filters.match(**read(text).given(NOW)) == expected
+    assert event_queries.match(**read(text).given(NOW)) == expected
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,7 @@ def test_what_cannot_be_used_is_named_and_nothing_is_raised(text, name):
 
 
 def test_a_cursor_belongs_to_its_order_and_is_read_backwards_where_asked():
-    place = filters.Position(NOW, "0" * 32, 3)
+    place = event_queries.Position(NOW, "0" * 32, 3)
     cursor = schemas.cursor_after(place, "attempt_count")
     assert read(f"sort=attempt_count&cursor={cursor}").reading == ("attempt_count", place)
     assert read(f"sort=attempt_count&before={cursor}").reading == ("-attempt_count", place)
@@ -99,7 +101,7 @@ def test_a_cursor_belongs_to_its_order_and_is_read_backwards_where_asked():
 
 
 def test_links_keep_what_is_asked_for_and_forget_the_place():
-    cursor = schemas.cursor_after(filters.Position(NOW, "0" * 32), "-received_at")
+    cursor = schemas.cursor_after(event_queries.Position(NOW, "0" * 32), "-received_at")
     seen = read(f"status=DELIVERED&event_type=a%26b&range=7d&cursor={cursor}")
     kept = [("status", "DELIVERED"), ("event_type", "a&b")]
     assert asked(seen.link()) == [*kept, ("range", "7d")]
@@ -123,7 +125,7 @@ def test_a_status_is_added_and_taken_away_by_the_same_link():
     "instant", [NOW, NOW.replace(microsecond=0), NOW.replace(second=0, microsecond=0)]
 )
 def test_an_instant_in_a_link_is_read_back_exactly(instant):
-    assert read(f"from={view.stamp(instant)}").bounds(NOW)[0] == instant
+    assert read(f"from={event_query.stamp(instant)}").bounds(NOW)[0] == instant
 
 
 def test_a_bulk_action_is_about_the_range_that_was_looked_at():

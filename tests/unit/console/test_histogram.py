@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from wds import chart
+from wds.console import histogram
 
 NOW = datetime(2026, 3, 5, 14, 23, 7, 250_000, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -28,7 +28,7 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
     ],
 )
 def test_bars_are_hours_but_for_very_short_and_long_ranges(span, unit, size):
-    bin_ = chart.bin_for(NOW - span, NOW)
+    bin_ = histogram.bin_for(NOW - span, NOW)
     assert (bin_.unit, bin_.size) == (unit, size)
 
 
@@ -37,15 +37,15 @@ def test_bars_are_hours_but_for_very_short_and_long_ranges(span, unit, size):
 )
 def test_bars_cover_the_range_and_no_more_without_a_gap(span):
     start = NOW - span
-    bin_ = chart.bin_for(start, NOW)
-    bars = chart.chart({}, start, NOW, bin_).bars
+    bin_ = histogram.bin_for(start, NOW)
+    bars = histogram.chart({}, start, NOW, bin_).bars
     assert (bars[0].start, bars[-1].end) == (start, NOW)
     assert all(one.end == following.start for one, following in pairwise(bars))
-    assert len(bars) <= chart.MOST_BARS + 2
+    assert len(bars) <= histogram.MOST_BARS + 2
 
 
 def test_every_outcome_is_drawn_inside_the_canvas_and_the_highest_bar_fills_it():
-    first = chart.floor(NOW - DAY, chart.bin_for(NOW - DAY, NOW))
+    first = histogram.floor(NOW - DAY, histogram.bin_for(NOW - DAY, NOW))
     counted = {
         first: {"DELIVERED": 900, "FAILED_PERMANENTLY": 100},
         first + HOUR: {
@@ -55,30 +55,32 @@ def test_every_outcome_is_drawn_inside_the_canvas_and_the_highest_bar_fills_it()
             "FAILED_PERMANENTLY": 1,
         },
     }
-    drawn = chart.chart(counted, NOW - DAY, NOW, chart.bin_for(NOW - DAY, NOW))
+    drawn = histogram.chart(counted, NOW - DAY, NOW, histogram.bin_for(NOW - DAY, NOW))
     assert (drawn.bars[0].start, drawn.bars[0].total) == (NOW - DAY, 1000)
     full = drawn.bars[1]
     assert drawn.top == full.total == 100_003
     assert len(full.parts) == 4
-    assert all(part.height >= chart.SLIVER for bar in drawn.bars for part in bar.parts)
+    assert all(part.height >= histogram.SLIVER for bar in drawn.bars for part in bar.parts)
     assert all(part.y >= 0 for bar in drawn.bars for part in bar.parts)
     assert full.parts[-1].status == "FAILED_PERMANENTLY"
-    assert full.parts[-1].y < chart.HEIGHT / 10
-    assert all(bar.x >= 0 and bar.x + bar.width <= chart.WIDTH for bar in drawn.bars)
+    assert full.parts[-1].y < histogram.HEIGHT / 10
+    assert all(bar.x >= 0 and bar.x + bar.width <= histogram.WIDTH for bar in drawn.bars)
 
 
 def test_parts_stand_on_each_other():
-    counted = {chart.floor(NOW, chart.bin_for(NOW - DAY, NOW)): {"DELIVERED": 5, "RECEIVED": 5}}
-    bars = chart.chart(counted, NOW - DAY, NOW, chart.bin_for(NOW - DAY, NOW)).bars
+    counted = {
+        histogram.floor(NOW, histogram.bin_for(NOW - DAY, NOW)): {"DELIVERED": 5, "RECEIVED": 5}
+    }
+    bars = histogram.chart(counted, NOW - DAY, NOW, histogram.bin_for(NOW - DAY, NOW)).bars
     low, high = bars[-1].parts
-    assert low.y + low.height == chart.BASE
+    assert low.y + low.height == histogram.BASE
     assert high.y + high.height == pytest.approx(low.y, abs=0.02)
 
 
 @pytest.mark.parametrize("span", [timedelta(minutes=1), HOUR, DAY, 8 * DAY, 400 * DAY])
 def test_labels_stand_where_their_bar_begins(span):
-    drawn = chart.chart({}, NOW - span, NOW, chart.bin_for(NOW - span, NOW))
+    drawn = histogram.chart({}, NOW - span, NOW, histogram.bin_for(NOW - span, NOW))
     starts = [bar.start for bar in drawn.bars]
-    assert 1 <= len(drawn.labels) <= chart.LABELS + 1
+    assert 1 <= len(drawn.labels) <= histogram.LABELS + 1
     for label in drawn.labels:
         assert label.percent == pytest.approx(starts.index(label.at) / len(starts) * 100, abs=0.01)

@@ -9,7 +9,7 @@ import unicodedata
 import pytest
 from hypothesis import given, strategies as st
 
-from wds.pretty import DEEPEST_INDENT, _laid_out, pretty, visible
+from wds.console.json_view import DEEPEST_INDENT, _laid_out, pretty, visible
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -85,7 +85,7 @@ def test_of_what_is_long_no_more_is_laid_out_than_is_shown(monkeypatch):
             read += 1
             yield piece
 
-    monkeypatch.setattr("wds.pretty._laid_out", counted)
+    monkeypatch.setattr("wds.console.json_view._laid_out", counted)
     tokens, whole = pretty("[" + "[]," * 100_000 + "[]]", 500)
     assert not whole
     assert "".join(token.text for token in tokens) == ("[\n" + "  [],\n" * 100)[:500]

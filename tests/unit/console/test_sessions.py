@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wds.session import LIFETIME_S, Sessions, same
+from wds.console.sessions import LIFETIME_S, Sessions, same
 
 NOW = 1_800_000_000.5
 NONCE = bytes(range(16))

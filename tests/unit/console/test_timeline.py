@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from wds.story import story
+from wds.console.timeline import story
 
 START = datetime(2026, 3, 5, 14, 0, tzinfo=UTC)
 

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from wds.lookout import LISTEN_MOST_S, LOOKS_APART_S, SPREAD_MOST_S, Lookout
-from wds.store import Claimed
+from wds.delivery.poll_scheduler import LISTEN_MOST_S, LOOKS_APART_S, SPREAD_MOST_S, Lookout
+from wds.storage.lease_queue import Claimed
 
 NOTHING = Claimed([])
 OUTRUN = Claimed([], outrun=True)
@@ -90,7 +90,7 @@ async def test_who_looks_seldom_waits_as_long_to_be_told():
 
 async def test_who_is_told_long_after_a_look_looks_at_once(monkeypatch):
     now = 1000.0
-    monkeypatch.setattr("wds.lookout.monotonic", lambda: now)
+    monkeypatch.setattr("wds.delivery.poll_scheduler.monotonic", lambda: now)
     watch = lookout(Teller())
     looked(watch, NOTHING, NOTHING)
     assert await watch.until_next(POLL_S) == pytest.approx(LOOKS_APART_S)
@@ -102,7 +102,7 @@ async def test_who_is_told_long_after_a_look_looks_at_once(monkeypatch):
 
 async def test_who_was_outrun_is_later_after_being_told(monkeypatch):
     now = 1000.0
-    monkeypatch.setattr("wds.lookout.monotonic", lambda: now)
+    monkeypatch.setattr("wds.delivery.poll_scheduler.monotonic", lambda: now)
     watch = lookout(Teller())
     looked(watch, *[OUTRUN] * 10)
     now += 1

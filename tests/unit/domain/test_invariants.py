@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from wds.audit import INVARIANTS, Expectations, violations
-from wds.model import derived_id
+from wds.domain.events import derived_id
+from wds.domain.invariants import INVARIANTS, Expectations, violations
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 EXPECTED = Expectations(now=NOW, max_attempts=3, schedule=(1.0, 2.0), overdue_s=60)

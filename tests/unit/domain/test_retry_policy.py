@@ -8,7 +8,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from wds.backoff import RETRY_AFTER_CAP_S, delay_s, http_date, retry_after_s
+from wds.domain.retry_policy import RETRY_AFTER_CAP_S, delay_s, http_date, retry_after_s
 
 NOW = datetime(1994, 11, 6, 8, 49, 30, tzinfo=UTC)
 SEVEN_LATER = datetime(1994, 11, 6, 8, 49, 37, tzinfo=UTC)

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from wds import payload
-from wds.errors import Detail, Refusal
-from wds.payload import checked_object, members, parse_request, split_batch
+from wds.domain.errors import Detail, Refusal
+from wds.ingestion import payload
+from wds.ingestion.payload import checked_object, members, parse_request, split_batch
 
 DEEP = b'{"a":' * 200_000 + b"1" + b"}" * 200_000
 

@@ -9,12 +9,12 @@ import pytest
 from multidict import CIMultiDict
 
 from tests.senders import STANDARD_SECRET
-from wds import sources
-from wds.errors import Refusal, SettingsError
-from wds.schemes import SCHEMES, Proof
-from wds.sources import Place
+from wds.domain.errors import Refusal, SettingsError
+from wds.ingestion import sources
+from wds.ingestion.sources import Place
+from wds.signing.schemes import SCHEMES, Proof
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PROOF = Proof(0, "the signature")
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from wds import payload, samples
+from wds.ingestion import payload
+from wds.local import sample_events
 
 
 def bodies(count, seed):
-    return [sample.body for sample in samples.generate(count, seed)]
+    return [sample.body for sample in sample_events.generate(count, seed)]
 
 
 def test_the_same_seed_yields_the_same_bytes():
-    assert list(samples.generate(50, 7)) == list(samples.generate(50, 7))
+    assert list(sample_events.generate(50, 7)) == list(sample_events.generate(50, 7))
 
 
 def test_a_longer_run_begins_with_the_shorter_one():
@@ -33,13 +34,13 @@ def test_as_many_come_as_were_asked_for(count):
 
 
 def test_every_sample_is_a_json_object_of_the_type_it_claims():
-    for sample in samples.generate(200, 3):
+    for sample in sample_events.generate(200, 3):
         value = payload.members(sample.body, ["event_type", "type"])
         assert payload.event_type([value.get("event_type"), value.get("type")]) == sample.event_type
 
 
 def test_different_types_come_in_turn():
-    types = [sample.event_type for sample in samples.generate(10, 1)]
+    types = [sample.event_type for sample in sample_events.generate(10, 1)]
     assert len(set(types)) == 5
     assert types[:5] == types[5:]
 
@@ -57,4 +58,4 @@ def test_samples_hold_text_beyond_ascii():
     ],
 )
 def test_a_senders_samples_are_of_its_own_shapes(sender, types):
-    assert {sample.event_type for sample in samples.generate(10, 1, sender)} == types
+    assert {sample.event_type for sample in sample_events.generate(10, 1, sender)} == types

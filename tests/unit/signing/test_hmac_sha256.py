@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from wds.signature import sign, verify
+from wds.signing.hmac_sha256 import sign, verify
 
 SECRET = "It's a Secret to Everybody"
 BODY = b"Hello, World!"

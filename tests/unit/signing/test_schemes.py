@@ -13,9 +13,9 @@ from slack_sdk.signature import Clock, SignatureVerifier
 from standardwebhooks import Webhook
 
 from tests.senders import KEY, PRIVATE, PUBLIC_SECRET, SENDERS, STANDARD_SECRET
-from wds import standard
-from wds.errors import Refusal
-from wds.schemes import MAX_SIGNATURES, SCHEMES, Stamp, verify
+from wds.domain.errors import Refusal
+from wds.signing import standard_webhooks
+from wds.signing.schemes import MAX_SIGNATURES, SCHEMES, Stamp, verify
 
 NOW = 1_790_000_000
 TIMED = ["stripe", "slack", "standard", "standard ed25519"]
@@ -205,7 +205,7 @@ def test_more_signatures_than_anyone_sends_are_not_tried():
 def test_a_secret_does_not_verify_what_a_public_key_would_and_the_reverse():
     for name, secret in (("standard", PUBLIC_SECRET), ("standard ed25519", STANDARD_SECRET)):
         sender = SENDERS[name]
-        keys = [standard.read_key(secret)]
+        keys = [standard_webhooks.read_key(secret)]
         assert refusal(sender, sender.body, sender.headers(sender.body, NOW), keys=keys) == (
             401,
             "invalid_signature",
@@ -234,12 +234,14 @@ def test_what_is_signed_here_the_providers_libraries_accept():
 
 
 def test_every_key_signs_side_by_side():
-    made = standard.sign([KEY, b"y" * 24, PRIVATE], "msg", NOW, b"{}")["webhook-signature"]
+    made = standard_webhooks.sign([KEY, b"y" * 24, PRIVATE], "msg", NOW, b"{}")["webhook-signature"]
     first, second, third = made.split(" ")
-    content = standard.content("msg", str(NOW), b"{}")
-    assert standard.matches(KEY, content, [first, second, third]) == {first}
-    assert standard.matches(b"y" * 24, content, [first, second, third]) == {second}
-    assert standard.matches(PRIVATE.public_key(), content, [first, second, third]) == {third}
+    content = standard_webhooks.content("msg", str(NOW), b"{}")
+    assert standard_webhooks.matches(KEY, content, [first, second, third]) == {first}
+    assert standard_webhooks.matches(b"y" * 24, content, [first, second, third]) == {second}
+    assert standard_webhooks.matches(PRIVATE.public_key(), content, [first, second, third]) == {
+        third
+    }
 
 
 @pytest.mark.parametrize(
@@ -255,16 +257,18 @@ def test_every_key_signs_side_by_side():
 )
 def test_what_is_no_key_is_refused_without_being_repeated(text):
     with pytest.raises(ValueError, match="must be whsec_") as caught:
-        standard.read_key(text)
+        standard_webhooks.read_key(text)
     assert len(text) < 10 or text not in str(caught.value)
 
 
 def test_a_private_key_may_have_its_public_half_behind_it():
     both = KEY + PRIVATE.public_key().public_bytes_raw()
-    made = [standard.read_key("whsk_" + base64.b64encode(raw).decode()) for raw in (KEY, both)]
+    made = [
+        standard_webhooks.read_key("whsk_" + base64.b64encode(raw).decode()) for raw in (KEY, both)
+    ]
     assert made[0].private_bytes_raw() == made[1].private_bytes_raw() == KEY
 
 
 def test_a_public_key_cannot_sign():
     with pytest.raises(ValueError, match="cannot sign"):
-        standard.sign([PRIVATE.public_key()], "msg", NOW, b"{}")
+        standard_webhooks.sign([PRIVATE.public_key()], "msg", NOW, b"{}")

@@ -7,25 +7,25 @@ from datetime import UTC, datetime
 import bson
 import pytest
 
-from wds import filters, indexes
-from wds.filters import Position
-from wds.model import Status
+from wds.domain.events import Status
+from wds.storage import event_queries, indexes
+from wds.storage.event_queries import Position
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 def test_no_filter_matches_every_instant():
     first = datetime.min.replace(tzinfo=UTC)
-    assert filters.match() == {"received_at": {"$gte": first}}
+    assert event_queries.match() == {"received_at": {"$gte": first}}
 
 
 def test_from_is_included_and_to_excluded():
     later = NOW.replace(hour=13)
-    assert filters.match(from_=NOW, to=later) == {"received_at": {"$gte": NOW, "$lt": later}}
+    assert event_queries.match(from_=NOW, to=later) == {"received_at": {"$gte": NOW, "$lt": later}}
 
 
 def test_what_an_operator_looks_for_is_compared_and_not_interpreted():
-    wanted = filters.match(
+    wanted = event_queries.match(
         status=["$where"], event_type=["$gt", "a"], idempotency_key="$ne", source=["$x"]
     )
     assert wanted["status"] == {"$in": ["$where"]}
@@ -35,7 +35,7 @@ def test_what_an_operator_looks_for_is_compared_and_not_interpreted():
 
 
 def test_an_id_prefix_is_a_range_of_ids():
-    wanted = filters.match(id_prefix="0af")["_id"]
+    wanted = event_queries.match(id_prefix="0af")["_id"]
     assert [
         each
         for each in ("0ae" + "f" * 29, "0af", "0af" + "0" * 29, "0af" + "f" * 29, "0b" + "0" * 30)
@@ -45,35 +45,39 @@ def test_an_id_prefix_is_a_range_of_ids():
 
 @pytest.mark.parametrize("text", ["", "g", "A", "0" * 33, "a b", "é"])
 def test_what_no_id_begins_with_is_no_id_prefix(text):
-    assert not filters.is_id_prefix(text)
+    assert not event_queries.is_id_prefix(text)
 
 
 @pytest.mark.parametrize("text", ["0", "deadbeef", "0" * 32])
 def test_what_an_id_begins_with_is_an_id_prefix(text):
-    assert filters.is_id_prefix(text)
+    assert event_queries.is_id_prefix(text)
 
 
 def test_a_cursor_at_the_end_of_time_bounds_no_more_than_the_calendar_does():
     """Anybody can write one, and there is no instant after it."""
     last = Position(datetime.max.replace(microsecond=999_000, tzinfo=UTC), "e1")
-    order = filters.SORTS[filters.NEWEST_FIRST]
-    wanted = filters.match()
-    assert filters.span_of(filters.after(wanted, order, last)) == filters.span_of(wanted)
-    until = filters.span_of(filters.after(wanted, order, Position(NOW, "e1")))[1]
+    order = event_queries.SORTS[event_queries.NEWEST_FIRST]
+    wanted = event_queries.match()
+    assert event_queries.span_of(event_queries.after(wanted, order, last)) == event_queries.span_of(
+        wanted
+    )
+    until = event_queries.span_of(event_queries.after(wanted, order, Position(NOW, "e1")))[1]
     assert NOW < until < NOW.replace(second=1)
 
 
-@pytest.mark.parametrize("sort", filters.SORTS)
+@pytest.mark.parametrize("sort", event_queries.SORTS)
 def test_a_cursor_narrows_the_filters_and_never_widens_them(sort):
-    wanted = filters.match(status=["DELIVERED"], to=NOW, id_prefix="a", min_attempts=2)
-    narrowed = filters.after(wanted, filters.SORTS[sort], Position(NOW, "e1", 3))
+    wanted = event_queries.match(status=["DELIVERED"], to=NOW, id_prefix="a", min_attempts=2)
+    narrowed = event_queries.after(wanted, event_queries.SORTS[sort], Position(NOW, "e1", 3))
     assert wanted.items() <= narrowed.items()
-    again = filters.after(narrowed, filters.SORTS[sort], Position(NOW, "e2", 3))
+    again = event_queries.after(narrowed, event_queries.SORTS[sort], Position(NOW, "e2", 3))
     assert again["$and"][: len(narrowed["$and"])] == narrowed["$and"]
 
 
 def test_after_a_position_come_equal_instants_with_later_ids():
-    narrowed = filters.after(filters.match(), filters.SORTS["received_at"], Position(NOW, "e1"))
+    narrowed = event_queries.after(
+        event_queries.match(), event_queries.SORTS["received_at"], Position(NOW, "e1")
+    )
     assert narrowed["$and"] == [
         {"received_at": {"$gte": NOW}},
         {"$or": [{"received_at": {"$gt": NOW}}, {"received_at": NOW, "_id": {"$gt": "e1"}}]},
@@ -93,8 +97,8 @@ def test_after_a_position_come_equal_instants_with_later_ids():
     ],
 )
 def test_an_order_by_attempts_is_of_parts_that_an_index_has_in_order(sort, least, position, said):
-    order = filters.SORTS[sort]
-    parts = filters.by_attempts(filters.match(min_attempts=least), order, position)
+    order = event_queries.SORTS[sort]
+    parts = event_queries.by_attempts(event_queries.match(min_attempts=least), order, position)
     assert [part.wanted["attempt_count"] for part in parts] == said
     for part in parts:
         several = "$gte" in part.wanted["attempt_count"]
@@ -105,8 +109,10 @@ def test_an_order_by_attempts_is_of_parts_that_an_index_has_in_order(sort, least
 
 @pytest.mark.parametrize("sort", ["received_at", "-received_at"])
 def test_a_cursor_bounds_the_span_and_includes_its_own_instant(sort):
-    wanted = filters.match(from_=NOW.replace(hour=1), to=NOW.replace(hour=20))
-    begin, end = filters.span_of(filters.after(wanted, filters.SORTS[sort], Position(NOW, "e1")))
+    wanted = event_queries.match(from_=NOW.replace(hour=1), to=NOW.replace(hour=20))
+    begin, end = event_queries.span_of(
+        event_queries.after(wanted, event_queries.SORTS[sort], Position(NOW, "e1"))
+    )
     if sort == "received_at":
         assert (begin, end) == (NOW, NOW.replace(hour=20))
     else:
@@ -128,12 +134,12 @@ def test_a_cursor_bounds_the_span_and_includes_its_own_instant(sort):
     ],
 )
 def test_filters_that_no_index_has_together_are_known(given, scattered):
-    assert filters.is_scattered(filters.match(**given)) is scattered
+    assert event_queries.is_scattered(event_queries.match(**given)) is scattered
 
 
-@pytest.mark.parametrize("sort", filters.SORTS)
+@pytest.mark.parametrize("sort", event_queries.SORTS)
 def test_every_order_is_total(sort):
-    assert filters.SORTS[sort][-1][0] == "_id"
+    assert event_queries.SORTS[sort][-1][0] == "_id"
 
 
 @pytest.mark.parametrize(
@@ -146,7 +152,7 @@ def test_every_order_is_total(sort):
 )
 def test_counting_needs_only_what_the_index_that_is_hinted_at_holds(outcome, index):
     keys = {index.document["name"]: index.document["key"] for index in indexes.EVENT_INDEXES}
-    everything = filters.match(
+    everything = event_queries.match(
         status=["DELIVERED"],
         event_type=["a"],
         source=["s"],
@@ -156,9 +162,9 @@ def test_counting_needs_only_what_the_index_that_is_hinted_at_holds(outcome, ind
         to=NOW,
         **outcome,
     )
-    assert filters.hint(everything) == index
+    assert event_queries.hint(everything) == index
     assert set(everything) <= set(keys[index])
-    counted = filters.counts({})[1]["$project"]
+    counted = event_queries.counts({})[1]["$project"]
     assert {name for name, shown in counted.items() if shown} <= set(keys[index])
 
 
@@ -172,15 +178,18 @@ def test_counting_needs_only_what_the_index_that_is_hinted_at_holds(outcome, ind
     ],
 )
 def test_the_index_to_count_by_is_the_one_that_leaves_least(wanted, index):
-    assert filters.hint(filters.match(**wanted)) == index
-    assert filters.hint(filters.narrowed(filters.match(**wanted), {"status": "x"})) == index
+    assert event_queries.hint(event_queries.match(**wanted)) == index
+    assert (
+        event_queries.hint(event_queries.narrowed(event_queries.match(**wanted), {"status": "x"}))
+        == index
+    )
 
 
 @pytest.mark.parametrize(
     "document",
     [
-        {"p": filters.counts(filters.match(status=[*Status], to=NOW))},
-        {"p": filters.places(filters.match(), filters.SORTS["attempt_count"], 2)},
+        {"p": event_queries.counts(event_queries.match(status=[*Status], to=NOW))},
+        {"p": event_queries.places(event_queries.match(), event_queries.SORTS["attempt_count"], 2)},
     ],
     ids=["counts", "page"],
 )

@@ -17,7 +17,7 @@ import pytest
 import structlog
 from bson import Int64
 
-from wds import logs
+from wds.telemetry import logs
 
 
 @pytest.fixture(autouse=True)

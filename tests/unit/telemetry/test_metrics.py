@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
-from wds import __version__, metrics
-from wds.metrics import FLEET_TOTALS, FleetCollector
+from wds import __version__
+from wds.telemetry import metrics
+from wds.telemetry.metrics import FLEET_TOTALS, FleetCollector
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

@@ -7,8 +7,8 @@ import os
 import pytest
 
 from tests.support import new_event
-from wds import tracing
-from wds.errors import SettingsError
+from wds.domain.errors import SettingsError
+from wds.telemetry import tracing
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,9 @@ async def test_off_changes_nothing_and_makes_nothing():
 
 def test_a_protocol_that_is_not_spoken_is_pointed_out_and_http_used(capsys, monkeypatch):
     made = []
-    monkeypatch.setattr("wds.otel.Recorder", lambda role: made.append(role) or tracing.OFF)
+    monkeypatch.setattr(
+        "wds.telemetry.opentelemetry_tracer.Recorder", lambda role: made.append(role) or tracing.OFF
+    )
     for name in tracing.PROTOCOLS:
         tracing.start({**COLLECTOR, name: "grpc"}, role="ingest")
         assert "wanted=grpc" in capsys.readouterr().out.replace("'", "")
