@@ -7,7 +7,8 @@ import random
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from wds.domain.events import Attempt, NewEvent, Outcome, Settlement, Status, random_id
+from wds.domain.deliveries import Attempt, Outcome, Settlement, Status
+from wds.domain.events import NewEvent, random_id
 from wds.storage import lease_queries
 from wds.storage.lease_queue import Store
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from benchmarks.stack import Engines
-    from wds.domain.events import Claim
+    from wds.domain.deliveries import Claim
 
 BATCH = 2000
 BATCH_BYTES = 24_000_000

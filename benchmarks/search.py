@@ -24,7 +24,7 @@ from benchmarks.fill import (
 )
 from benchmarks.ingest import serving
 from benchmarks.rows import Measure, Row, Sample, within
-from wds.domain.events import Status
+from wds.domain.deliveries import Status
 from wds.storage.lease_queue import Store
 
 if TYPE_CHECKING:

@@ -32,8 +32,8 @@ from wds.delivery.http_client import Deliverer, NotSentError
 from wds.delivery.poll_scheduler import Lookout
 from wds.delivery.rate_limiter import Limiter
 from wds.domain import retry_policy
+from wds.domain.deliveries import Attempt, Outcome, Settlement, Status
 from wds.domain.errors import LimiterUnavailableError, StoreUnavailableError
-from wds.domain.events import Attempt, Outcome, Settlement, Status
 from wds.storage.lease_queue import Store
 from wds.storage.mongo import uptime
 from wds.telemetry import event_log, heartbeat, metrics, tracing
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from wds.config import Settings
     from wds.delivery.http_client import Result
     from wds.delivery.rate_limiter import Slot
-    from wds.domain.events import Claim
+    from wds.domain.deliveries import Claim
     from wds.telemetry.tracing import Tracer, Trip
 
 log = structlog.get_logger(__name__)

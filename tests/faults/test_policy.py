@@ -12,7 +12,7 @@ import pytest
 
 from wds.delivery.http_client import Deliverer
 from wds.dispatcher import Dispatcher
-from wds.domain.events import Claim, Status
+from wds.domain.deliveries import Claim, Status
 from wds.domain.retry_policy import RETRY_AFTER_CAP_S
 
 DATE = "Thu, 01 Jan 2026 00:00:00 GMT"

@@ -27,9 +27,10 @@ from wds.delivery.poll_scheduler import (
 )
 from wds.delivery.rate_limiter import Limiter
 from wds.dispatcher import Dispatcher
+from wds.domain.deliveries import Claim, Outcome, Status
 from wds.domain.errors import StoreUnavailableError
-from wds.domain.events import Action, Claim, Instruction, Outcome, Status
 from wds.domain.invariants import Expectations, violations
+from wds.domain.operator_actions import Action, Instruction
 from wds.local import embedded_engines
 from wds.storage import change_stream, lease_queries
 from wds.storage.mongo import uptime

@@ -7,7 +7,7 @@ import json
 import pytest
 from bson import Int64
 
-from wds.domain.events import Status
+from wds.domain.deliveries import Status
 from wds.encoding import plain
 from wds.web.error_envelope import json_answer
 

@@ -12,7 +12,7 @@ import yaml
 from prometheus_client import REGISTRY
 
 from wds.config import Settings
-from wds.domain.events import Outcome
+from wds.domain.deliveries import Outcome
 from wds.ingest import create_app
 from wds.storage.lease_queue import Store
 from wds.telemetry import metrics

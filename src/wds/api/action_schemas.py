@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import marshmallow as ma
 from marshmallow import fields, validate
 
-from wds.domain.events import MAX_LABEL, Action, is_label, is_request_id
+from wds.domain.events import MAX_LABEL, is_label
+from wds.domain.operator_actions import Action, is_request_id
 from wds.web.schemas import MAX_INTEGER, FilterSchema, StrictBoolean
 
 if TYPE_CHECKING:

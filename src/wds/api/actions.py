@@ -15,7 +15,7 @@ import structlog
 from wds.api import action_schemas
 from wds.api.events import instant
 from wds.domain.errors import Detail, Refusal, StoreUnavailableError
-from wds.domain.events import Action, Instruction, is_request_id
+from wds.domain.operator_actions import Action, Instruction, is_request_id
 from wds.ingestion.payload import parse_request
 from wds.storage import action_queries, event_queries
 from wds.storage.bulk_actions import Verdict, matching

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from aiohttp import web
 
+from wds.domain.deliveries import Status
 from wds.domain.errors import Refusal, StoreUnavailableError
-from wds.domain.events import Status
 from wds.ingestion.payload import is_json, parse_request
 from wds.storage import event_queries
 from wds.web import schemas

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from wds.cli import remote
 from wds.config import Settings
+from wds.domain.deliveries import Status
 from wds.domain.errors import SettingsError
-from wds.domain.events import Action, Status
+from wds.domain.operator_actions import Action
 from wds.storage.event_queries import NEWEST_FIRST, SORTS
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from wds.storage.event_queries import NEWEST_FIRST, OLDEST_FIRST
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
-    from wds.domain.events import Action
+    from wds.domain.operator_actions import Action
 
 LOOK_EVERY_S = 0.5
 STREAMED = (NEWEST_FIRST, OLDEST_FIRST)

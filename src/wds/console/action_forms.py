@@ -21,7 +21,7 @@ from wds.console import event_query
 from wds.console.auth import HOME, form_of, page
 from wds.console.events import address, can_cancel, can_replay
 from wds.domain.errors import Detail, Refusal, StoreUnavailableError
-from wds.domain.events import Action, Instruction
+from wds.domain.operator_actions import Action, Instruction
 from wds.ingestion.payload import parse_request
 from wds.web import schemas
 

@@ -12,8 +12,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+from wds.domain.deliveries import Status
 from wds.domain.errors import Refusal
-from wds.domain.events import Status
 from wds.storage import event_queries
 from wds.web import schemas
 

@@ -18,8 +18,9 @@ from wds.console.auth import HOME, page
 from wds.console.cache import Recall
 from wds.console.json_view import pretty, visible
 from wds.console.timeline import story
+from wds.domain.deliveries import Status
 from wds.domain.errors import Refusal, StoreUnavailableError
-from wds.domain.events import ID_LENGTH, Status
+from wds.domain.events import ID_LENGTH
 from wds.storage import event_queries
 from wds.storage.replicas import BACKLOG_CAP
 from wds.storage.rollup_queries import HOUR

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from wds.domain.events import Status
+from wds.domain.deliveries import Status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -16,7 +16,7 @@ from wds.console.action_forms import ACTIONS, Confirm
 from wds.console.auth import HOME, LOGIN, Doorway, presentable
 from wds.console.events import Console
 from wds.domain.errors import Refusal
-from wds.domain.events import Action
+from wds.domain.operator_actions import Action
 from wds.web import swagger
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from jinja2 import PackageLoader, StrictUndefined
 from wds import __version__
 from wds.console.event_query import stamp
 from wds.console.json_view import visible
-from wds.domain.events import Status
+from wds.domain.deliveries import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable

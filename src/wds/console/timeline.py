@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from wds.domain.events import Action, Outcome, Status
+from wds.domain.deliveries import Outcome, Status
+from wds.domain.operator_actions import Action
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from aiohttp.connector import Connection
 
-    from wds.domain.events import Claim
+    from wds.domain.deliveries import Claim
 
 
 Gate = Callable[[], Awaitable[bool]]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from wds.storage.lease_queue import Claimed
+    from wds.domain.deliveries import Claimed
 
 LISTEN_AFTER = 2
 """Looks in a row that found nothing, after which to wait to be told of events."""

@@ -12,7 +12,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from wds.domain import retry_policy
-from wds.domain.events import Action, Outcome, Status, derived_id
+from wds.domain.deliveries import Outcome, Status
+from wds.domain.events import derived_id
+from wds.domain.operator_actions import Action
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -16,8 +16,8 @@ from rich.text import Text
 
 from wds.cli.send import Posting, Sender
 from wds.config import Settings
+from wds.domain.deliveries import Status
 from wds.domain.errors import WdsError
-from wds.domain.events import Status
 from wds.ingestion import sources
 from wds.local import sample_events
 from wds.local.stack import running

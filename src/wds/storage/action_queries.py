@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING
 
 from pymongo import ASCENDING, DESCENDING, IndexModel
 
-from wds.domain.events import Action, Status
+from wds.domain.deliveries import Status
+from wds.domain.operator_actions import Action
 from wds.storage.lease_queries import FINAL_BY_LAST_ATTEMPT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from wds.domain.events import Instruction
+    from wds.domain.operator_actions import Instruction
     from wds.storage.lease_queries import Document
 
 BULK = "bulk_actions"

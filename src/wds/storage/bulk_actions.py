@@ -22,8 +22,9 @@ from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 from pymongo.read_concern import ReadConcern
 
+from wds.domain.deliveries import Status
 from wds.domain.errors import SearchTooSlowError
-from wds.domain.events import Action, Instruction, Status
+from wds.domain.operator_actions import Action, Instruction
 from wds.storage import action_queries, event_queries, lease_queries
 from wds.storage.mongo import FOREVER, SEARCH_LIMIT_MS, WRITE_BUDGET_S
 from wds.web import schemas

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pymongo import ASCENDING, DESCENDING
 
-from wds.domain.events import ID_LENGTH, Status
+from wds.domain.deliveries import Status
+from wds.domain.events import ID_LENGTH
 from wds.storage.indexes import (
     ATTEMPTS_INDEX,
     CODE_INDEX,

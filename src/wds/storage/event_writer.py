@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from pymongo.errors import BulkWriteError
 from pymongo.read_concern import ReadConcern
 
+from wds.domain.deliveries import Status
 from wds.domain.errors import StoreUnavailableError
-from wds.domain.events import Conflict, NewEvent, Receipt, Status
+from wds.domain.events import Conflict, NewEvent, Receipt
 from wds.storage import lease_queries
 from wds.storage.mongo import WRITE_BUDGET_S, duplicates, uptime
 

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pymongo import ASCENDING, UpdateMany, UpdateOne
 
-from wds.domain.events import Attempt, NewEvent, Outcome, Settlement, Status
+from wds.domain.deliveries import Attempt, Outcome, Settlement, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from wds.domain.events import NewEvent
 
 Document = dict[str, Any]
 

@@ -12,7 +12,6 @@ import asyncio
 import random
 import secrets
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
@@ -21,8 +20,8 @@ from pymongo import ReturnDocument
 from pymongo.errors import OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 
+from wds.domain.deliveries import Claim, Claimed, Outcome, Settlement, Status
 from wds.domain.errors import StoreUnavailableError
-from wds.domain.events import Claim, Outcome, Settlement, Status
 from wds.storage import indexes, lease_queries, retention
 from wds.storage.bulk_actions import Bulk
 from wds.storage.change_stream import Listener
@@ -59,31 +58,6 @@ PEEK_LEAST = 16
 PEEKS_MOST = 3
 """How often a claim of one event looks again where others took, or it buried, all it saw."""
 _INDEX_NOT_FOUND = 27
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """What one claim brought.
-
-    Attributes:
-        claims: the leases now held.
-        recovered: how many of these had an expired lease, now recorded as an unknown attempt.
-        buried: how many had no attempt left and are now FAILED_PERMANENTLY.
-        buried_ids: which, to be looked up; not known if the claim's answer was lost.
-        cancelled_ids: those that had attempts left, but were cancelled while they were leased:
-            FAILED_PERMANENTLY, too, and not among the buried.
-        lost: how many of those two had an expired lease, now recorded as an unknown attempt; the
-            others waited for an attempt that a lower limit does not allow.
-        outrun: whether it saw due events and others were faster with all of them.
-    """
-
-    claims: list[Claim]
-    recovered: int = 0
-    buried: int = 0
-    buried_ids: Sequence[str] = ()
-    cancelled_ids: Sequence[str] = ()
-    lost: int = 0
-    outrun: bool = False
 
 
 class _Got(NamedTuple):

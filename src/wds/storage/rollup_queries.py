@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pymongo import UpdateOne
 
-from wds.domain.events import Status
+from wds.domain.deliveries import Status
 from wds.storage.indexes import STATUS_INDEX
 
 if TYPE_CHECKING:

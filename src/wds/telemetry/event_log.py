@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from wds.domain.deliveries import Outcome, Status
 from wds.domain.errors import QueueFullError, StoreUnavailableError
-from wds.domain.events import Action, Outcome, Status
+from wds.domain.operator_actions import Action
 from wds.telemetry import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from wds.domain.events import Claim, Instruction, NewEvent, Receipt, Settlement
+    from wds.domain.deliveries import Claim, Claimed, Settlement
+    from wds.domain.events import NewEvent, Receipt
+    from wds.domain.operator_actions import Instruction
     from wds.storage.lease_queries import Document
-    from wds.storage.lease_queue import Claimed
 
 log = structlog.get_logger(__name__)
 

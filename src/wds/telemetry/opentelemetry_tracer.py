@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
     from opentelemetry.util.types import AttributeValue
 
-    from wds.domain.events import Claim, NewEvent
+    from wds.domain.deliveries import Claim
+    from wds.domain.events import NewEvent
 
 STOP_S = 0.5
 """What exporting the rest may take at the end; stopping in time matters more."""

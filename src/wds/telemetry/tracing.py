@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from aiohttp.typedefs import Middleware
 
-    from wds.domain.events import Claim, NewEvent
+    from wds.domain.deliveries import Claim
+    from wds.domain.events import NewEvent
 
 log = structlog.get_logger(__name__)
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import marshmallow as ma
 from marshmallow import fields, validate
 
+from wds.domain.deliveries import Status
 from wds.domain.errors import Detail, Refusal
-from wds.domain.events import ID_LENGTH, MAX_BATCH, MAX_LABEL, Action, Status, is_label
+from wds.domain.events import ID_LENGTH, MAX_BATCH, MAX_LABEL, is_label
+from wds.domain.operator_actions import Action
 from wds.storage.event_queries import NEWEST_FIRST, OLDEST_FIRST, SORTS, Position, is_id_prefix
 from wds.storage.rollup_queries import MAX_EVENT_TYPES
 

@@ -11,8 +11,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.support import clock_caught_up, eventually, new_event
+from wds.domain.deliveries import Attempt, Outcome, Settlement, Status
 from wds.domain.errors import StoreUnavailableError
-from wds.domain.events import Attempt, Outcome, Settlement, Status
 from wds.domain.invariants import Expectations, violations
 
 MOST = 2

@@ -17,7 +17,7 @@ from aiohttp import web
 from tests.support import receiving
 from wds import __version__
 from wds.delivery.http_client import KEPT_RESPONSE_BYTES, Deliverer, NotSentError
-from wds.domain.events import Claim
+from wds.domain.deliveries import Claim
 from wds.local import embedded_engines
 from wds.storage.mongo import uptime
 

@@ -15,7 +15,7 @@ import svix.webhooks
 from tests.senders import KEY, PRIVATE
 from tests.support import receiving
 from wds.delivery.http_client import Deliverer
-from wds.domain.events import Claim
+from wds.domain.deliveries import Claim
 
 NEW = "whsec_" + base64.b64encode(b"new secret of 24 bytes..").decode()
 OLD = "whsec_" + base64.b64encode(b"old secret of 24 bytes..").decode()

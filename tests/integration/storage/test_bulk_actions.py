@@ -8,7 +8,7 @@ import pytest
 
 from tests.support import new_event
 from wds.actions.bulk_worker import TOO_SLOW, BulkWorker
-from wds.domain.events import Action, Instruction
+from wds.domain.operator_actions import Action, Instruction
 from wds.storage import action_queries
 from wds.storage.bulk_actions import TRIES, Bulk
 

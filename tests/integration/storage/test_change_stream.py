@@ -11,7 +11,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.support import eventually, new_event
-from wds.domain.events import Action, Attempt, Instruction, Outcome, Settlement, Status
+from wds.domain.deliveries import Attempt, Outcome, Settlement, Status
+from wds.domain.operator_actions import Action, Instruction
 from wds.storage import change_stream as listening
 from wds.storage.change_stream import Listener
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from tests.support import new_event
-from wds.domain.events import Action, Instruction, Settlement, Status, derived_id
+from wds.domain.deliveries import Settlement, Status
+from wds.domain.events import derived_id
+from wds.domain.operator_actions import Action, Instruction
 from wds.storage import action_queries, event_queries, indexes, lease_queries, rollup_queries
 from wds.storage.bulk_actions import matching
 

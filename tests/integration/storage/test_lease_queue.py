@@ -13,17 +13,10 @@ import pytest
 from msgspec.structs import replace
 
 from tests.support import clock_caught_up, eventually, new_event
+from wds.domain.deliveries import Attempt, Outcome, Settlement, Status
 from wds.domain.errors import StandaloneRefusedError, StoreUnavailableError
-from wds.domain.events import (
-    Action,
-    Attempt,
-    Conflict,
-    Instruction,
-    Outcome,
-    Receipt,
-    Settlement,
-    Status,
-)
+from wds.domain.events import Conflict, Receipt
+from wds.domain.operator_actions import Action, Instruction
 from wds.local import embedded_engines
 from wds.storage import lease_queries, replicas as watch
 from wds.storage.lease_queue import Store

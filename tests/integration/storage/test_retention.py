@@ -12,7 +12,7 @@ from motor.motor_asyncio import AsyncIOMotorClient
 
 from tests.support import eventually, new_event
 from wds.domain.errors import StoreUnavailableError
-from wds.domain.events import Action, Instruction
+from wds.domain.operator_actions import Action, Instruction
 from wds.local import embedded_engines
 from wds.local.replica_set import initiate_replica_set
 from wds.storage import event_queries, retention

@@ -10,7 +10,8 @@ import pytest
 
 from tests.support import new_event
 from wds.console import histogram
-from wds.domain.events import Action, Instruction, Status
+from wds.domain.deliveries import Status
+from wds.domain.operator_actions import Action, Instruction
 from wds.storage import event_queries, event_reader, lease_queries, rollups
 from wds.storage.rollup_queries import HOUR, start_of
 

@@ -22,17 +22,10 @@ from motor.motor_asyncio import AsyncIOMotorClient
 
 from tests.support import clock_caught_up, most_in_any_second, new_event
 from wds.delivery.rate_limiter import Limiter
-from wds.domain.events import (
-    Action,
-    Attempt,
-    Claim,
-    Conflict,
-    Instruction,
-    Outcome,
-    Settlement,
-    Status,
-)
+from wds.domain.deliveries import Attempt, Claim, Outcome, Settlement, Status
+from wds.domain.events import Conflict
 from wds.domain.invariants import Expectations, violations
+from wds.domain.operator_actions import Action, Instruction
 from wds.storage import lease_queries
 from wds.storage.bulk_actions import Verdict
 from wds.storage.lease_queue import Store

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from wds.delivery.poll_scheduler import LISTEN_MOST_S, LOOKS_APART_S, SPREAD_MOST_S, Lookout
-from wds.storage.lease_queue import Claimed
+from wds.domain.deliveries import Claimed
 
 NOTHING = Claimed([])
 OUTRUN = Claimed([], outrun=True)

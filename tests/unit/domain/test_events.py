@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.support import new_event
-from wds.domain.events import ID_LENGTH, Outcome, Status, derived_id, random_id
+from wds.domain.deliveries import Outcome, Status
+from wds.domain.events import ID_LENGTH, derived_id, random_id
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

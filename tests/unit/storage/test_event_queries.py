@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import bson
 import pytest
 
-from wds.domain.events import Status
+from wds.domain.deliveries import Status
 from wds.storage import event_queries, indexes
 from wds.storage.event_queries import Position
 

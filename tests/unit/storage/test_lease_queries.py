@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from pymongo import UpdateMany, UpdateOne
 
 from tests.support import new_event
-from wds.domain.events import Attempt, Claim, Outcome, Settlement, Status
+from wds.domain.deliveries import Attempt, Claim, Outcome, Settlement, Status
 from wds.storage import indexes, lease_queries, rollup_queries
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
