@@ -9,7 +9,7 @@ from benchmarks.delivery import CONCURRENCY, claim_and_settle
 from benchmarks.fill import delivered, fill, finished, in_the_future
 from benchmarks.payloads import SMALL, of_size
 from benchmarks.rows import Measure, Row, Sample, at_most
-from wds.storage.lease_queue import Store
+from wds.storage.store import Store
 
 if TYPE_CHECKING:
     import random
@@ -49,7 +49,7 @@ async def time_claims(engines: Engines, database: str) -> Sample:
     claims = []
     began = time.perf_counter()
     while len(claims) < DUE:
-        claimed = await store.claim(
+        claimed = await store.queue.claim(
             "default", CONCURRENCY, owner="bench", lease_s=600, max_attempts=5
         )
         claims += claimed.claims
@@ -57,9 +57,9 @@ async def time_claims(engines: Engines, database: str) -> Sample:
     began = time.perf_counter()
     empty = 50
     for _ in range(empty):
-        await store.claim("default", 1, owner="bench", lease_s=600, max_attempts=5)
+        await store.queue.claim("default", 1, owner="bench", lease_s=600, max_attempts=5)
     nothing_due = (time.perf_counter() - began) / empty
-    await store.settle([delivered(claim) for claim in claims])
+    await store.queue.settle([delivered(claim) for claim in claims])
     await store.close()
     return Sample(batched / DUE * 1e6, {"nothing_due_us": nothing_due * 1e6})
 

@@ -18,7 +18,7 @@ from benchmarks.fill import delivered, fill
 from benchmarks.ingest import Load, drive, serving, wrk_load
 from benchmarks.rows import Measure, Row, Sample, at_least, no_slower, within
 from wds.signing.hmac_sha256 import sign
-from wds.storage.lease_queue import Store
+from wds.storage.store import Store
 from wds.web.server import listening
 
 if TYPE_CHECKING:
@@ -133,9 +133,9 @@ def claims_in_bulk(engines: Engines, bodies: Sequence[bytes], count: int) -> Mea
 
 async def claim_and_settle(store: Store, limit: int) -> int:
     """Lease up to `limit` events and record a success for each; return how many."""
-    claimed = await store.claim("default", limit, owner="bench", lease_s=30, max_attempts=5)
+    claimed = await store.queue.claim("default", limit, owner="bench", lease_s=30, max_attempts=5)
     if claimed.claims:
-        await store.settle([delivered(claim) for claim in claimed.claims])
+        await store.queue.settle([delivered(claim) for claim in claimed.claims])
     return len(claimed.claims)
 
 

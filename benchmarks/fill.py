@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from wds.domain.deliveries import Attempt, Outcome, Settlement, Status
 from wds.domain.events import NewEvent, random_id
 from wds.storage import lease_queries
-from wds.storage.lease_queue import Store
+from wds.storage.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

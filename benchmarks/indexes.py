@@ -10,7 +10,7 @@ from benchmarks.payloads import SMALL, of_size
 from benchmarks.rows import Measure, Row, Sample
 from wds.domain.events import NewEvent, derived_id
 from wds.storage import indexes
-from wds.storage.lease_queue import Store
+from wds.storage.store import Store
 
 if TYPE_CHECKING:
     import random
@@ -59,7 +59,7 @@ def without(engines: Engines, bodies: Sequence[bytes], count: int, dropped: str 
         new = events(count, bodies)
         before = engines.mongod.cpu_s()
         for start in range(0, count, AT_ONCE):
-            await store.insert(new[start : start + AT_ONCE])
+            await store.writer.insert(new[start : start + AT_ONCE])
         inserted = engines.mongod.cpu_s()
         done = 0
         while done < count:

@@ -25,7 +25,7 @@ from benchmarks.fill import (
 from benchmarks.ingest import serving
 from benchmarks.rows import Measure, Row, Sample, within
 from wds.domain.deliveries import Status
-from wds.storage.lease_queue import Store
+from wds.storage.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.fill import delivered, fill
 from benchmarks.payloads import of_size
 from benchmarks.rows import Measure, Row, Sample
-from wds.storage.lease_queue import Store
+from wds.storage.store import Store
 
 if TYPE_CHECKING:
     import random
@@ -55,13 +55,13 @@ def claim_and_settle(
         began = time.perf_counter()
         done = 0
         while done < count:
-            claimed = await store.claim(
+            claimed = await store.queue.claim(
                 "default", AT_ONCE, owner="bench", lease_s=60, max_attempts=5
             )
             if apart:
                 wanted = {"_id": {"$in": [claim.id for claim in claimed.claims]}}
                 await asyncio.to_thread(list, payloads.find(wanted))
-            await store.settle([delivered(claim) for claim in claimed.claims])
+            await store.queue.settle([delivered(claim) for claim in claimed.claims])
             done += len(claimed.claims)
         took = time.perf_counter() - began
         cpu = engines.mongod.cpu_s() - cpu

@@ -18,7 +18,7 @@ import mkdocs_gen_files
 from wds import mock_downstream
 from wds.config import Settings
 from wds.ingest import create_app
-from wds.storage.lease_queue import Store
+from wds.storage.store import Store
 from wds.telemetry import metrics
 
 ROOT = Path(__file__).parents[1]

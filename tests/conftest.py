@@ -20,7 +20,7 @@ from tests.support import Engines, make_settings
 from wds.delivery.rate_limiter import Limiter
 from wds.local import embedded_engines
 from wds.local.replica_set import initiate_replica_set
-from wds.storage.lease_queue import Store
+from wds.storage.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -21,7 +21,7 @@ from wds.web.server import listening
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from wds.storage.lease_queue import Store
+    from wds.storage.store import Store
 
 T = TypeVar("T")
 

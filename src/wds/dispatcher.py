@@ -34,8 +34,8 @@ from wds.delivery.rate_limiter import Limiter
 from wds.domain import retry_policy
 from wds.domain.deliveries import Attempt, Outcome, Settlement, Status
 from wds.domain.errors import LimiterUnavailableError, StoreUnavailableError
-from wds.storage.lease_queue import Store
 from wds.storage.mongo import uptime
+from wds.storage.store import Store
 from wds.telemetry import event_log, heartbeat, metrics, tracing
 from wds.web import server
 from wds.web.operator_access import Guard
@@ -87,7 +87,7 @@ class Dispatcher:
         self._deliverer = deliverer
         self._tracer = tracer
         self._settler: GroupCommit[Settlement, Settlement | None] = GroupCommit(
-            store.settle, max_batch=1000, max_pending=100_000
+            store.queue.settle, max_batch=1000, max_pending=100_000
         )
         self._ahead = settings.concurrency
         if limiter is not None:
@@ -99,7 +99,7 @@ class Dispatcher:
         self._stopping = asyncio.Event()
         self._room_changed = asyncio.Event()
         self._lookout = Lookout(
-            partial(store.listener.wait, DESTINATION) if settings.listen else None,
+            partial(store.change_stream.wait, DESTINATION) if settings.listen else None,
             poll_interval=settings.poll_interval,
             stopping=self._stopping,
         )
@@ -152,7 +152,7 @@ class Dispatcher:
         if self._limiter is not None and self._limiter_failed:
             await self._limiter.ping()
             self._limiter_failed = False
-        claimed = await self._store.claim(
+        claimed = await self._store.queue.claim(
             DESTINATION,
             room,
             owner=self._owner,

@@ -23,7 +23,7 @@ from wds.ingestion import event_parser, payload
 from wds.ingestion.event_parser import Verified
 from wds.ingestion.sources import DEFAULT, default
 from wds.signing.schemes import SCHEMES, SLACK, WDS
-from wds.storage.lease_queue import Store
+from wds.storage.store import Store
 from wds.telemetry import event_log, heartbeat, metrics, tracing
 from wds.web import openapi, schemas, server
 from wds.web.body_reader import Intake
@@ -166,7 +166,7 @@ class Ingest:
     async def _commit(self, events: Sequence[NewEvent]) -> list[Receipt | Conflict]:
         metrics.COMMIT_EVENTS.observe(len(events))
         with self._tracer.inserting(events):
-            return await aio.time(metrics.COMMIT_SECONDS, self._store.insert(events))
+            return await aio.time(metrics.COMMIT_SECONDS, self._store.writer.insert(events))
 
     async def _commit_batch(
         self, batches: Sequence[tuple[NewEvent, ...]]
@@ -175,7 +175,7 @@ class Ingest:
         for events in batches:
             with self._tracer.inserting(events):
                 results.append(
-                    await aio.time(metrics.COMMIT_SECONDS, self._store.insert_all(events))
+                    await aio.time(metrics.COMMIT_SECONDS, self._store.writer.insert_all(events))
                 )
         return results
 
@@ -333,7 +333,7 @@ def create_app(
     )
     named = {**(sources or {}), DEFAULT: default(settings.hmac_secrets)}
     ingest = Ingest(named, store, tracer)
-    worker = BulkWorker(store.bulk, owner=heartbeat.owner_name())
+    worker = BulkWorker(store.bulk_actions, owner=heartbeat.owner_name())
     operating = actions.Operate(settings, store, worker.wake)
 
     async def drain(_: web.Application) -> None:

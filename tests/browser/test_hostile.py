@@ -76,7 +76,7 @@ async def test_hostile_events_are_shown_and_do_nothing(open_page, url, loaded, p
 async def test_a_payload_opened_by_itself_is_no_page(open_page, url, store, db):
 
     event = new_event(json.dumps({"a": "<script>alert(1)</script>"}).encode())
-    await store.insert([event])
+    await store.writer.insert([event])
     assert await db.events.count_documents({}) == 1
     page = await open_page()
     await page.add_init_script(ARMED)

@@ -15,7 +15,7 @@ from tests.support import new_event
 from wds.console.event_query import stamp
 from wds.console.events import FIELDS
 from wds.domain.errors import StoreUnavailableError
-from wds.storage.replicas import Watch
+from wds.storage.replicas import Replicas
 
 TOKEN = "the-operators-token"
 VIEWS = {
@@ -609,7 +609,7 @@ async def test_the_page_comes_back_by_itself_when_the_service_does(open_page, ur
         raise StoreUnavailableError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Watch, "backlog", away)
+        patch.setattr(Replicas, "backlog", away)
         page = await open_page(f"{url}/console")
         await expect(page.get_by_role("alert")).to_contain_text("MongoDB does not answer")
         assert await serious(page) == []
@@ -620,7 +620,7 @@ async def test_the_page_comes_back_by_itself_when_the_service_does(open_page, ur
 
 async def test_a_large_payload_opens_quickly(open_page, url, store):
     event = new_event(b'{"a":[' + b'{"key":"value","n":1},' * 40_000 + b"1]}")
-    await store.insert([event])
+    await store.writer.insert([event])
     page = await open_page(f"{url}/console/events/{event.id}")
     await expect(page.get_by_text("Cut here").first).to_be_visible()
     took = await page.evaluate(

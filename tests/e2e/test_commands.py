@@ -91,7 +91,7 @@ async def test_a_busy_port_is_one_sentence_and_everything_is_stopped(tmp_path):
 @pytest.mark.alone
 async def test_the_demonstration_ends_well_and_leaves_nothing_behind(engines, db, store, tmp_path):
     """And it touches nothing of what is configured here: another database, with work in it."""
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     configured = {
         **engines.environ(),
         "WDS_MONGO_DB": db.name,
@@ -203,7 +203,7 @@ async def test_check_finds_a_database_sound_and_finds_out_one_that_is_not(
     engines, db, store, tmp_path
 ):
     env = {**engines.environ(), "WDS_MONGO_DB": db.name}
-    await store.insert([new_event(key=f"k{number}") for number in range(1200)])
+    await store.writer.insert([new_event(key=f"k{number}") for number in range(1200)])
     async with processes.running("check", "--payloads", env=env, cwd=tmp_path) as made:
         assert await made.ended() == 0, made.text
     assert "1,200 events checked" in made.text

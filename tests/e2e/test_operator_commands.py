@@ -39,7 +39,7 @@ async def service(engines, store, db, tmp_path):
 async def failed(store, db, count, **fields):
     """Store events that failed for good."""
     events = [new_event(b'{"n": %d}' % number, **fields) for number in range(count)]
-    await store.insert(events)
+    await store.writer.insert(events)
     attempt = {
         "attempt_number": 1,
         "timestamp": await store.now(),
@@ -65,7 +65,7 @@ async def failed(store, db, count, **fields):
 
 async def test_search_prints_a_table_with_totals(service, store, db):
     ids = await failed(store, db, 3, event_type=HOSTILE)
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     status, lines = await service("search", "--status", "FAILED_PERMANENTLY", COLUMNS="200")
 
     assert status == 0
@@ -76,7 +76,7 @@ async def test_search_prints_a_table_with_totals(service, store, db):
 
 
 async def test_a_table_has_as_many_events_as_asked_for(service, store):
-    await store.insert([new_event(b'{"n": %d}' % number) for number in range(1200)])
+    await store.writer.insert([new_event(b'{"n": %d}' % number) for number in range(1200)])
     for limit, shown in [("501", 501), ("1200", 1200), ("5000", 1200)]:
         status, lines = await service("search", "--limit", limit, COLUMNS="200")
         assert (status, lines[-1]) == (0, f"{shown:,} of 1,200 shown: 1,200 RECEIVED")
@@ -93,7 +93,7 @@ async def test_a_table_has_as_many_events_as_asked_for(service, store):
     ],
 )
 async def test_search_prints_json_lines_for_pipes(service, store, options, expected):
-    await store.insert([new_event(b'{"n": %d}' % number) for number in range(1200)])
+    await store.writer.insert([new_event(b'{"n": %d}' % number) for number in range(1200)])
     status, lines = await service("search", "--json", "--from", "1h", *options)
     events = [json.loads(line) for line in lines]
 
@@ -103,7 +103,7 @@ async def test_search_prints_json_lines_for_pipes(service, store, options, expec
 
 
 async def test_search_can_print_payloads(service, store):
-    await store.insert([new_event('{"text": "č\u2028"}'.encode())])
+    await store.writer.insert([new_event('{"text": "č\u2028"}'.encode())])
     for limit in ((), ("--limit", "1")):
         _, [line] = await service("search", "--json", "--payload", *limit)
         assert json.loads(line)["payload"] == {"text": "č\u2028"}
@@ -118,7 +118,7 @@ async def test_payloads_are_printed_as_they_came_and_each_in_its_line(service, s
     """Read and written again they would be another text, or none."""
     digits, deep = "9" * 5000, "[" * 1000 + "]" * 1000
     text = f'{{"k": "\\ud800",\r\n"n": [{digits}, 1e400, 1.50],\n"k": "č", "deep": {deep}}}'
-    await store.insert([new_event(text.encode()) for _ in range(2)])
+    await store.writer.insert([new_event(text.encode()) for _ in range(2)])
     status, lines = await service("search", "--json", "--payload", *options)
 
     assert (status, len(lines)) == (0, 2)
@@ -128,7 +128,7 @@ async def test_payloads_are_printed_as_they_came_and_each_in_its_line(service, s
 
 
 async def test_a_pipe_that_has_seen_enough_is_no_error(service, store):
-    await store.insert([new_event(b'{"text": "%s"}' % (b"x" * 1000)) for _ in range(1000)])
+    await store.writer.insert([new_event(b'{"text": "%s"}' % (b"x" * 1000)) for _ in range(1000)])
     command = f"{sys.executable} -m wds search --json --payload | head -1 | wc -l"
     process = await asyncio.create_subprocess_shell(
         f"set -o pipefail; {command}",

@@ -57,7 +57,7 @@ def cancelled_at_a_new_place(coroutine, cancelled: set[tuple[str, ...]]):
 
 async def one_event(dispatcher: Dispatcher, store, limiter: Limiter) -> None:
     """Take one event all the way in this task, as a turn and a delivery do in theirs."""
-    claimed = await store.claim("default", 4, owner="d", lease_s=LEASE_S, max_attempts=20)
+    claimed = await store.queue.claim("default", 4, owner="d", lease_s=LEASE_S, max_attempts=20)
     granted = await limiter.reserve("cancelled", len(claimed.claims))
     for claim, slot in zip(claimed.claims, granted.slots, strict=True):
         dispatcher._count_waiting(1)
@@ -99,7 +99,7 @@ async def test_at_whichever_await_it_is_cancelled_the_event_arrives_and_no_conne
         # come already: one whole run is no proof.
         while untouched < 3:
             runs += 1
-            await store.insert([new_event()])
+            await store.writer.insert([new_event()])
             before = len(cancelled)
             path = one_event(dispatcher, store, limiter)
             task = asyncio.create_task(_as_coroutine(cancelled_at_a_new_place(path, cancelled)))

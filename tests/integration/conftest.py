@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from wds.config import Settings
-    from wds.storage.lease_queue import Store
+    from wds.storage.store import Store
 
 
 @dataclass

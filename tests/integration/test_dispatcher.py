@@ -98,7 +98,7 @@ def all_are(*wanted: Status):
 
 async def test_every_event_is_sent_once_with_its_exact_bytes(settings, store, db, receiver):
     events = [new_event(b'{"n": %d}' % number) for number in range(300)]
-    await store.insert(events)
+    await store.writer.insert(events)
     async with running(replace(settings, **QUICK), store, receiver.url):
         await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
     assert sorted(receiver.ids) == sorted(event.id for event in events)
@@ -107,7 +107,7 @@ async def test_every_event_is_sent_once_with_its_exact_bytes(settings, store, db
 
 
 async def test_an_attempt_is_logged_with_all_that_is_known_of_it(settings, store, db, receiver):
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     async with running(replace(settings, **QUICK), store, receiver.url):
         await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
     [document] = await db.events.find().to_list(None)
@@ -129,7 +129,7 @@ async def test_five_failures_back_off_and_then_the_event_is_given_up(settings, s
         return web.Response(status=500, text="no")
 
     receiver.answer = fail
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     async with running(replace(settings, **QUICK), store, receiver.url):
         await eventually(lambda: statuses(db), all_are(Status.FAILED_PERMANENTLY))
     [document] = await db.events.find().to_list(None)
@@ -151,11 +151,11 @@ async def test_a_replayed_event_has_the_whole_schedule_before_it_again(
 
     receiver.answer = fail
     event = new_event()
-    await store.insert([event])
+    await store.writer.insert([event])
     async with running(replace(settings, **QUICK), store, receiver.url):
         await eventually(lambda: statuses(db), all_are(Status.FAILED_PERMANENTLY))
         instruction = Instruction(Action.REPLAY, "r", "ann", "127.0.0.1")
-        await store.bulk.one(event.id, instruction)
+        await store.bulk_actions.one(event.id, instruction)
         await eventually(lambda: asyncio.sleep(0, len(receiver.requests)), lambda n: n == 10)
         await eventually(lambda: statuses(db), all_are(Status.FAILED_PERMANENTLY))
     numbers = [int(request.headers["webhook-attempt"]) for request in receiver.requests]
@@ -170,8 +170,8 @@ async def test_a_replayed_event_has_the_whole_schedule_before_it_again(
 
 async def test_the_delays_begin_anew_with_a_replay(settings, store, receiver):
     event = new_event()
-    await store.insert([event])
-    [claim] = (await store.claim("default", 1, owner="d", lease_s=60, max_attempts=5)).claims
+    await store.writer.insert([event])
+    [claim] = (await store.queue.claim("default", 1, owner="d", lease_s=60, max_attempts=5)).claims
     failure = Result(500, "HTTP 500", None, 1, claim.held_since)
     async with replica(replace(settings, **QUICK), store, receiver.url) as dispatcher:
         for before in (0, 5, 50):
@@ -197,10 +197,10 @@ async def test_a_cancelled_event_is_sent_no_more(settings, store, db, receiver):
 
     receiver.answer = fail_late
     event = new_event()
-    await store.insert([event])
+    await store.writer.insert([event])
     async with running(replace(settings, **QUICK), store, receiver.url) as dispatcher:
         await eventually(lambda: asyncio.sleep(0, len(receiver.requests)))
-        await store.bulk.one(event.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1"))
+        await store.bulk_actions.one(event.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1"))
         release.set()
         await eventually(lambda: statuses(db), all_are(Status.FAILED_PERMANENTLY))
         assert await dispatcher.run_once() > 0  # nothing is due
@@ -218,12 +218,14 @@ async def test_the_log_of_an_attempt_that_was_cancelled_promises_no_retry(
 
     receiver.answer = fail_late
     event = new_event()
-    await store.insert([event])
+    await store.writer.insert([event])
     failures = metrics.DELIVERIES_FAILED._value.get()
     with capture_logs() as lines:
         async with running(replace(settings, **QUICK), store, receiver.url):
             await eventually(lambda: asyncio.sleep(0, len(receiver.requests)))
-            await store.bulk.one(event.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1"))
+            await store.bulk_actions.one(
+                event.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1")
+            )
             release.set()
     [line] = [each for each in lines if each["event"] == "attempt"]
     assert (line["status"], line["retry_in_s"]) == (Status.FAILED_PERMANENTLY, None)
@@ -237,10 +239,10 @@ async def test_a_cancelled_event_whose_dispatcher_died_is_none_that_failed(
 ):
     """The others' lost attempt was their last; the fleet's alert is for these."""
     cancelled, *rest = [new_event() for _ in range(1 + others)]
-    await store.insert([cancelled, *rest])
+    await store.writer.insert([cancelled, *rest])
     await clock_caught_up(store)
-    await store.claim("default", 1 + others, owner="doomed", lease_s=60, max_attempts=5)
-    await store.bulk.one(cancelled.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1"))
+    await store.queue.claim("default", 1 + others, owner="doomed", lease_s=60, max_attempts=5)
+    await store.bulk_actions.one(cancelled.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1"))
     last = {"$set": {"attempt_count": 5}}
     await db.events.update_many({"_id": {"$ne": cancelled.id}}, last)
     past = [{"$set": {"next_attempt_at": {"$subtract": ["$$NOW", 1000]}}}]
@@ -271,7 +273,7 @@ async def test_no_more_are_in_flight_than_allowed(settings, store, db, receiver)
         return web.Response()
 
     receiver.answer = wait
-    await store.insert([new_event() for _ in range(12)])
+    await store.writer.insert([new_event() for _ in range(12)])
     few = replace(settings, **QUICK, concurrency=4)
     async with running(few, store, receiver.url):
         await eventually(lambda: asyncio.sleep(0, len(receiver.requests)), lambda n: n == 4)
@@ -292,7 +294,7 @@ async def test_a_finished_delivery_keeps_nothing_for_the_garbage_collector(
         gc.disable()
         try:
             events = {event.id: event for event in (new_event() for _ in range(20))}
-            await store.insert([*events.values()])
+            await store.writer.insert([*events.values()])
             await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
 
             async def kept() -> list[str]:
@@ -309,14 +311,14 @@ async def test_what_waits_to_be_recorded_lets_as_many_again_be_sent_and_no_more(
     settings, store, db, receiver, monkeypatch
 ):
     recorded = asyncio.Event()
-    settle = store.settle
+    settle = store.queue.settle
 
     async def slowly(settlements):
         await recorded.wait()
         return await settle(settlements)
 
     monkeypatch.setattr(store, "settle", slowly)
-    await store.insert([new_event() for _ in range(30)])
+    await store.writer.insert([new_event() for _ in range(30)])
     few = replace(settings, **QUICK, concurrency=4)
     async with running(few, store, receiver.url):
         try:
@@ -344,7 +346,7 @@ async def test_a_slow_way_to_the_downstream_does_not_break_the_limit(settings, s
         return web.Response(headers={"Connection": "close"})
 
     receiver.answer = close
-    await store.insert([new_event() for _ in range(9)])
+    await store.writer.insert([new_event() for _ in range(9)])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TCPConnector, "_create_connection", slowly)
         async with running(replace(settings, rate_limit=3), store, receiver.url):
@@ -354,14 +356,14 @@ async def test_a_slow_way_to_the_downstream_does_not_break_the_limit(settings, s
 
 async def test_a_defect_in_a_turn_does_not_end_deliveries(settings, store, db, receiver):
     fail = {"failCommands": ["find", "findAndModify"], "errorCode": 2, "appName": "wds"}
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     await db.client.admin.command("configureFailPoint", "failCommand", mode={"times": 3}, data=fail)
     async with running(replace(settings, **QUICK), store, receiver.url):
         await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
 
 
 async def test_what_waits_for_a_slot_is_counted_while_it_waits(settings, store, db, receiver):
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     async with replica(replace(settings, rate_limit=1), store, receiver.url) as dispatcher:
         assert dispatcher._limiter is not None
         await dispatcher._limiter.reserve("default", 1)
@@ -378,7 +380,7 @@ async def test_retry_after_lengthens_the_wait(settings, store, db, receiver):
         return web.Response(status=429, headers={"Retry-After": "1"})
 
     receiver.answer = busy_once
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     async with running(replace(settings, **QUICK), store, receiver.url):
         await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
     first, second = receiver.requests
@@ -387,7 +389,7 @@ async def test_retry_after_lengthens_the_wait(settings, store, db, receiver):
 
 @pytest.mark.alone
 async def test_three_replicas_share_the_limit_and_use_it(settings, store, db, receiver):
-    await store.insert([new_event() for _ in range(15)])
+    await store.writer.insert([new_event() for _ in range(15)])
     limited = replace(settings, rate_limit=3)
     async with (
         running(limited, store, receiver.url, owner="d1"),
@@ -403,7 +405,7 @@ async def test_three_replicas_share_the_limit_and_use_it(settings, store, db, re
 async def test_control_without_the_shared_limit_there_are_more_in_a_second(
     settings, store, db, receiver
 ):
-    await store.insert([new_event() for _ in range(15)])
+    await store.writer.insert([new_event() for _ in range(15)])
     limited = replace(settings, rate_limit=3)
     async with (
         running(limited, store, receiver.url, owner="d1", limited=False),
@@ -414,7 +416,7 @@ async def test_control_without_the_shared_limit_there_are_more_in_a_second(
 
 
 async def test_a_turn_claims_no_more_than_can_be_sent_soon(settings, store, db, receiver):
-    await store.insert([new_event() for _ in range(30)])
+    await store.writer.insert([new_event() for _ in range(30)])
     limited = replace(settings, rate_limit=8)
     async with replica(limited, store, receiver.url) as dispatcher:
         assert dispatcher._limiter is not None
@@ -429,7 +431,7 @@ async def test_a_turn_claims_no_more_than_can_be_sent_soon(settings, store, db, 
 async def test_a_claim_without_a_slot_in_time_is_deferred_and_not_counted(
     settings, store, db, receiver
 ):
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     limited = replace(settings, rate_limit=1)
     async with replica(limited, store, receiver.url) as dispatcher:
         assert dispatcher._limiter is not None
@@ -453,7 +455,7 @@ async def test_stopping_defers_what_waits_and_finishes_what_is_sent(
         return web.Response()
 
     receiver.answer = slowly
-    await store.insert([new_event() for _ in range(4)])
+    await store.writer.insert([new_event() for _ in range(4)])
     async with replica(replace(settings, rate_limit=1), store, receiver.url) as dispatcher:
         limiter = dispatcher._limiter
         assert limiter is not None
@@ -487,7 +489,7 @@ async def test_stopping_defers_what_waits_and_finishes_what_is_sent(
 async def leased(store, settings: Settings) -> Claim:
     """Claim the one event, waiting until it is due."""
     found = await eventually(
-        lambda: store.claim("default", 1, owner="d1", lease_s=settings.lease, max_attempts=5),
+        lambda: store.queue.claim("default", 1, owner="d1", lease_s=settings.lease, max_attempts=5),
         lambda claimed: claimed.claims,
     )
     return found.claims[0]
@@ -495,7 +497,7 @@ async def leased(store, settings: Settings) -> Claim:
 
 async def test_a_claim_older_than_its_lease_allows_is_not_sent(settings, store, db, receiver):
     """As after a long stall: the lease may pass to another while this request is under way."""
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     quick = replace(settings, **QUICK)
     async with replica(quick, store, receiver.url) as dispatcher:
         held = await leased(store, quick)
@@ -511,7 +513,7 @@ async def test_a_claim_from_before_the_machine_was_suspended_is_not_sent(
     settings, store, db, receiver, monkeypatch
 ):
     """Its lease went on meanwhile, by a clock that counted; `time.monotonic()` did not."""
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     quick = replace(settings, **QUICK)
     clock = time.clock_gettime
     async with replica(quick, store, receiver.url) as dispatcher:
@@ -530,7 +532,7 @@ async def test_a_claim_from_before_the_machine_was_suspended_is_not_sent(
 async def test_an_outcome_after_the_lease_has_passed_on_is_refused_and_counted(
     settings, store, db, receiver
 ):
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     quick = replace(settings, **QUICK)
     lost_before = metrics.LEASES_LOST._value.get()
 
@@ -553,7 +555,7 @@ async def test_while_redis_is_away_nothing_is_sent_and_nothing_is_counted(
 ):
     port = embedded_engines.free_port()
     away = replace(settings, redis_url=f"redis://127.0.0.1:{port}/0")
-    await store.insert([new_event() for _ in range(3)])
+    await store.writer.insert([new_event() for _ in range(3)])
     async with running(away, store, receiver.url):
         deferred = metrics.CLAIMS_DEFERRED._value.get()
         await eventually(
@@ -573,7 +575,7 @@ async def test_while_redis_is_away_nothing_is_sent_and_nothing_is_counted(
 
 async def test_while_mongodb_fails_the_loop_waits_and_then_goes_on(settings, store, db, receiver):
     fail = {"failCommands": ["find", "findAndModify"], "errorCode": 11600}
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     await db.client.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=fail)
     try:
         async with running(replace(settings, **QUICK), store, receiver.url) as dispatcher:
@@ -589,9 +591,9 @@ async def test_while_mongodb_fails_the_loop_waits_and_then_goes_on(settings, sto
 async def test_a_settlement_survives_the_cancellation_of_the_delivery(
     settings, store, db, receiver
 ):
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     async with replica(replace(settings, **QUICK), store, receiver.url) as dispatcher:
-        settle = store.settle
+        settle = store.queue.settle
         entered = asyncio.Event()
 
         async def slow_settle(settlements):
@@ -611,7 +613,7 @@ async def test_a_settlement_survives_the_cancellation_of_the_delivery(
 def looks_of(store, monkeypatch) -> list[float]:
     """Return the instants of all looks at the queue from now on."""
     instants: list[float] = []
-    peek = store._peek
+    peek = store.queue._peek
 
     async def noted(*arguments):
         instants.append(time.monotonic())
@@ -623,7 +625,7 @@ def looks_of(store, monkeypatch) -> list[float]:
 
 async def test_an_idle_dispatcher_hardly_looks(settings, store, receiver, monkeypatch):
     async with running(settings, store, receiver.url, limited=False):
-        await eventually(lambda: asyncio.sleep(0, store.listener._cursor))
+        await eventually(lambda: asyncio.sleep(0, store.change_stream._cursor))
         looks = looks_of(store, monkeypatch)
         await eventually(lambda: asyncio.sleep(0, len(looks)), lambda seen: seen >= 4)
     assert looks[3] - looks[0] >= 2 * LISTEN_MOST_S
@@ -636,13 +638,13 @@ async def test_an_idle_dispatcher_sends_what_it_is_told_of(
     monkeypatch.setattr(change_stream, "MOST_S", 60.0)
     told = replace(settings, poll_interval=60, lease=120)
     async with running(told, store, receiver.url, limited=False) as dispatcher:
-        await eventually(lambda: asyncio.sleep(0, store.listener._cursor))
+        await eventually(lambda: asyncio.sleep(0, store.change_stream._cursor))
         for _ in range(3):
             await eventually(
                 lambda: asyncio.sleep(0, dispatcher._lookout._in_vain),
                 lambda looks: looks >= LISTEN_AFTER,
             )
-            await store.insert([new_event()])
+            await store.writer.insert([new_event()])
             await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
 
 
@@ -658,7 +660,7 @@ async def test_an_idle_dispatcher_sends_a_retry_when_it_is_due(
     receiver.answer = fail_once
     told = replace(settings, poll_interval=60, lease=120, backoff=(1.5,), rate_limit=0)
     async with running(told, store, receiver.url):
-        await store.insert([new_event()])
+        await store.writer.insert([new_event()])
         await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
     [first, second] = [request.at for request in receiver.requests]
     assert second - first >= 1.5
@@ -666,13 +668,13 @@ async def test_an_idle_dispatcher_sends_a_retry_when_it_is_due(
 
 @pytest.mark.parametrize("refused", [False, True])
 async def test_a_dispatcher_that_is_not_told_looks(settings, store, receiver, monkeypatch, refused):
-    monkeypatch.setattr(store.listener, "_try_at", math.inf if refused else 0)
+    monkeypatch.setattr(store.change_stream, "_try_at", math.inf if refused else 0)
     alone = replace(settings, listen=refused)
     async with running(alone, store, receiver.url, limited=False):
         looks = looks_of(store, monkeypatch)
         await eventually(lambda: asyncio.sleep(0, len(looks)), lambda seen: seen > 20)
     assert looks[20] - looks[0] >= 20 * 0.75 * alone.poll_interval
-    assert not store.listener._cursor
+    assert not store.change_stream._cursor
 
 
 async def test_stopping_does_not_wait_to_be_told(settings, store, receiver, monkeypatch):
@@ -685,7 +687,7 @@ async def test_stopping_does_not_wait_to_be_told(settings, store, receiver, monk
             await heard.wait()
         await heard.wait()
 
-    monkeypatch.setattr(store.listener, "wait", deaf)
+    monkeypatch.setattr(store.change_stream, "wait", deaf)
     async with running(settings, store, receiver.url, limited=False):
         await listening.wait()
     assert not heard.is_set()  # it has stopped all the same
@@ -698,7 +700,7 @@ async def test_looks_that_were_told_for_nothing_are_apart(
     monkeypatch.setattr(change_stream, "MOST_S", 60.0)
     told = replace(settings, poll_interval=60, lease=120)
     async with running(told, store, receiver.url, limited=False):
-        await eventually(lambda: asyncio.sleep(0, store.listener._cursor))
+        await eventually(lambda: asyncio.sleep(0, store.change_stream._cursor))
         looks = looks_of(store, monkeypatch)
         async with asyncio.timeout(15):  # not told, it would look in a minute
             while len(looks) < 6:
@@ -710,9 +712,9 @@ async def test_looks_that_were_told_for_nothing_are_apart(
 async def test_who_finds_something_looks_again_at_once(settings, store, db, receiver, monkeypatch):
     busy = replace(settings, concurrency=4, rate_limit=0)
     async with running(busy, store, receiver.url):
-        await eventually(lambda: asyncio.sleep(0, store.listener._cursor))
+        await eventually(lambda: asyncio.sleep(0, store.change_stream._cursor))
         looks = looks_of(store, monkeypatch)
-        await store.insert([new_event() for _ in range(100)])
+        await store.writer.insert([new_event() for _ in range(100)])
         await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
     assert min(later - earlier for earlier, later in pairwise(looks)) < LOOKS_APART_S
 
@@ -729,7 +731,7 @@ async def test_a_dispatcher_that_is_cancelled_listens_no_more(
         finally:
             over.set()
 
-    monkeypatch.setattr(store.listener, "wait", hear)
+    monkeypatch.setattr(store.change_stream, "wait", hear)
     async with replica(settings, store, receiver.url) as dispatcher:
         running_on = asyncio.create_task(dispatcher.run())
         await listening.wait()
@@ -744,10 +746,10 @@ async def test_who_is_outrun_is_later_the_next_time_and_who_is_not_sooner(
     async with replica(replace(settings, rate_limit=0), store, receiver.url) as dispatcher:
         spreads = []
         for outrun in [True] * 8 + [False] * 8:
-            await store.insert([new_event()])
+            await store.writer.insert([new_event()])
             with monkeypatch.context() as patched:
                 if outrun:  # another takes what this one has seen
-                    lease = store._lease
+                    lease = store.queue._lease
 
                     async def too_late(event_id, destination, update, lease=lease):
                         await lease(event_id, destination, update)

@@ -18,7 +18,7 @@ from tests.support import SECRET
 from wds import mock_downstream
 from wds.config import Settings
 from wds.ingest import create_app
-from wds.storage.lease_queue import Store
+from wds.storage.store import Store
 
 ROOT = Path(__file__).parents[2]
 COLLECTION = ROOT / "docs" / "postman" / "wds.postman_collection.json"

@@ -21,7 +21,7 @@ from wds.domain.events import derived_id
 from wds.ingest import create_app
 from wds.local import embedded_engines
 from wds.storage import rollup_queries
-from wds.storage.lease_queue import Store
+from wds.storage.store import Store
 from wds.telemetry import metrics, tracing
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY
 from wds.config import Settings
 from wds.domain.deliveries import Outcome
 from wds.ingest import create_app
-from wds.storage.lease_queue import Store
+from wds.storage.store import Store
 from wds.telemetry import metrics
 
 ROOT = Path(__file__).parents[2]

@@ -21,7 +21,7 @@ from wds.telemetry import metrics
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
-    from wds.storage.bulk_actions import Bulk, Taken
+    from wds.storage.bulk_actions import BulkActions, Taken
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +33,7 @@ TOO_SLOW = "finding the next events takes too long; begin another over a shorter
 class BulkWorker:
     """Works on the bulk actions of one database; `wake` when there is a new one."""
 
-    def __init__(self, bulk: Bulk, *, owner: str) -> None:
+    def __init__(self, bulk: BulkActions, *, owner: str) -> None:
         """Take what to work on, and this process's name."""
         self._bulk = bulk
         self._owner = owner

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from wds.config import Settings
     from wds.storage.bulk_actions import Changed
     from wds.storage.lease_queries import Document
-    from wds.storage.lease_queue import Store
+    from wds.storage.store import Store
 
 log = structlog.get_logger(__name__)
 
@@ -99,7 +99,7 @@ class Operate:
         Raises:
             Refusal: 404 if there is no such event, 409 if there is nothing to do.
         """
-        changed = await self._store.bulk.one(event_id, instruction)
+        changed = await self._store.bulk_actions.one(event_id, instruction)
         if changed is None:
             raise Refusal(404, "not_found", "no event has this id")
         if changed.verdict in REFUSED:
@@ -156,7 +156,7 @@ class Operate:
             chosen["to"] = min(chosen.get("to", now), now)
             counts = await self._store.rollups.counts(event_queries.match(**chosen))
         else:
-            counts = await self._store.archive.counts(events)
+            counts = await self._store.reader.counts(events)
         return {each["_id"]: each["count"] for each in counts["by_status"]}
 
     async def _matched(self, action: Action, wanted: str) -> int | None:
@@ -180,10 +180,10 @@ class Operate:
         action = instruction.action
         if action is not Action.REPLAY:
             per_second = None
-        known = await self._store.bulk.get(instruction.request_id)
+        known = await self._store.bulk_actions.get(instruction.request_id)
         new = False
         if known is None:
-            known, new = await self._store.bulk.start(
+            known, new = await self._store.bulk_actions.start(
                 instruction,
                 wanted=wanted,
                 limit=limit,
@@ -205,11 +205,13 @@ class Operate:
 
     async def bulk(self, request: web.Request) -> web.Response:
         """Show a bulk action and how far it is."""
-        return json_answer(bulk_json(_found(await self._store.bulk.get(_request_id(request)))))
+        return json_answer(
+            bulk_json(_found(await self._store.bulk_actions.get(_request_id(request))))
+        )
 
     async def bulks(self, _request: web.Request) -> web.Response:
         """List the latest bulk actions, newest first."""
-        found = await self._store.bulk.recent()
+        found = await self._store.bulk_actions.recent()
         return json_answer({"bulk_actions": [bulk_json(each) for each in found]})
 
     async def stop(self, request: web.Request) -> web.Response:
@@ -222,7 +224,7 @@ class Operate:
         Raises:
             Refusal: 404 if there is none.
         """
-        stopped, asked = await self._store.bulk.stop(_request_id(request))
+        stopped, asked = await self._store.bulk_actions.stop(_request_id(request))
         found = _found(stopped)
         if asked:
             event_log.bulk_action_stopped(found, _remote(request))

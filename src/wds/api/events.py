@@ -20,7 +20,7 @@ from wds.web.openapi import Operation
 
 if TYPE_CHECKING:
     from wds.storage.lease_queries import Document
-    from wds.storage.lease_queue import Store
+    from wds.storage.store import Store
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +30,7 @@ class Search:
 
     def __init__(self, store: Store) -> None:
         """Take the store to read."""
-        self._archive = store.archive
+        self._archive = store.reader
         self._rollups = store.rollups
         self._now = store.now
         self._schema = schemas.SearchRequestSchema()

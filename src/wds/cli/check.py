@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from wds.domain.invariants import INVARIANTS, Expectations, violations
-from wds.storage.lease_queue import Store
+from wds.storage.store import Store
 
 if TYPE_CHECKING:
     from wds.config import Settings
@@ -43,8 +43,8 @@ async def check(settings: Settings, *, overdue_s: float, payloads: bool) -> int:
     try:
         await store.open()
         with bar:
-            task = bar.add_task("checking", total=await store.archive.estimated_count())
-            async for page in store.archive.scan(payloads=payloads):
+            task = bar.add_task("checking", total=await store.reader.estimated_count())
+            async for page in store.reader.scan(payloads=payloads):
                 expected = Expectations(
                     now=await store.now(),
                     max_attempts=settings.max_attempts,

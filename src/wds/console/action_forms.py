@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from wds.api.actions import Operate
     from wds.console.events import Console
     from wds.storage.lease_queries import Document
-    from wds.storage.lease_queue import Store
+    from wds.storage.store import Store
 
     Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -164,13 +164,13 @@ class Confirm:
 
     async def actions(self, request: web.Request) -> web.StreamResponse:
         """List the latest bulk actions."""
-        found = await self._store.bulk.recent()
+        found = await self._store.bulk_actions.recent()
         now = await self._store.now()
         return page(request, "actions.html", {"bulks": [_bulk(each) for each in found], "now": now})
 
     async def action(self, request: web.Request) -> web.StreamResponse:
         """Show a bulk action and how far it is."""
-        found = await self._store.bulk.get(request.match_info["request_id"])
+        found = await self._store.bulk_actions.get(request.match_info["request_id"])
         if found is None:
             raise Refusal(404, "not_found", "no bulk action has this request id")
         bulk = _bulk(found)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
 
     from wds.config import Settings
-    from wds.storage.revoked_sessions import Logouts
+    from wds.storage.revoked_sessions import RevokedSessions
     from wds.web.operator_access import Guard
 
 log = structlog.get_logger(__name__)
@@ -58,7 +58,7 @@ HEADERS = {
 class Doorway:
     """Opens the console's handlers to those who may come in."""
 
-    def __init__(self, settings: Settings, guard: Guard, logouts: Logouts) -> None:
+    def __init__(self, settings: Settings, guard: Guard, logouts: RevokedSessions) -> None:
         """Take the rules. Every replica with the same secrets accepts the same sessions."""
         self._guard = guard
         self._logouts = logouts

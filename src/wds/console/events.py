@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from wds.console.event_query import View
     from wds.storage.lease_queries import Document
-    from wds.storage.lease_queue import Store
+    from wds.storage.store import Store
 
 Outcomes = list[tuple[datetime, str, int]]
 """Counts of events by the start of a bar and by status."""
@@ -69,7 +69,7 @@ class Console:
     def __init__(self, store: Store) -> None:
         """Take the store to read."""
         self._store = store
-        self._archive = store.archive
+        self._archive = store.reader
         self._outcomes: Recall[Tally | None] = Recall()
 
     async def find(self, request: web.Request) -> web.StreamResponse:
@@ -91,7 +91,9 @@ class Console:
             # A form sends its empty fields too; an address to be shared is better without.
             raise web.HTTPFound(asked.here)
         now, backlog, fleet = await asyncio.gather(
-            self._store.now(), self._store.watch.backlog(DESTINATION), self._store.watch.fleet()
+            self._store.now(),
+            self._store.replicas.backlog(DESTINATION),
+            self._store.replicas.fleet(),
         )
         context: dict[str, Any] = {
             **_CHOICES,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from wds.api.actions import Operate
     from wds.config import Settings
-    from wds.storage.lease_queue import Store
+    from wds.storage.store import Store
     from wds.web.operator_access import Guard
 
     Route = tuple[str, str, Handler]
@@ -43,7 +43,7 @@ def add_to(
 
     A browser that is logged in may also read what the API shows to operators.
     """
-    door = Doorway(settings, guard, store.logouts)
+    door = Doorway(settings, guard, store.revoked_sessions)
     assets = templating.Assets()
     templating.set_up(app, assets, has_login=door.has_login)
     own = _add(app, [*_free(door, assets), *_guarded(door, store, operate)])

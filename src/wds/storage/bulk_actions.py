@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from wds.storage.lease_queries import Document
-    from wds.storage.mongo import Connection
+    from wds.storage.mongo import MongoDatabase
     from wds.storage.rollups import Rollups
 
 CHUNK = 200
@@ -73,10 +73,10 @@ class Changed:
     event: Document
 
 
-class Bulk:
+class BulkActions:
     """Changes to events by operators. What is not confirmed is `StoreUnavailableError`."""
 
-    def __init__(self, mongo: Connection, rollups: Rollups) -> None:
+    def __init__(self, mongo: MongoDatabase, rollups: Rollups) -> None:
         """Take the connection to use, and the kept counts, which replays change."""
         self._mongo = mongo
         self._try_for = mongo.try_for

@@ -29,7 +29,7 @@ from wds.storage.mongo import AWARE, CLOSE_S, SOCKET_TIMEOUT_S, heeded
 
 if TYPE_CHECKING:
     from wds.storage.lease_queries import Document
-    from wds.storage.mongo import Connection, Session
+    from wds.storage.mongo import MongoDatabase, Session
 
 log = structlog.get_logger(__name__)
 
@@ -41,10 +41,10 @@ TRY_AGAIN_S = 60.0
 """Seconds after which listening is tried again where it failed."""
 
 
-class Listener:
+class ChangeStream:
     """One process's ear. `wait`, look, and `wait` again; `close`."""
 
-    def __init__(self, mongo: Connection) -> None:
+    def __init__(self, mongo: MongoDatabase) -> None:
         """Take the connection to use."""
         self._mongo = mongo
         self._db = mongo.queue_db

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from wds.storage.event_queries import Position
     from wds.storage.lease_queries import Document
-    from wds.storage.mongo import Connection
+    from wds.storage.mongo import MongoDatabase
     from wds.storage.rollup_queries import Span
     from wds.storage.rollups import Rollups
 
@@ -51,13 +51,13 @@ class _Cut:
     batch: int
 
 
-class Archive:
+class EventReader:
     """Read access to the events of one database. What cannot be read is `StoreUnavailableError`.
 
     Whatever reads more than one event may also be a `SearchTooSlowError`.
     """
 
-    def __init__(self, mongo: Connection, rollups: Rollups) -> None:
+    def __init__(self, mongo: MongoDatabase, rollups: Rollups) -> None:
         """Take the connection to read over, and what knows where finished events are."""
         self._rollups = rollups
         self._events = mongo.db[lease_queries.EVENTS]

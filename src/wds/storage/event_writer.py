@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from wds.storage.lease_queries import Document
-    from wds.storage.mongo import Connection, Session
+    from wds.storage.mongo import MongoDatabase, Session
     from wds.storage.rollups import Rollups
 
 READ_BUDGET_S = 5.0
@@ -32,10 +32,10 @@ _MILLISECOND = timedelta(milliseconds=1)
 """The least by which two instants in the database differ."""
 
 
-class Inserts:
+class EventWriter:
     """The writing of new events; what was written late is told to the kept counts."""
 
-    def __init__(self, mongo: Connection, rollups: Rollups) -> None:
+    def __init__(self, mongo: MongoDatabase, rollups: Rollups) -> None:
         """Take the connection, and the counts to tell."""
         self._mongo = mongo
         self._rollups = rollups

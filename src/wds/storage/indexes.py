@@ -1,12 +1,21 @@
-"""Every index of the events and of what is kept beside them, as plain data. Pure.
+"""Every index of the events, and how a starting process makes them.
 
-`store` makes them at start; queries name the one they are read by, so a name is part of a query.
-Those of bulk actions are in `actions`.
+Queries name the index that they are read by, so a name is part of a query. The indexes of bulk
+actions are in `action_queries`.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+import structlog
 from pymongo import ASCENDING, DESCENDING, IndexModel
+from pymongo.errors import OperationFailure
+
+if TYPE_CHECKING:
+    from pymongo.asynchronous.collection import AsyncCollection
+
+log = structlog.get_logger(__name__)
 
 CLAIM_INDEX = IndexModel(
     [("destination", ASCENDING), ("next_attempt_at", ASCENDING), ("_id", ASCENDING)],
@@ -81,3 +90,32 @@ def retention_index(after_s: int) -> IndexModel:
 
 
 LOGOUTS_INDEX = IndexModel([("forget_at", ASCENDING)], name="forget", expireAfterSeconds=0)
+
+_INDEX_NOT_FOUND = 27
+
+
+async def make_indexes(events: AsyncCollection[dict[str, Any]]) -> None:
+    """Make what is missing, and anew what an earlier version made otherwise under the same name.
+
+    Then drop what is obsolete. Replicas of an earlier version may still ask for that, so what
+    replaces it is there first.
+    """
+    existing = await events.index_information()
+    for index in EVENT_INDEXES:
+        name, keys = index.document["name"], list(index.document["key"].items())
+        if name in existing and existing[name]["key"] != keys:
+            log.warning("index_made_anew", index=name)
+            await _drop_index(events, name)
+    await events.create_indexes(EVENT_INDEXES)
+    for name in existing.keys() & set(OBSOLETE_INDEXES):
+        log.warning("index_dropped", index=name, consequence="nothing uses it any more")
+        await _drop_index(events, name)
+
+
+async def _drop_index(events: AsyncCollection[dict[str, Any]], name: str) -> None:
+    """Drop an index, unless another replica that starts just now was faster."""
+    try:
+        await events.drop_index(name)
+    except OperationFailure as error:
+        if error.code != _INDEX_NOT_FOUND:
+            raise

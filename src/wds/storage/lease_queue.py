@@ -17,35 +17,25 @@ from typing import TYPE_CHECKING, NamedTuple
 import structlog
 from msgspec.structs import replace
 from pymongo import ReturnDocument
-from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.errors import PyMongoError
 from pymongo.read_concern import ReadConcern
 
 from wds.domain.deliveries import Claim, Claimed, Outcome, Settlement, Status
 from wds.domain.errors import StoreUnavailableError
-from wds.storage import indexes, lease_queries, retention
-from wds.storage.bulk_actions import Bulk
-from wds.storage.change_stream import Listener
-from wds.storage.event_reader import Archive
-from wds.storage.event_writer import READ_BUDGET_S, Inserts
+from wds.storage import lease_queries
+from wds.storage.event_writer import READ_BUDGET_S
 from wds.storage.mongo import (
-    FOREVER,
-    Connection,
+    MongoDatabase,
     heeded,
     transient,
     uptime,
 )
-from wds.storage.replicas import Watch
-from wds.storage.revoked_sessions import Logouts
-from wds.storage.rollups import Rollups
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
     from pymongo import UpdateMany, UpdateOne
-    from pymongo.asynchronous.collection import AsyncCollection
 
-    from wds.domain.events import Conflict, NewEvent, Receipt
     from wds.storage.lease_queries import Document
 
 log = structlog.get_logger(__name__)
@@ -57,7 +47,6 @@ PEEK_FACTOR = 4
 PEEK_LEAST = 16
 PEEKS_MOST = 3
 """How often a claim of one event looks again where others took, or it buried, all it saw."""
-_INDEX_NOT_FOUND = 27
 
 
 class _Got(NamedTuple):
@@ -69,68 +58,16 @@ class _Got(NamedTuple):
     saw_some: bool = True
 
 
-class Store:
-    """One process's access to the events. Create, `open`, use, `close`."""
+class MongoLeaseQueue:
+    """The lease queue in the collection of events."""
 
-    def __init__(self, url: str, database: str) -> None:
-        """Prepare the clients; nothing is sent until `open`.
-
-        Raises:
-            StartError: the URL is malformed. It is not repeated, it may hold a password.
-        """
-        self._mongo = Connection(url, database)
-        self.rollups = Rollups(self._mongo)
-        self.archive = Archive(self._mongo, self.rollups)
-        self.watch = Watch(self._mongo)
-        self.listener = Listener(self._mongo)
-        self.logouts = Logouts(self._mongo)
-        self._inserts = Inserts(self._mongo, self.rollups)
-        self.bulk = Bulk(self._mongo, self.rollups)
-        self._try_for = self._mongo.try_for
-        self._events = self._mongo.queue_db[lease_queries.EVENTS]
+    def __init__(self, mongo: MongoDatabase) -> None:
+        """Use an open connection."""
+        self._mongo = mongo
+        self._try_for = mongo.try_for
+        self._events = mongo.queue_db[lease_queries.EVENTS]
         # What decides whether a write took place is read where no failover can undo it.
         self._majority = self._events.with_options(read_concern=ReadConcern("majority"))
-
-    async def open(self) -> None:
-        """Check what kind of server this is and make the indexes, once it answers.
-
-        Raises:
-            StandaloneRefusedError: it is no replica set.
-            StartError: it refuses this client.
-        """
-        await self._mongo.open()
-        await self._try_for(FOREVER, lambda: _make_indexes(self._events))
-        await self.bulk.open()
-        await self.logouts.open()
-
-    async def keep_for(self, days: int | None) -> None:
-        """Have events deleted so many days after they finished; None keeps them for ever."""
-        after_s = None if days is None else days * retention.DAY_S
-        self.rollups.keep_for(after_s)
-        await retention.apply(self._mongo, after_s, self.rollups.forget)
-
-    async def close(self) -> None:
-        """Drop all connections."""
-        await self.listener.close()
-        await self._mongo.close()
-
-    async def ping(self) -> None:
-        """Return if a primary answers.
-
-        Raises:
-            StoreUnavailableError: none does.
-        """
-        await self._try_for(0, self._mongo.hello)
-
-    async def insert(self, events: Sequence[NewEvent]) -> list[Receipt | Conflict]:
-        """Store `events`, one result for each in order; see `Inserts.insert`."""
-        return await self._inserts.insert(events)
-
-    async def insert_all(self, events: Sequence[NewEvent]) -> list[Receipt | Conflict]:
-        """Store all of `events`, or none if one is a `Conflict`; see `Inserts.insert_all`."""
-        return await self._inserts.insert_all(events)
-
-    # -- the lease queue -------------------------------------------------------------------
 
     async def claim(
         self, destination: str, limit: int, *, owner: str, lease_s: float, max_attempts: int
@@ -332,10 +269,6 @@ class Store:
         )
         return written.matched_count
 
-    async def now(self) -> datetime:
-        """Return the database's time, at most a few seconds of drift from it; UTC."""
-        return await self._mongo.now()
-
 
 def _cancelled(settlement: Settlement) -> Settlement:
     """Return the end instead of a retry, for an event that an operator cancelled meanwhile."""
@@ -373,30 +306,3 @@ def _claim(document: Document, token: str, held_since: float, trusted_until: flo
         trace=document.get("trace"),
         attempts_before=document.get("attempts_before", 0),
     )
-
-
-async def _make_indexes(events: AsyncCollection[Document]) -> None:
-    """Make what is missing, and anew what an earlier version made otherwise under the same name.
-
-    Then drop what is obsolete. Replicas of an earlier version may still ask for that, so what
-    replaces it is there first.
-    """
-    existing = await events.index_information()
-    for index in indexes.EVENT_INDEXES:
-        name, keys = index.document["name"], list(index.document["key"].items())
-        if name in existing and existing[name]["key"] != keys:
-            log.warning("index_made_anew", index=name)
-            await _drop_index(events, name)
-    await events.create_indexes(indexes.EVENT_INDEXES)
-    for name in existing.keys() & set(indexes.OBSOLETE_INDEXES):
-        log.warning("index_dropped", index=name, consequence="nothing uses it any more")
-        await _drop_index(events, name)
-
-
-async def _drop_index(events: AsyncCollection[Document], name: str) -> None:
-    """Drop an index, unless another replica that starts just now was faster."""
-    try:
-        await events.drop_index(name)
-    except OperationFailure as error:
-        if error.code != _INDEX_NOT_FOUND:
-            raise

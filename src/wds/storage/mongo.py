@@ -100,7 +100,7 @@ AWARE: CodecOptions[Document] = CodecOptions(tz_aware=True)
 """For `command`, which ignores the client's own."""
 
 
-class Connection:
+class MongoDatabase:
     """One database, by two clients of the one driver.
 
     Attributes:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from wds.storage.lease_queries import Document
-    from wds.storage.mongo import Connection
+    from wds.storage.mongo import MongoDatabase
 
 BACKLOG_CAP = 100_000
 """The due gauge counts no further, so that a huge backlog does not make its own metric slow."""
@@ -32,10 +32,10 @@ class Backlog:
     oldest_due_s: float
 
 
-class Watch:
+class Replicas:
     """One process's part in it. What MongoDB does not confirm is `StoreUnavailableError`."""
 
-    def __init__(self, mongo: Connection) -> None:
+    def __init__(self, mongo: MongoDatabase) -> None:
         """Take the connection to use."""
         self._mongo = mongo
         self._try_for = mongo.try_for

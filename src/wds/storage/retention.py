@@ -18,7 +18,7 @@ from wds.storage.mongo import FOREVER
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from wds.storage.mongo import Connection
+    from wds.storage.mongo import MongoDatabase
 
 log = structlog.get_logger(__name__)
 
@@ -28,7 +28,7 @@ _NO_SUCH_COLLECTION, _NO_SUCH_INDEX, _OTHER_OPTIONS = 26, 27, 85
 
 
 async def apply(
-    mongo: Connection, after_s: int | None, changing: Callable[[], Awaitable[None]]
+    mongo: MongoDatabase, after_s: int | None, changing: Callable[[], Awaitable[None]]
 ) -> None:
     """Have finished events deleted after so many seconds; None keeps them for ever.
 
@@ -43,14 +43,14 @@ async def apply(
     log.info("retention_changed", days=None if after_s is None else after_s / DAY_S)
 
 
-async def _current(mongo: Connection) -> int | None:
+async def _current(mongo: MongoDatabase) -> int | None:
     """Return after how many seconds events are deleted now, None for never."""
     indexes = await mongo.db[lease_queries.EVENTS].index_information()
     index = indexes.get(RETENTION_INDEX)
     return None if index is None else int(index["expireAfterSeconds"])
 
 
-async def _apply(mongo: Connection, after_s: int | None) -> None:
+async def _apply(mongo: MongoDatabase, after_s: int | None) -> None:
     events = mongo.db[lease_queries.EVENTS]
     while True:
         try:
@@ -68,7 +68,7 @@ async def _apply(mongo: Connection, after_s: int | None) -> None:
         return
 
 
-async def _change(mongo: Connection, after_s: int) -> bool:
+async def _change(mongo: MongoDatabase, after_s: int) -> bool:
     """Set another age in the index that is there; False if it is not there any more."""
     index = {"name": RETENTION_INDEX, "expireAfterSeconds": after_s}
     try:

@@ -15,16 +15,16 @@ from wds.storage import indexes, lease_queries
 from wds.storage.mongo import FOREVER, WRITE_BUDGET_S
 
 if TYPE_CHECKING:
-    from wds.storage.mongo import Connection
+    from wds.storage.mongo import MongoDatabase
 
 KEPT_LONGER = timedelta(days=1)
 """Longer than any two clocks differ: a replica whose clock is slow takes a session for longer."""
 
 
-class Logouts:
+class RevokedSessions:
     """One process's access to them. What MongoDB does not confirm is `StoreUnavailableError`."""
 
-    def __init__(self, mongo: Connection) -> None:
+    def __init__(self, mongo: MongoDatabase) -> None:
         """Take the connection to use."""
         self._try_for = mongo.try_for
         self._ended = mongo.queue_db[lease_queries.LOGOUTS]

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from wds.storage.lease_queries import Document
-    from wds.storage.mongo import Connection
+    from wds.storage.mongo import MongoDatabase
     from wds.storage.rollup_queries import Span
 
 log = structlog.get_logger(__name__)
@@ -69,7 +69,7 @@ class Rollups:
     What it ends at the time limit of a search is `SearchTooSlowError`.
     """
 
-    def __init__(self, mongo: Connection) -> None:
+    def __init__(self, mongo: MongoDatabase) -> None:
         """Take the connection to use."""
         self._mongo = mongo
         self._try_for = mongo.try_for

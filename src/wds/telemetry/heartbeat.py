@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from wds.delivery.rate_limiter import Limiter
-    from wds.storage.lease_queue import Store
+    from wds.storage.store import Store
 
 log = structlog.get_logger(__name__)
 
@@ -40,9 +40,9 @@ def owner_name() -> str:
 async def report_once(store: Store, limiter: Limiter | None, *, owner: str, role: str) -> None:
     """Write one heartbeat and refresh the gauges; what does not answer is shown as down."""
     try:
-        fleet = await store.watch.report(owner=owner, role=role, totals=metrics.own_totals())
+        fleet = await store.replicas.report(owner=owner, role=role, totals=metrics.own_totals())
         metrics.fleet.show(fleet)
-        backlog = await store.watch.backlog("default")
+        backlog = await store.replicas.backlog("default")
     except StoreUnavailableError as error:
         metrics.STORE_UP.set(0)
         log.warning("heartbeat_failed", cause=str(error))

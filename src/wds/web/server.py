@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from aiohttp.typedefs import Handler, Middleware
 
-    from wds.storage.lease_queue import Store
+    from wds.storage.store import Store
 
     Check = Callable[[], Awaitable[None]]
 

@@ -31,18 +31,22 @@ class Queue:
 
     async def insert(self, count=1, **fields):
         events = [new_event(**fields) for _ in range(count)]
-        await self.store.insert(events)
+        await self.store.writer.insert(events)
         return [event.id for event in events]
 
     async def claim(self, limit=1):
         await clock_caught_up(self.store)
-        claimed = await self.store.claim("default", limit, owner="d", lease_s=60, max_attempts=MOST)
+        claimed = await self.store.queue.claim(
+            "default", limit, owner="d", lease_s=60, max_attempts=MOST
+        )
         return claimed.claims
 
     async def attempt(self, *, succeed, limit=1):
         """Claim what is due and settle it like a dispatcher."""
         claims = await self.claim(limit)
-        assert all(await self.store.settle([settlement(each, succeed=succeed) for each in claims]))
+        assert all(
+            await self.store.queue.settle([settlement(each, succeed=succeed) for each in claims])
+        )
         return len(claims)
 
     async def due_now(self):
@@ -308,7 +312,7 @@ async def test_an_attempt_under_way_is_not_cut_short_and_nothing_follows_it(
             if end == "defer"
             else settlement(claim, succeed=end == "success")
         )
-        assert await queue.store.settle([done]) != [None]
+        assert await queue.store.queue.settle([done]) != [None]
 
     event = await queue.event(event_id)
     assert (event["status"], len(event["attempts"])) == (status, attempts)
@@ -462,13 +466,13 @@ async def test_events_being_delivered_are_skipped_and_counted(client, queue):
 
 async def test_what_arrives_after_the_request_is_not_meant(client, queue, store, monkeypatch):
     held = asyncio.Event()
-    take = store.bulk.take
+    take = store.bulk_actions.take
 
     async def take_later(owner):
         await held.wait()
         return await take(owner)
 
-    monkeypatch.setattr(store.bulk, "take", take_later)
+    monkeypatch.setattr(store.bulk_actions, "take", take_later)
     await queue.insert(2)
     _, begun = await post(client, "/webhooks/cancel", {"from": "2020-01-01"})
     await asyncio.sleep(0.002)  # the clock of arrivals is in milliseconds
@@ -623,7 +627,7 @@ async def test_what_an_operator_does_to_an_event_is_a_line_with_who_and_from_whe
 async def test_what_an_operator_does_to_many_is_a_line_when_it_begins_and_when_it_is_stopped(
     client, queue, store, monkeypatch
 ):
-    monkeypatch.setattr(store.bulk, "take", never)
+    monkeypatch.setattr(store.bulk_actions, "take", never)
     await queue.failed(2)
     body = {"from": "2020-01-01", "request_id": "r", "by": "ann", "reason": "hush"}
     with capture_logs() as lines:

@@ -166,7 +166,7 @@ async def test_a_cursor_stays_right_while_events_arrive(client, past, store, sor
         cursor = page["next_cursor"]
         if cursor is None or len(found) > 1000:
             break
-        await store.insert([new_event() for _ in range(7)])
+        await store.writer.insert([new_event() for _ in range(7)])
     old = [event_id for event_id in found if event_id in {each["_id"] for each in past}]
 
     assert old == in_order(past, sort)
@@ -199,14 +199,14 @@ async def test_an_export_of_nothing_is_empty(client):
 
 async def test_what_arrives_during_an_export_is_left_out(client, past, store, monkeypatch):
     monkeypatch.setattr("wds.storage.event_reader.SCAN_PAGE", 100)
-    page = store.archive.page
+    page = store.reader.page
 
     async def page_with_arrivals(*args, **kwargs):
         await asyncio.sleep(0.002)
-        await store.insert([new_event()])
+        await store.writer.insert([new_event()])
         return await page(*args, **kwargs)
 
-    monkeypatch.setattr(store.archive, "page", page_with_arrivals)
+    monkeypatch.setattr(store.reader, "page", page_with_arrivals)
     assert len(await export(client, sort="received_at")) == len(past)
 
 
@@ -215,7 +215,7 @@ async def test_an_export_that_fails_on_the_way_cannot_be_taken_for_whole(
 ):
     monkeypatch.setattr("wds.storage.event_reader.SCAN_PAGE", 100)
     monkeypatch.setattr("wds.storage.event_reader.EXPORT_BUDGET_S", 0)
-    page, pages = store.archive.page, []
+    page, pages = store.reader.page, []
 
     async def page_or_failure(*args, **kwargs):
         pages.append(kwargs["after"])
@@ -223,7 +223,7 @@ async def test_an_export_that_fails_on_the_way_cannot_be_taken_for_whole(
             raise StoreUnavailableError
         return await page(*args, **kwargs)
 
-    monkeypatch.setattr(store.archive, "page", page_or_failure)
+    monkeypatch.setattr(store.reader, "page", page_or_failure)
     with pytest.raises(aiohttp.ClientError):
         await export(client)
     assert len(pages) == 3 and len(past) > 200
@@ -235,7 +235,7 @@ async def test_an_export_that_cannot_begin_is_an_error(client, store, monkeypatc
     async def failure(*_args, **_kwargs):
         raise StoreUnavailableError
 
-    monkeypatch.setattr(store.archive, "page", failure)
+    monkeypatch.setattr(store.reader, "page", failure)
     status, answer = await client.post("/webhooks/export", b"{}")
     assert (status, answer["error"]["code"]) == (503, "store_unavailable")
 
@@ -268,7 +268,7 @@ async def test_a_client_that_leaves_an_export_ends_it(client, past, store, monke
     assert past
     monkeypatch.setattr("wds.storage.event_reader.SCAN_PAGE", 1)
     ended = asyncio.Event()
-    original = store.archive.export
+    original = store.reader.export
 
     async def watched(*args, **kwargs):
         try:
@@ -279,7 +279,7 @@ async def test_a_client_that_leaves_an_export_ends_it(client, past, store, monke
         finally:
             ended.set()
 
-    monkeypatch.setattr(store.archive, "export", watched)
+    monkeypatch.setattr(store.reader, "export", watched)
     async with client.session.post(f"{client.url}/webhooks/export", json={}) as response:
         await response.content.readline()
         response.close()
@@ -290,7 +290,7 @@ async def test_a_client_that_leaves_an_export_ends_it(client, past, store, monke
 async def test_an_export_has_an_event_a_line_however_its_payload_is_written(client, store):
     broken = new_event(b'{\r\n  "text": "a\\nb",\n  "n": 1\n}\n')
     form = replace(new_event(b"a=%0A\n"), content_type="application/x-www-form-urlencoded")
-    await store.insert([broken, form])
+    await store.writer.insert([broken, form])
     events = await export(client, include_payload=True)
 
     assert {event["id"]: event["payload"] for event in events} == {
@@ -344,9 +344,9 @@ def test_the_server_ends_a_search_before_the_driver_takes_it_for_a_broken_connec
 async def test_a_scan_with_payloads_holds_no_more_of_them_than_a_page_may(store, past, monkeypatch):
     size = len(past[0]["payload"])
     monkeypatch.setattr("wds.storage.event_reader.PAGE_BYTES", 10 * size)
-    pages = [page async for page in store.archive.scan(payloads=True)]
+    pages = [page async for page in store.reader.scan(payloads=True)]
     assert [each["_id"] for page in pages for each in page] == sorted(each["_id"] for each in past)
     assert max(len(page) for page in pages) <= 10
 
-    [whole] = [page async for page in store.archive.scan(payloads=False)]
+    [whole] = [page async for page in store.reader.scan(payloads=False)]
     assert len(whole) == len(past)

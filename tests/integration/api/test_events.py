@@ -274,7 +274,7 @@ async def test_searches_at_once_answer_each_its_own_question(client, past):  # n
 
 async def test_a_page_with_payloads_is_bounded_in_bytes_and_the_cursor_goes_on(client, store):
     big = b'{"x":"' + b"y" * 3_000_000 + b'"}'
-    await store.insert([new_event(big, key=f"k{number}") for number in range(7)])
+    await store.writer.insert([new_event(big, key=f"k{number}") for number in range(7)])
     query, ids = {"include_payload": True, "limit": 500}, []
     while True:
         status, page = await client.post("/webhooks/search", json.dumps(query).encode())

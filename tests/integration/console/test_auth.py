@@ -17,7 +17,7 @@ from tests.support import make_settings, new_event
 from wds.console.sessions import LIFETIME_S, Sessions
 from wds.domain.errors import StoreUnavailableError
 from wds.ingest import create_app
-from wds.storage.revoked_sessions import Logouts
+from wds.storage.revoked_sessions import RevokedSessions
 from wds.web.operator_access import BURST
 from wds.web.server import listening
 
@@ -50,7 +50,7 @@ def serving(engines, store, db):  # noqa: ARG001 - `db` drops the database
     @asynccontextmanager
     async def run(**changes):
         app = create_app(make_settings(engines, **changes), store)
-        await store.insert([EVENT])
+        await store.writer.insert([EVENT])
         async with (
             listening(app, "127.0.0.1", 0) as port,
             aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session,
@@ -271,7 +271,7 @@ async def test_while_nobody_can_tell_whether_a_session_was_ended_it_opens_nothin
         page = await ask("/console", cookie=cookie)
         for name in ("has", "end"):
             with monkeypatch.context() as broken:
-                broken.setattr(Logouts, name, silence)
+                broken.setattr(RevokedSessions, name, silence)
                 data = {"form_token": page.form_token}
                 assert (await ask("/console/logout", data=data, cookie=cookie)).status == 503
                 if name == "has":

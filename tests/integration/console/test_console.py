@@ -22,8 +22,8 @@ from wds.console import templating
 from wds.console.event_query import stamp
 from wds.domain.errors import StoreUnavailableError
 from wds.ingest import create_app
-from wds.storage.lease_queue import Store
 from wds.storage.rollups import Rollups
+from wds.storage.store import Store
 from wds.web.server import listening
 
 POLICY = (
@@ -326,7 +326,7 @@ async def test_control_a_template_that_trusts_text_is_found(settings, db, store,
 async def test_a_payload_is_a_file_to_a_browser_whatever_is_in_it(look, store):
     payload = b'{"a":"<script>alert(1)</script>\xc3\xa9", "n": 1e400}'
     event = new_event(payload, key="k")
-    await store.insert([event])
+    await store.writer.insert([event])
     file = await look(f"/console/events/{event.id}/payload")
     assert file.html.encode() == payload
     assert file.headers["Content-Type"] == "application/octet-stream"
@@ -589,7 +589,7 @@ async def test_an_event_is_told_whole(look, past):
 )
 async def test_a_large_payload_is_cut_on_the_page_and_whole_in_the_file(look, store, payload):
     event = new_event(payload)
-    await store.insert([event])
+    await store.writer.insert([event])
     page = await look(f"/console/events/{event.id}")
     assert "Cut here" in page.text
     assert len(page.html) < 2_500_000
@@ -598,7 +598,7 @@ async def test_a_large_payload_is_cut_on_the_page_and_whole_in_the_file(look, st
 
 async def test_a_payload_that_is_no_json_is_shown_as_it_is(look, db, store):
     event = new_event(b"payload=%7B%22a%22%3A1%7D&x=\xff<b>")
-    await store.insert([event])
+    await store.writer.insert([event])
     page = await look(f"/console/events/{event.id}")
     assert await db.events.count_documents({}) == 1
     assert "payload=%7B%22a%22%3A1%7D&x=\ufffd<b>" in page.text

@@ -16,7 +16,7 @@ from wds import ingest
 from wds.domain.events import derived_id
 from wds.ingest import create_app
 from wds.signing.hmac_sha256 import sign
-from wds.storage.event_writer import Inserts
+from wds.storage.event_writer import EventWriter
 from wds.web.server import listening
 
 ODD = {
@@ -417,7 +417,7 @@ async def test_a_key_whose_event_is_being_written_is_a_repeat_in_the_insert_besi
     client, db, monkeypatch
 ):
     """The second write meets the first, which is done but not answered yet."""
-    store_insert = Inserts.insert
+    store_insert = EventWriter.insert
     answered = asyncio.Event()
     sizes = []
 
@@ -429,7 +429,7 @@ async def test_a_key_whose_event_is_being_written_is_a_repeat_in_the_insert_besi
             await answered.wait()
         return receipts
 
-    monkeypatch.setattr(Inserts, "insert", slow_at_first)
+    monkeypatch.setattr(EventWriter, "insert", slow_at_first)
     first = asyncio.create_task(client.ingest(b"{}", Idempotency_Key="k"))
     await eventually(lambda: db.events.count_documents({}), lambda stored: stored == 1)
     beside = [client.ingest(b"{}", Idempotency_Key="k")]

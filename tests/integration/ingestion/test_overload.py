@@ -16,7 +16,7 @@ from tests.support import eventually, make_settings, signed
 from wds import ingest
 from wds.domain.errors import QueueFullError
 from wds.ingest import create_app
-from wds.storage.event_writer import Inserts
+from wds.storage.event_writer import EventWriter
 from wds.web import body_reader
 from wds.web.server import listening
 
@@ -176,8 +176,8 @@ def stalling(monkeypatch) -> tuple[asyncio.Event, asyncio.Event]:
 
         return late
 
-    monkeypatch.setattr(Inserts, "insert", stalled(Inserts.insert))
-    monkeypatch.setattr(Inserts, "insert_all", stalled(Inserts.insert_all))
+    monkeypatch.setattr(EventWriter, "insert", stalled(EventWriter.insert))
+    monkeypatch.setattr(EventWriter, "insert_all", stalled(EventWriter.insert_all))
     return waiting, go_on
 
 

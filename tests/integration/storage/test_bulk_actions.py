@@ -10,7 +10,7 @@ from tests.support import new_event
 from wds.actions.bulk_worker import TOO_SLOW, BulkWorker
 from wds.domain.operator_actions import Action, Instruction
 from wds.storage import action_queries
-from wds.storage.bulk_actions import TRIES, Bulk
+from wds.storage.bulk_actions import TRIES, BulkActions
 
 EVENTS, LIMIT, CHUNK = 10, 8, 3
 REPLAY = Instruction(Action.REPLAY, "r", "ann", "127.0.0.1")
@@ -43,7 +43,7 @@ class Mortal:
 async def failed(store, db, monkeypatch):
     """Make events that failed for good, oldest first; a bulk replay takes three at a time."""
     monkeypatch.setattr("wds.storage.bulk_actions.CHUNK", CHUNK)
-    await store.insert([new_event() for _ in range(EVENTS)])
+    await store.writer.insert([new_event() for _ in range(EVENTS)])
     await fail_all(db)
     oldest_first = db.events.find({}, {"_id": 1}).sort([("received_at", 1), ("_id", 1)])
     return [each["_id"] async for each in oldest_first]
@@ -65,7 +65,7 @@ async def fail_all(db):
 
 
 async def begin(store, limit=LIMIT):
-    return await store.bulk.start(
+    return await store.bulk_actions.start(
         REPLAY, wanted=FILTERS, limit=limit, per_second=None, matched=EVENTS
     )
 
@@ -95,7 +95,7 @@ async def test_wherever_its_worker_dies_every_event_is_replayed_once_and_none_pa
     store, db, failed, calls, answered
 ):
     await begin(store)
-    mortal = Bulk(store._mongo, store.rollups)
+    mortal = BulkActions(store._mongo, store.rollups)
     mortal._try_for = Mortal(mortal._try_for, calls, answered=answered)
     try:
         await work(mortal)
@@ -103,8 +103,8 @@ async def test_wherever_its_worker_dies_every_event_is_replayed_once_and_none_pa
         # What was replayed fails again meanwhile, and fits the filters once more.
         await fail_all(db)
         await expire(db)
-        await work(store.bulk)
-    done = await store.bulk.get("r")
+        await work(store.bulk_actions)
+    done = await store.bulk_actions.get("r")
 
     assert (done["state"], done["examined"], done["changed"]) == ("done", LIMIT, LIMIT)
     assert await histories(db, failed) == [1] * LIMIT + [0] * (EVENTS - LIMIT)
@@ -115,7 +115,7 @@ async def test_control_unless_the_chunk_is_written_down_first_a_death_leads_past
 ):
     """Plan in memory only, and die after the events were changed."""
     await begin(store)
-    mortal = Bulk(store._mongo, store.rollups)
+    mortal = BulkActions(store._mongo, store.rollups)
     mortal._try_for = Mortal(mortal._try_for, 5, answered=True)
 
     async def plan_in_memory(taken):
@@ -126,21 +126,21 @@ async def test_control_unless_the_chunk_is_written_down_first_a_death_leads_past
     with pytest.raises(DeathError):
         await plan_in_memory(taken)
     await expire(db)
-    await work(store.bulk)
+    await work(store.bulk_actions)
 
     assert sum(await histories(db, failed)) > LIMIT
 
 
 async def test_a_worker_that_wakes_up_late_changes_nothing(store, db, failed):
     await begin(store, limit=None)
-    slow = await store.bulk.take("slow")
-    assert await store.bulk.step(slow)
+    slow = await store.bulk_actions.take("slow")
+    assert await store.bulk_actions.step(slow)
     await expire(db)
-    quick = await store.bulk.take("quick")
-    assert await store.bulk.step(quick)
+    quick = await store.bulk_actions.take("quick")
+    assert await store.bulk_actions.step(quick)
     before = await db.bulk_actions.find_one({})
 
-    assert not await store.bulk.step(slow)
+    assert not await store.bulk_actions.step(slow)
     assert await db.bulk_actions.find_one({}) == before
     assert await histories(db, failed) == [1] * 6 + [0] * 4
 
@@ -148,8 +148,8 @@ async def test_a_worker_that_wakes_up_late_changes_nothing(store, db, failed):
 async def test_what_is_being_worked_on_is_not_taken_twice(store, failed):
     assert failed
     await begin(store)
-    assert await store.bulk.take("a") is not None
-    assert await store.bulk.take("b") is None
+    assert await store.bulk_actions.take("a") is not None
+    assert await store.bulk_actions.take("b") is None
 
 
 async def test_one_that_cannot_be_carried_out_ends_and_does_not_keep_others_waiting(
@@ -166,11 +166,11 @@ async def test_one_that_cannot_be_carried_out_ends_and_does_not_keep_others_wait
         )
     )
     await begin(store)
-    worker = BulkWorker(store.bulk, owner="w")
+    worker = BulkWorker(store.bulk_actions, owner="w")
     while await worker.run_once():
         pass
 
-    broken, done = await store.bulk.get("broken"), await store.bulk.get("r")
+    broken, done = await store.bulk_actions.get("broken"), await store.bulk_actions.get("r")
     assert (broken["state"], broken["failure"]) == ("failed", "JSONDecodeError")
     assert done["state"] == "done"
     assert sum(await histories(db, failed)) == LIMIT
@@ -193,21 +193,21 @@ async def test_one_whose_events_take_too_long_to_find_ends_and_does_not_keep_oth
 ):
     assert failed
     await begin(store)
-    worker = BulkWorker(store.bulk, owner="w")
+    worker = BulkWorker(store.bulk_actions, owner="w")
     async with too_slow(store, "alwaysOn"):
         assert await worker.run_once()
         assert not await worker.run_once()
 
-    ended = await store.bulk.get("r")
+    ended = await store.bulk_actions.get("r")
     assert (ended["state"], ended["failure"], ended["changed"]) == ("failed", TOO_SLOW, 0)
 
 
 async def test_one_whose_events_were_slow_to_find_once_goes_on(store, db, failed):
     await begin(store)
     async with too_slow(store, {"times": TRIES - 1}):
-        assert await BulkWorker(store.bulk, owner="w").run_once()
+        assert await BulkWorker(store.bulk_actions, owner="w").run_once()
 
-    assert (await store.bulk.get("r"))["state"] == "done"
+    assert (await store.bulk_actions.get("r"))["state"] == "done"
     assert sum(await histories(db, failed)) == LIMIT
 
 

@@ -14,7 +14,7 @@ from tests.support import eventually, new_event
 from wds.domain.deliveries import Attempt, Outcome, Settlement, Status
 from wds.domain.operator_actions import Action, Instruction
 from wds.storage import change_stream as listening
-from wds.storage.change_stream import Listener
+from wds.storage.change_stream import ChangeStream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -28,16 +28,16 @@ class Ear:
     """A listener that has begun, and the number of changes in each answer it read since."""
 
     def __init__(self, store, db, monkeypatch) -> None:
-        self._listener = store.listener
+        self._listener = store.change_stream
         self._db = db
         self.heard: list[int] = []
-        heed = store.listener._heed
+        heed = store.change_stream._heed
 
         def counted(answer):
             self.heard.append(len(answer["cursor"].get("nextBatch", ())))
             heed(answer)
 
-        monkeypatch.setattr(store.listener, "_heed", counted)
+        monkeypatch.setattr(store.change_stream, "_heed", counted)
 
     async def hears(self, most_s: float) -> int:
         """Wait, reading the stream; return how many changes it told of."""
@@ -65,7 +65,7 @@ class Ear:
 async def ear(store, db, monkeypatch):
     """Begin to listen, and go on however long it takes until the next wait."""
     monkeypatch.setattr(listening, "STALE_S", 60.0)
-    assert await store.listener.wait("default", LONG_S)  # returns as soon as it listens
+    assert await store.change_stream.wait("default", LONG_S)  # returns as soon as it listens
     return Ear(store, db, monkeypatch)
 
 
@@ -92,7 +92,7 @@ async def streams(db) -> list[int]:
 
 
 async def claimed(store):
-    [claim] = (await store.claim("default", 1, **LEASE)).claims
+    [claim] = (await store.queue.claim("default", 1, **LEASE)).claims
     return claim
 
 
@@ -110,68 +110,68 @@ def failed(claim, delay_s: float) -> Settlement:
 
 
 async def test_a_new_event_is_told(store, ear):
-    assert await ear.hears_of(lambda: store.insert([new_event()])) == 1
+    assert await ear.hears_of(lambda: store.writer.insert([new_event()])) == 1
 
 
 async def test_a_lease_is_not_told_and_its_return_is(store, ear):
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     claim = await claimed(store)
     assert await ear.hears(SHORT_S) == 1  # of the insert
     assert await ear.hears(SHORT_S) == 0
-    assert await ear.hears_of(lambda: store.settle([Settlement(claim, None)])) == 1
+    assert await ear.hears_of(lambda: store.queue.settle([Settlement(claim, None)])) == 1
 
 
 async def test_a_retry_is_told(store, ear):
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     claim = await claimed(store)
     await ear.hears(SHORT_S)
-    assert await ear.hears_of(lambda: store.settle([failed(claim, LONG_S)])) == 1
+    assert await ear.hears_of(lambda: store.queue.settle([failed(claim, LONG_S)])) == 1
 
 
 async def test_a_replay_is_told_and_an_end_is_not(store, ear):
     event = new_event()
-    await store.insert([event])
+    await store.writer.insert([event])
     claim = await claimed(store)
     assert await ear.hears(SHORT_S) == 1
     success = failed(claim, 0).attempt
-    await store.settle([Settlement(claim, success, Status.FAILED_PERMANENTLY)])
+    await store.queue.settle([Settlement(claim, success, Status.FAILED_PERMANENTLY)])
     assert await ear.hears(SHORT_S) == 0
     replay = Instruction(Action.REPLAY, "r", "ann", "127.0.0.1")
-    assert await ear.hears_of(lambda: store.bulk.one(event.id, replay)) == 1
+    assert await ear.hears_of(lambda: store.bulk_actions.one(event.id, replay)) == 1
 
 
 async def test_many_changes_between_two_waits_are_one_reason_to_look(store, db, ear):
-    await store.insert([new_event() for _ in range(200)])
+    await store.writer.insert([new_event() for _ in range(200)])
     await db.events.delete_many({})  # so that nothing is due, and the stream is read
     assert await ear.hears(LONG_S) == 200
     assert await ear.hears(SHORT_S) == 0
 
 
 async def test_what_is_due_needs_no_telling(store, ear):
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     for _ in range(3):
-        assert await store.listener.wait("default", LONG_S)
+        assert await store.change_stream.wait("default", LONG_S)
     assert ear.heard == []
 
 
 async def test_a_retry_is_not_waited_for_beyond_its_time(store, ear, monkeypatch):
     monkeypatch.setattr(listening, "MOST_S", LONG_S)
-    await store.insert([new_event()])
-    await store.settle([failed(await claimed(store), 2.0)])
+    await store.writer.insert([new_event()])
+    await store.queue.settle([failed(await claimed(store), 2.0)])
     began = time.monotonic()
     told = True
     while told:  # or it was the time that ended the wait, if it had not come before
         heard = len(ear.heard)
-        assert await store.listener.wait("default", LONG_S)
+        assert await store.change_stream.wait("default", LONG_S)
         told = sum(ear.heard[heard:]) > 0
     assert time.monotonic() - began < LONG_S / 2
-    found = await eventually(lambda: store.claim("default", 1, **LEASE), lambda it: it.claims)
+    found = await eventually(lambda: store.queue.claim("default", 1, **LEASE), lambda it: it.claims)
     [claim] = found.claims
     assert claim.attempt_number == 2
 
 
 async def test_an_event_of_another_destination_is_not_waited_for(store, ear, db):
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     await db.events.update_many({}, {"$set": {"destination": "elsewhere"}})
     await ear.hears(SHORT_S)
     assert await ear.hears(SHORT_S) == 0
@@ -179,11 +179,11 @@ async def test_an_event_of_another_destination_is_not_waited_for(store, ear, db)
 
 async def test_a_stream_not_read_for_a_while_is_ended_and_begun_anew(store, db, ear, monkeypatch):
     [before] = await streams(db)
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     await db.events.delete_many({})
     with monkeypatch.context() as patched:
         patched.setattr(listening, "STALE_S", 0.0)
-        assert await store.listener.wait("default", LONG_S)
+        assert await store.change_stream.wait("default", LONG_S)
     [after] = await streams(db)
     assert after != before
     assert await ear.hears(SHORT_S) == 0
@@ -195,23 +195,23 @@ async def test_a_stream_that_was_lost_is_a_warning_and_tried_again_later(
     [cursor] = await streams(db)
     await db.command("killCursors", "events", cursors=[cursor])
     with capture_logs() as logs:
-        assert not await store.listener.wait("default", LONG_S)
-        assert not await store.listener.wait("default", LONG_S)  # does not try
+        assert not await store.change_stream.wait("default", LONG_S)
+        assert not await store.change_stream.wait("default", LONG_S)  # does not try
     assert [(each["event"], each["cause"]) for each in logs] == [
         ("cannot_listen", "CursorNotFound")
     ]
     assert await streams(db) == []
-    monkeypatch.setattr(store.listener, "_try_at", time.monotonic())
-    assert await store.listener.wait("default", LONG_S)
-    assert await ear.hears_of(lambda: store.insert([new_event()])) == 1
+    monkeypatch.setattr(store.change_stream, "_try_at", time.monotonic())
+    assert await store.change_stream.wait("default", LONG_S)
+    assert await ear.hears_of(lambda: store.writer.insert([new_event()])) == 1
 
 
 async def test_a_refusal_is_a_warning_and_no_defect(store, db):
     unauthorized = 13
     with capture_logs() as logs:
         async with refusing(db, "aggregate", unauthorized):
-            assert not await store.listener.wait("default", LONG_S)
-        assert not await store.listener.wait("default", LONG_S)
+            assert not await store.change_stream.wait("default", LONG_S)
+        assert not await store.change_stream.wait("default", LONG_S)
     assert [(each["event"], each["cause"], each["log_level"]) for each in logs] == [
         ("cannot_listen", "Unauthorized", "warning")
     ]
@@ -220,7 +220,7 @@ async def test_a_refusal_is_a_warning_and_no_defect(store, db):
 async def test_there_is_no_listening_on_a_sharded_cluster(store, db):
     store._mongo.sharded = True
     with capture_logs() as logs:
-        assert not await store.listener.wait("default", LONG_S)
+        assert not await store.change_stream.wait("default", LONG_S)
     assert logs == []
     assert await streams(db) == []
 
@@ -235,7 +235,7 @@ async def test_a_wait_that_is_cancelled_ends_so_and_leaves_no_stream(store, db):
     """Whichever answer of MongoDB it comes together with, and if only after the last."""
     cancelled = 0
     for passes in range(40):
-        listener = Listener(store._mongo)
+        listener = ChangeStream(store._mongo)
         assert await listener.wait("default", LONG_S)
         waiting = asyncio.create_task(listener.wait("default", 1.0))
         for _ in range(passes):
@@ -259,9 +259,9 @@ async def test_no_answer_is_waited_for_longer_than_the_driver_takes_it_for_lost(
 async def test_a_stream_that_failed_is_ended_when_the_next_begins(store, db, ear, monkeypatch):  # noqa: ARG001
     for _ in range(3):
         async with refusing(db, "getMore", 11601):
-            assert not await store.listener.wait("default", LONG_S)
-        monkeypatch.setattr(store.listener, "_try_at", time.monotonic())
-        assert await store.listener.wait("default", LONG_S)
+            assert not await store.change_stream.wait("default", LONG_S)
+        monkeypatch.setattr(store.change_stream, "_try_at", time.monotonic())
+        assert await store.change_stream.wait("default", LONG_S)
     assert len(await streams(db)) == 1
 
 
@@ -270,7 +270,7 @@ async def test_a_lost_connection_is_called_by_a_public_name(store, db, ear):  # 
     switch = {"configureFailPoint": "failCommand", "mode": {"times": 1}}
     await db.client.admin.command({**switch, "data": data})
     with capture_logs() as logs:
-        assert not await store.listener.wait("default", SHORT_S)
+        assert not await store.change_stream.wait("default", SHORT_S)
     assert [each["cause"] for each in logs] == ["AutoReconnect"]
 
 

@@ -103,7 +103,7 @@ async def test_what_an_earlier_version_had_is_replaced_when_the_new_is_there(sto
     await asyncio.gather(store.open(), store.open())
     made = (await db.events.index_information()).keys() - {"_id_"}
     assert made == {index.document["name"] for index in indexes.EVENT_INDEXES}
-    page, _ = await store.archive.page(
+    page, _ = await store.reader.page(
         event_queries.match(), skip=0, limit=5, after=None, include_payload=False
     )
     assert len(page) == 5
@@ -146,7 +146,7 @@ async def test_leasing_and_settling_look_up_by_id(store, db):
     plan, stats = await explain(db, {"update": "events", "updates": [write]})
     assert index_of(plan) == "_id_"
     assert stats["totalDocsExamined"] <= 8
-    claimed = await store.claim("default", 8, owner="d", lease_s=60, max_attempts=5)
+    claimed = await store.queue.claim("default", 8, owner="d", lease_s=60, max_attempts=5)
     for held in (claimed.claims, claimed.claims[:1]):
         [settled] = lease_queries.settlements([Settlement(each, None) for each in held])
         write = {"q": settled._filter, "u": settled._doc, "hint": settled._hint, "multi": True}
@@ -233,7 +233,7 @@ async def test_a_type_in_a_status_it_never_had_costs_no_key_however_many_events_
 @pytest.mark.parametrize("name", EVERY_FILTER)
 async def test_what_a_page_is_read_by_changes_nothing_of_what_it_finds(store, db, name, sort):
     wanted = event_queries.match(**EVERY_FILTER[name])
-    page, more = await store.archive.page(
+    page, more = await store.reader.page(
         wanted, sort=sort, skip=2, limit=20, after=None, include_payload=False
     )
     scanned = await db.events.find(wanted, hint={"$natural": 1}).to_list(None)
@@ -282,21 +282,21 @@ async def test_of_several_stretches_of_time_no_key_between_them_is_read(db, orde
 
 async def test_a_page_and_a_bulk_action_name_their_index(store, db):
     await db.command("profile", 2)
-    await store.archive.page(
+    await store.reader.page(
         event_queries.match(event_type=["type.7"]),
         skip=0,
         limit=5,
         after=None,
         include_payload=False,
     )
-    await store.bulk.start(
+    await store.bulk_actions.start(
         Instruction(Action.REPLAY, "r", "ann", "127.0.0.1"),
         wanted='{"event_type": "type.7"}',
         limit=5,
         per_second=None,
         matched=None,
     )
-    await store.bulk.step(await store.bulk.take("w"))
+    await store.bulk_actions.step(await store.bulk_actions.take("w"))
     await db.command("profile", 0)
     read = {"command.find": "events", "command.sort": {"$exists": True}}
     found = await db["system.profile"].find(read).to_list(None)

@@ -19,12 +19,14 @@ from wds.domain.events import Conflict, Receipt
 from wds.domain.operator_actions import Action, Instruction
 from wds.local import embedded_engines
 from wds.storage import lease_queries, replicas as watch
-from wds.storage.lease_queue import Store
+from wds.storage.store import Store
 
 
 async def claim(store: Store, limit: int = 1, *, lease_s: float = 30, owner: str = "d1", most=5):
     await clock_caught_up(store)
-    claimed = await store.claim("default", limit, owner=owner, lease_s=lease_s, max_attempts=most)
+    claimed = await store.queue.claim(
+        "default", limit, owner=owner, lease_s=lease_s, max_attempts=most
+    )
     return claimed.claims
 
 
@@ -66,7 +68,7 @@ async def expire(db) -> None:
 
 async def test_writes_are_acknowledged_by_a_majority_and_journaled(store, db):
     await db.command("profile", 2)
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     await db.command("profile", 0)
     [entry] = await db["system.profile"].find({"op": "insert"}).to_list(None)
     concern = entry["command"]["writeConcern"]
@@ -75,16 +77,16 @@ async def test_writes_are_acknowledged_by_a_majority_and_journaled(store, db):
 
 async def test_a_repeat_gets_the_first_receipt_and_another_payload_a_conflict(store, db):
     first, other = new_event(key="k"), new_event(b'{"n":2}', key="k")
-    [stored] = await store.insert([first])
+    [stored] = await store.writer.insert([first])
     assert stored == Receipt(first.id, Status.RECEIVED, duplicate=False)
-    assert await store.insert([first]) == [replace(stored, duplicate=True)]
-    assert await store.insert([other]) == [Conflict(first.id, Status.RECEIVED)]
+    assert await store.writer.insert([first]) == [replace(stored, duplicate=True)]
+    assert await store.writer.insert([other]) == [Conflict(first.id, Status.RECEIVED)]
     assert (await only(db))["payload"] == first.payload
 
 
 async def test_repeats_within_one_write_are_told_apart(store, db):
     first, other = new_event(key="k"), new_event(b'{"n":2}', key="k")
-    results = await store.insert([first, first, other, new_event()])
+    results = await store.writer.insert([first, first, other, new_event()])
     assert [type(result) for result in results] == [Receipt, Receipt, Conflict, Receipt]
     assert [result.duplicate for result in results if isinstance(result, Receipt)] == [
         False,
@@ -103,7 +105,7 @@ async def test_a_write_whose_answer_was_lost_is_written_once_and_is_no_duplicate
         mode={"times": 2},
         data={"failCommands": ["insert"], "writeConcernError": {"code": 64, "errmsg": "lost"}},
     )
-    results = await store.insert([new_event(key="k"), new_event()])
+    results = await store.writer.insert([new_event(key="k"), new_event()])
     assert [result.duplicate for result in results] == [False, False]
     assert await db.events.count_documents({}) == 2
 
@@ -117,7 +119,7 @@ async def test_of_two_inserts_at_once_whose_answers_were_lost_one_wrote_an_event
     fail = {"failCommands": ["insert"], "writeConcernError": {"code": 64, "errmsg": "lost"}}
     await db.client.admin.command("configureFailPoint", "failCommand", mode={"times": 4}, data=fail)
     event = new_event(key="k")
-    results = await asyncio.gather(store.insert([event]), store.insert([event]))
+    results = await asyncio.gather(store.writer.insert([event]), store.writer.insert([event]))
     assert sorted(receipt.duplicate for [receipt] in results) == [False, True]
     assert (await only(db))["received_at"] <= instant
 
@@ -128,20 +130,20 @@ async def test_an_insert_that_is_never_confirmed_is_an_error(store, db, monkeypa
     await db.client.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=fail)
     try:
         with pytest.raises(StoreUnavailableError):
-            await store.insert([new_event()])
+            await store.writer.insert([new_event()])
     finally:
         await db.client.admin.command("configureFailPoint", "failCommand", mode="off")
 
 
 async def test_a_batch_is_stored_whole_or_not_at_all(store, db):
-    [first] = await store.insert([new_event(key="k")])
+    [first] = await store.writer.insert([new_event(key="k")])
     batch = [new_event(), new_event(b'{"n":2}', key="k"), new_event()]
-    results = await store.insert_all(batch)
+    results = await store.writer.insert_all(batch)
     assert Conflict(first.id, Status.RECEIVED) in results
     assert await db.events.count_documents({}) == 1
     batch[1] = new_event(key="k")
     repeated = new_event(key="twice")
-    results = await store.insert_all([*batch, repeated, repeated])
+    results = await store.writer.insert_all([*batch, repeated, repeated])
     assert [each.duplicate for each in results] == [False, True, False, False, True]
     assert await db.events.count_documents({}) == 4
 
@@ -149,7 +151,7 @@ async def test_a_batch_is_stored_whole_or_not_at_all(store, db):
 async def test_a_batch_whose_commit_was_not_answered_is_stored_once(store, db):
     fail = {"failCommands": ["commitTransaction"], "closeConnection": True}
     await db.client.admin.command("configureFailPoint", "failCommand", mode={"times": 2}, data=fail)
-    results = await store.insert_all([new_event(), new_event(key="k")])
+    results = await store.writer.insert_all([new_event(), new_event(key="k")])
     assert [each.duplicate for each in results] == [False, False]
     assert await db.events.count_documents({}) == 2
 
@@ -161,7 +163,7 @@ async def test_a_batch_that_is_never_confirmed_leaves_nothing(store, db, monkeyp
     await db.client.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=fail)
     try:
         with pytest.raises(StoreUnavailableError):
-            await store.insert_all([new_event(), new_event()])
+            await store.writer.insert_all([new_event(), new_event()])
     finally:
         await db.client.admin.command("configureFailPoint", "failCommand", mode="off")
     assert await db.events.count_documents({}) == 0
@@ -171,7 +173,7 @@ async def test_a_new_event_is_due_at_once_whatever_this_machines_clock_says(stor
     wrong = datetime.now(UTC) + timedelta(minutes=5)
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + 300)
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     assert (await only(db))["received_at"] < wrong - timedelta(minutes=4)
     assert len(await claim(store)) == 1
 
@@ -181,7 +183,7 @@ async def test_a_new_event_is_due_at_once_whatever_this_machines_clock_says(stor
 
 @pytest.mark.parametrize("limit", [1, 10])
 async def test_a_claim_leases_what_is_due_and_nothing_else(store, db, limit):
-    await store.insert([new_event(key="due"), new_event(key="later")])
+    await store.writer.insert([new_event(key="due"), new_event(key="later")])
     later = new_event(key="later").id
     await db.events.update_one(
         {"_id": later}, {"$set": {"next_attempt_at": datetime.now(UTC) + timedelta(hours=1)}}
@@ -204,7 +206,7 @@ async def test_a_claim_leases_what_is_due_and_nothing_else(store, db, limit):
 async def test_one_by_one_claims_come_in_due_order(store):
     events = [new_event(key=f"k{number}") for number in range(5)]
     for event in events:
-        await store.insert([event])
+        await store.writer.insert([event])
         await asyncio.sleep(0.002)  # the database's clock counts milliseconds
     claimed = [(await claim(store))[0].id for _ in events]
     assert claimed == [event.id for event in events]
@@ -225,7 +227,7 @@ async def race(claim_once, replicas: int) -> list[str]:
 @pytest.mark.parametrize("limit", [1, 8])
 async def test_no_event_is_leased_twice_however_many_race_for_it(settings, store, limit):
     events = [new_event() for _ in range(200)]
-    await store.insert(events)
+    await store.writer.insert(events)
     stores = [Store(settings.mongo_url or "", settings.mongo_db) for _ in range(6)]
 
     async def claim_once(number: int) -> list[str]:
@@ -240,7 +242,7 @@ async def test_no_event_is_leased_twice_however_many_race_for_it(settings, store
 async def test_control_reading_before_leasing_lets_two_replicas_have_one_event(store, db):
     """The same race without the atomic claim: look, then write. It must go wrong."""
     events = [new_event() for _ in range(200)]
-    await store.insert(events)
+    await store.writer.insert(events)
 
     async def claim_once(_: int) -> list[str]:
         found = await db.events.find(lease_queries.due("default")).limit(8).to_list(None)
@@ -255,11 +257,11 @@ async def test_control_reading_before_leasing_lets_two_replicas_have_one_event(s
 
 
 async def test_an_expired_lease_is_taken_over_and_its_attempt_recorded_as_unknown(store, db):
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     [lost] = await claim(store, owner="dead")
     await expire(db)
     await clock_caught_up(store)
-    claimed = await store.claim("default", 8, owner="d2", lease_s=30, max_attempts=5)
+    claimed = await store.queue.claim("default", 8, owner="d2", lease_s=30, max_attempts=5)
     [held] = claimed.claims
     assert (held.attempt_number, claimed.recovered) == (2, 1)
     [attempt] = (await only(db))["attempts"]
@@ -280,23 +282,23 @@ async def test_a_claim_tells_how_long_the_event_was_due_and_whose_trace_it_belon
     store, db, limit
 ):
     trace = {"traceparent": "00-a-b-01", "tracestate": "$c=d"}
-    await store.insert([new_event(trace=trace)])
+    await store.writer.insert([new_event(trace=trace)])
     await db.events.update_one(
         {},
         [{"$set": {"next_attempt_at": {"$subtract": ["$$NOW", 5000]}}}],
     )
-    claimed = await store.claim("default", limit, owner="d", lease_s=30, max_attempts=5)
+    claimed = await store.queue.claim("default", limit, owner="d", lease_s=30, max_attempts=5)
     [first] = claimed.claims
     assert (first.trace, first.recovered) == (trace, False)
     assert 5 <= first.waited_s < 10
     await expire(db)
-    claimed = await store.claim("default", limit, owner="e", lease_s=30, max_attempts=5)
+    claimed = await store.queue.claim("default", limit, owner="e", lease_s=30, max_attempts=5)
     [second] = claimed.claims
     assert (second.trace, second.recovered) == (trace, True)
 
 
 async def test_an_event_without_a_trace_has_no_field_for_one(store, db):
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     assert "trace" not in await only(db)
     [held] = await claim(store)
     assert held.trace is None
@@ -304,11 +306,11 @@ async def test_an_event_without_a_trace_has_no_field_for_one(store, db):
 
 @pytest.mark.parametrize("limit", [1, 8])
 async def test_a_lease_lost_on_the_last_attempt_buries_the_event(store, db, limit):
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     await claim(store, most=1)
     await expire(db)
     await clock_caught_up(store)
-    claimed = await store.claim("default", limit, owner="d2", lease_s=30, max_attempts=1)
+    claimed = await store.queue.claim("default", limit, owner="d2", lease_s=30, max_attempts=1)
     assert (claimed.claims, claimed.buried, claimed.lost) == ([], 1, 1)
     document = await only(db)
     assert claimed.buried_ids == [document["_id"]]
@@ -320,15 +322,15 @@ async def test_a_lease_lost_on_the_last_attempt_buries_the_event(store, db, limi
 
 @pytest.mark.parametrize("others", [0, 1], ids=["alone", "among others"])
 async def test_an_event_that_a_lower_limit_ends_between_attempts_has_lost_none(store, db, others):
-    await store.insert([new_event() for _ in range(1 + others)])
+    await store.writer.insert([new_event() for _ in range(1 + others)])
     await db.events.update_many({}, {"$set": {"attempt_count": 2}})
     await clock_caught_up(store)
-    claimed = await store.claim("default", 8, owner="d", lease_s=30, max_attempts=2)
+    claimed = await store.queue.claim("default", 8, owner="d", lease_s=30, max_attempts=2)
     assert (claimed.claims, claimed.buried, claimed.lost) == ([], 1 + others, 0)
 
 
 async def test_a_claim_whose_answer_was_lost_is_found_again_by_its_token(store, db):
-    await store.insert([new_event() for _ in range(4)])
+    await store.writer.insert([new_event() for _ in range(4)])
     fail = {"failCommands": ["update"], "writeConcernError": {"code": 64, "errmsg": "lost"}}
     await db.client.admin.command("configureFailPoint", "failCommand", mode={"times": 1}, data=fail)
     assert len(await claim(store, 4)) == 4
@@ -339,7 +341,7 @@ async def test_a_claim_ends_where_the_store_takes_a_slower_clock_to_be_ahead(
     store, db, monkeypatch, limit
 ):
     """As for some seconds after a failover to a member whose clock is behind."""
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     later = [{"$set": {"next_attempt_at": {"$add": ["$$NOW", 30_000]}}}]
     await db.events.update_one({}, later)
     now = store._mongo.now
@@ -350,7 +352,7 @@ async def test_a_claim_ends_where_the_store_takes_a_slower_clock_to_be_ahead(
     await clock_caught_up(store)
     monkeypatch.setattr(store._mongo, "now", ahead)
     async with asyncio.timeout(15):
-        claimed = await store.claim("default", limit, owner="d", lease_s=30, max_attempts=5)
+        claimed = await store.queue.claim("default", limit, owner="d", lease_s=30, max_attempts=5)
     assert claimed.claims == []
     assert "lease" not in await only(db)
 
@@ -367,7 +369,7 @@ async def test_closing_waits_until_a_transaction_is_ended_that_is_being_given_up
         "configureFailPoint", "failCommand", mode={"times": 1}, data=stall
     )
     with pytest.raises(StoreUnavailableError):
-        await store.insert_all([new_event()])
+        await store.writer.insert_all([new_event()])
     assert store._mongo._endings
     await store.close()
     assert not store._mongo._endings
@@ -377,7 +379,7 @@ async def test_closing_leaves_nothing_behind_even_if_the_server_does_not_answer(
     before = asyncio.all_tasks()
     store = Store(settings.mongo_url, settings.mongo_db)
     await store.open()
-    await store.insert_all([new_event()])
+    await store.writer.insert_all([new_event()])
     stall = {"failCommands": ["endSessions"], "blockConnection": True, "blockTimeMS": 8000}
     await db.client.admin.command(
         "configureFailPoint", "failCommand", mode={"times": 2}, data=stall
@@ -397,11 +399,11 @@ async def test_whoever_is_cancelled_while_the_database_answers_goes_no_further(s
     """Or a loop that was cancelled would begin its next turn, and its owner wait for ever."""
     calls = {
         "ping": store.ping,
-        "report": lambda: store.watch.report(owner="o", role="r", totals={"claimed": 1}),
-        "insert": lambda: store.insert([new_event()]),
-        "claim": lambda: store.claim("default", 2, owner="d", lease_s=0.001, max_attempts=99),
+        "report": lambda: store.replicas.report(owner="o", role="r", totals={"claimed": 1}),
+        "insert": lambda: store.writer.insert([new_event()]),
+        "claim": lambda: store.queue.claim("default", 2, owner="d", lease_s=0.001, max_attempts=99),
     }
-    await store.insert([new_event(), new_event()])
+    await store.writer.insert([new_event(), new_event()])
     await clock_caught_up(store)
     cancelled = 0
     for passes in range(60):
@@ -444,10 +446,10 @@ async def test_the_databases_clock_is_looked_at_anew_after_the_machine_was_suspe
 
 
 async def test_a_success_ends_the_event(store, db):
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     [held] = await claim(store)
     done = delivered(held)
-    assert await store.settle([done]) == [done]
+    assert await store.queue.settle([done]) == [done]
     document = await only(db)
     assert document["status"] == "DELIVERED"
     assert document["finished_at"] >= held.leased_at
@@ -456,9 +458,9 @@ async def test_a_success_ends_the_event(store, db):
 
 
 async def test_a_failure_is_due_again_after_its_delay_by_the_databases_clock(store, db):
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     [held] = await claim(store)
-    await store.settle([failed(held, 2.0)])
+    await store.queue.settle([failed(held, 2.0)])
     document = await only(db)
     waits = document["next_attempt_at"] - held.leased_at
     assert timedelta(seconds=2) <= waits < timedelta(seconds=3)
@@ -468,10 +470,10 @@ async def test_a_failure_is_due_again_after_its_delay_by_the_databases_clock(sto
 
 
 async def test_a_deferred_claim_leaves_no_trace(store, db):
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     before = await only(db)
     [held] = await claim(store)
-    await store.settle([Settlement(held, None)])
+    await store.queue.settle([Settlement(held, None)])
     after = await only(db)
     assert after == before
     [again] = await claim(store)
@@ -479,16 +481,16 @@ async def test_a_deferred_claim_leaves_no_trace(store, db):
 
 
 async def test_a_deferred_retry_stays_delivering(store, db):
-    await store.insert([new_event()])
-    await store.settle([failed((await claim(store))[0], 0)])
+    await store.writer.insert([new_event()])
+    await store.queue.settle([failed((await claim(store))[0], 0)])
     [held] = await eventually(lambda: claim(store))
-    await store.settle([Settlement(held, None)])
+    await store.queue.settle([Settlement(held, None)])
     document = await only(db)
     assert (document["status"], document["attempt_count"]) == ("DELIVERING", 1)
 
 
 async def test_a_finish_without_the_lease_is_refused_and_changes_nothing(store, db):
-    await store.insert([new_event(key="mine"), new_event(key="lost")])
+    await store.writer.insert([new_event(key="mine"), new_event(key="lost")])
     mine, lost = sorted(
         await claim(store, 2, owner="slow"), key=lambda held: held.id != new_event(key="mine").id
     )
@@ -499,9 +501,9 @@ async def test_a_finish_without_the_lease_is_refused_and_changes_nothing(store, 
     assert newer.id == lost.id
     before = await db.events.find_one({"_id": lost.id})
     done = delivered(mine)
-    assert await store.settle([done, delivered(lost)]) == [done, None]
+    assert await store.queue.settle([done, delivered(lost)]) == [done, None]
     assert await db.events.find_one({"_id": lost.id}) == before
-    assert await store.settle([delivered(newer)]) != [None]
+    assert await store.queue.settle([delivered(newer)]) != [None]
 
 
 async def test_control_without_the_token_a_stale_finish_overwrites_the_newer_holder(
@@ -509,11 +511,11 @@ async def test_control_without_the_token_a_stale_finish_overwrites_the_newer_hol
 ):
     """The same story with the fence taken out: the stale finish wins, so the fence matters."""
     monkeypatch.setattr(lease_queries, "held", lambda ids, _token: {"_id": {"$in": ids}})
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     [lost] = await claim(store, owner="slow")
     await expire(db)
     [newer] = await claim(store, owner="quick")
-    await store.settle([failed(lost, 60)])
+    await store.queue.settle([failed(lost, 60)])
     document = await only(db)
     assert "lease" not in document
     assert newer.token
@@ -521,7 +523,7 @@ async def test_control_without_the_token_a_stale_finish_overwrites_the_newer_hol
 
 async def test_of_events_settled_together_each_gets_its_own_values(store, db):
     """Those of one claim that end alike are one write; MongoDB itself tells them apart."""
-    await store.insert([new_event() for _ in range(12)])
+    await store.writer.insert([new_event() for _ in range(12)])
     held = await claim(store, 12)
     texts = ["$x", "$$ROOT", None, "same", "same", "a\0b"]
     codes = [200, None, 200, 503, 503, 204]
@@ -545,7 +547,7 @@ async def test_of_events_settled_together_each_gets_its_own_values(store, db):
     settlements = [*ended, *retried, *deferred]
     random.shuffle(settlements)
     before = await store.now()
-    assert await store.settle(settlements) == settlements
+    assert await store.queue.settle(settlements) == settlements
 
     found = {each["_id"]: each async for each in db.events.find()}
     for each in [*ended, *retried]:
@@ -564,57 +566,57 @@ async def test_of_events_settled_together_each_gets_its_own_values(store, db):
 
 
 async def test_an_event_that_mongodb_refuses_keeps_no_other_from_being_recorded(store, db):
-    await store.insert([new_event() for _ in range(8)])
+    await store.writer.insert([new_event() for _ in range(8)])
     held = await claim(store, 8)
     await db.events.update_one({"_id": held[3].id}, {"$set": {"attempts": "damaged"}})
     with pytest.raises(StoreUnavailableError):
-        await store.settle([delivered(each) for each in held])
+        await store.queue.settle([delivered(each) for each in held])
     assert await db.events.count_documents({"status": "DELIVERED"}) == 7
 
 
 async def test_on_a_sharded_cluster_each_event_is_written_by_itself(store, db, monkeypatch):
     """An update of many is not safe there while data moves from shard to shard."""
     monkeypatch.setattr(store._mongo, "sharded", True)
-    await store.insert([new_event() for _ in range(5)])
+    await store.writer.insert([new_event() for _ in range(5)])
     held = await claim(store, 5)
     await db.command("profile", 2)
     settlements = [delivered(each) for each in held]
-    assert await store.settle(settlements) == settlements
+    assert await store.queue.settle(settlements) == settlements
     await db.command("profile", 0)
     updates = await db["system.profile"].find({"op": "update"}).to_list(None)
     assert [each["command"]["multi"] for each in updates] == [False] * 5
 
 
 async def test_a_late_settlement_beside_the_newer_holders_is_told_to_be_lost(store, db):
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     [lost] = await claim(store)
     await expire(db)
     [newer] = await claim(store)
     late, timely = delivered(lost), failed(newer, 60)
-    assert await store.settle([late, timely]) == [None, timely]
+    assert await store.queue.settle([late, timely]) == [None, timely]
 
 
 async def test_settling_again_after_a_lost_answer_records_the_attempt_once(store, db):
-    await store.insert([new_event(), new_event()])
+    await store.writer.insert([new_event(), new_event()])
     held = await claim(store, 2)
     fail = {"failCommands": ["update"], "writeConcernError": {"code": 64, "errmsg": "lost"}}
     await db.client.admin.command("configureFailPoint", "failCommand", mode={"times": 2}, data=fail)
     settlements = [delivered(held[0]), failed(held[1], 9)]
-    assert await store.settle(settlements) == settlements
+    assert await store.queue.settle(settlements) == settlements
     for document in await db.events.find().to_list(None):
         assert len(document["attempts"]) == 1
 
 
 async def test_a_retry_of_a_cancelled_event_ends_it_and_says_so(store, db):
     """Beside one that is retried, one that is delivered and one whose lease is lost."""
-    await store.insert([new_event() for _ in range(4)])
+    await store.writer.insert([new_event() for _ in range(4)])
     stopped, retried, done, lost = await claim(store, 4)
     cancel = Instruction(Action.CANCEL, "r", "ann", "127.0.0.1")
-    await store.bulk.one(stopped.id, cancel)
+    await store.bulk_actions.one(stopped.id, cancel)
     await db.events.update_one({"_id": lost.id}, {"$set": {"lease.token": "another"}})
 
     settlements = [failed(stopped, 9), failed(retried, 9), delivered(done), failed(lost, 9)]
-    ended = await store.settle(settlements)
+    ended = await store.queue.settle(settlements)
 
     last = replace(settlements[0], status=Status.FAILED_PERMANENTLY, cancelled=True)
     assert ended == [last, settlements[1], settlements[2], None]
@@ -629,10 +631,10 @@ async def test_a_retry_of_a_cancelled_event_ends_it_and_says_so(store, db):
 async def test_a_cancel_that_a_failover_undoes_between_two_writes_ends_nothing(
     store, db, monkeypatch
 ):
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     [held] = await claim(store)
-    await store.bulk.one(held.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1"))
-    end = store._end
+    await store.bulk_actions.one(held.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1"))
+    end = store.queue._end
 
     async def undone_after(settlements):
         ended = await end(settlements)
@@ -640,16 +642,16 @@ async def test_a_cancel_that_a_failover_undoes_between_two_writes_ends_nothing(
         return ended
 
     monkeypatch.setattr(store, "_end", undone_after)
-    assert await store.settle([failed(held, 9)]) == [None]
+    assert await store.queue.settle([failed(held, 9)]) == [None]
     assert (await only(db))["lease"]["token"] == held.token
 
 
 @pytest.mark.parametrize("text", ["$payload", "$$NOW", "{$gt: ''}", "a\0b", "x" * 1024])
 async def test_what_a_downstream_answers_is_stored_as_text(store, db, text):
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     [held] = await claim(store)
     attempt = replace(attempt_of(held, Outcome.FAILURE, text), error=text)
-    await store.settle([Settlement(held, attempt, Status.DELIVERING, 1)])
+    await store.queue.settle([Settlement(held, attempt, Status.DELIVERING, 1)])
     [stored] = (await only(db))["attempts"]
     assert (stored["response"], stored["error"]) == (text, text)
 
@@ -658,10 +660,10 @@ async def test_what_a_downstream_answers_is_stored_as_text(store, db, text):
 
 
 async def test_heartbeats_add_up_and_the_silent_are_folded_in(store, db):
-    await store.watch.report(owner="a", role="ingest", totals={"events_received": 5})
-    await store.watch.report(owner="b", role="dispatcher", totals={"events_received": 0})
-    await store.watch.report(owner="a", role="ingest", totals={"events_received": 7})
-    fleet = await store.watch.fleet()
+    await store.replicas.report(owner="a", role="ingest", totals={"events_received": 5})
+    await store.replicas.report(owner="b", role="dispatcher", totals={"events_received": 0})
+    await store.replicas.report(owner="a", role="ingest", totals={"events_received": 7})
+    fleet = await store.replicas.fleet()
     assert {each["owner"]: each["totals"]["events_received"] for each in fleet["replicas"]} == {
         "a": 7,
         "b": 0,
@@ -671,8 +673,8 @@ async def test_heartbeats_add_up_and_the_silent_are_folded_in(store, db):
         {"$set": {"replicas.$[a].seen_at": datetime(2020, 1, 1, tzinfo=UTC)}},
         array_filters=[{"a.owner": "a"}],
     )
-    told = await store.watch.report(owner="b", role="dispatcher", totals={"events_received": 1})
-    fleet = await store.watch.fleet()
+    told = await store.replicas.report(owner="b", role="dispatcher", totals={"events_received": 1})
+    fleet = await store.replicas.fleet()
     assert told["replicas"] == fleet["replicas"] and told["retired"] == fleet["retired"]
     assert timedelta() <= fleet["now"] - told["now"] < timedelta(seconds=5)
     assert [each["owner"] for each in fleet["replicas"]] == ["b"]
@@ -683,23 +685,23 @@ async def test_a_replica_folded_in_too_early_is_not_counted_twice(store, db):
     """As after an hour without MongoDB: the first to report folds in all the others."""
     long_ago = datetime(2020, 1, 1, tzinfo=UTC)
     for owner, count in (("a", 100), ("b", 50)):
-        await store.watch.report(owner=owner, role="ingest", totals={"events_received": count})
+        await store.replicas.report(owner=owner, role="ingest", totals={"events_received": count})
     await db.fleet.update_one({}, {"$set": {"replicas.$[].seen_at": long_ago}})
     for owner, count in (("a", 101), ("b", 52)):
-        await store.watch.report(owner=owner, role="ingest", totals={"events_received": count})
-    fleet = await store.watch.fleet()
+        await store.replicas.report(owner=owner, role="ingest", totals={"events_received": count})
+    fleet = await store.replicas.fleet()
     own = sum(each["totals"]["events_received"] for each in fleet["replicas"])
     assert own + fleet["retired"]["events_received"] == 153
 
 
 async def test_the_backlog_is_what_is_due_and_the_age_of_the_oldest(store, db):
-    assert (await store.watch.backlog("default")).due == 0
-    await store.insert([new_event() for _ in range(3)])
+    assert (await store.replicas.backlog("default")).due == 0
+    await store.writer.insert([new_event() for _ in range(3)])
     await db.events.update_many(
         {}, [{"$set": {"next_attempt_at": {"$subtract": ["$$NOW", 60_000]}}}]
     )
     await claim(store)
-    backlog = await store.watch.backlog("default")
+    backlog = await store.replicas.backlog("default")
     assert backlog.due == 2
     assert 60 <= backlog.oldest_due_s < 70
 
@@ -713,9 +715,9 @@ async def test_many_due_events_are_counted_anew_only_now_and_then_and_few_each_t
     counts = []
     for step in (0, 0, 9, 1):
         now += step
-        await store.insert([new_event() for _ in range(4)])
+        await store.writer.insert([new_event() for _ in range(4)])
         await clock_caught_up(store)
-        counts.append((await store.watch.backlog("default")).due)
+        counts.append((await store.replicas.backlog("default")).due)
     assert counts == [4, 8, 8, 16]
 
 

@@ -17,7 +17,7 @@ from wds.local import embedded_engines
 from wds.local.replica_set import initiate_replica_set
 from wds.storage import event_queries, retention
 from wds.storage.lease_queries import event_document
-from wds.storage.lease_queue import Store
+from wds.storage.store import Store
 
 DAY = timedelta(days=1)
 
@@ -50,7 +50,7 @@ async def test_old_finished_events_go_and_neither_young_nor_live_ones(store, db)
     young = await insert(db, store, age=6 * DAY)
     live = await insert(db, store, age=100 * DAY, finished=False)
     replayed = await insert(db, store, age=50 * DAY)
-    await store.bulk.one(replayed, Instruction(Action.REPLAY, "r", "ann", "127.0.0.1"))
+    await store.bulk_actions.one(replayed, Instruction(Action.REPLAY, "r", "ann", "127.0.0.1"))
     await store.keep_for(7)
 
     left = await eventually(lambda: ids(db), lambda seen: old not in seen, within_s=30)
@@ -145,11 +145,11 @@ async def test_the_roles_of_the_documents_are_enough_and_all_are_needed(guarded)
     store = Store(await guarded("wds", ROLES), "wds")
     await store.open()
     event = new_event()
-    await store.insert([event])
-    await store.insert_all([new_event(), new_event()])
-    await store.claim("default", 2, owner="w", lease_s=30, max_attempts=5)
-    await store.bulk.one(event.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1"))
-    assert await store.listener.wait("default", 0.01)
+    await store.writer.insert([event])
+    await store.writer.insert_all([new_event(), new_event()])
+    await store.queue.claim("default", 2, owner="w", lease_s=30, max_attempts=5)
+    await store.bulk_actions.one(event.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1"))
+    assert await store.change_stream.wait("default", 0.01)
     await store.rollups.counts(event_queries.match())
     for days in (7, 30, None):
         await store.keep_for(days)

@@ -188,7 +188,7 @@ async def test_pages_are_the_same_however_much_is_kept(store, now, history, few,
                 place = rng.randrange(len(expected))
                 after = event_queries.position_of(expected[place])
                 expected = expected[place + 1 :]
-            page, more = await store.archive.page(
+            page, more = await store.reader.page(
                 event_queries.match(**given),
                 sort=sort,
                 skip=skip,
@@ -257,7 +257,7 @@ async def test_pages_and_totals_agree_with_a_model_whatever_becomes_of_the_count
         limit = rng.choice([7, 20, 500])
         read, after, more = [], None, True
         while more:
-            page, more = await store.archive.page(
+            page, more = await store.reader.page(
                 wanted, sort=sort, skip=0, limit=limit, after=after, include_payload=False
             )
             read += [each["_id"] for each in page]
@@ -271,7 +271,7 @@ async def test_events_that_change_while_a_page_is_read_cost_it_no_others(
     store, db, history, sort, monkeypatch
 ):
     """Some are deleted, some attempted once more, after their places were found."""
-    at = store.archive._at
+    at = store.reader._at
     changed: set[str] = set()
 
     async def at_after_a_change(places, part, cut):
@@ -284,10 +284,10 @@ async def test_events_that_change_while_a_page_is_read_cost_it_no_others(
             )
         return await at(places, part, cut)
 
-    monkeypatch.setattr(store.archive, "_at", at_after_a_change)
+    monkeypatch.setattr(store.reader, "_at", at_after_a_change)
     read, after, more = [], None, True
     while more:
-        page, more = await store.archive.page(
+        page, more = await store.reader.page(
             event_queries.match(), sort=sort, skip=0, limit=20, after=after, include_payload=False
         )
         read += [each["_id"] for each in page]
@@ -319,7 +319,7 @@ async def test_an_hour_of_too_many_kinds_is_counted_by_status_and_type_alone(
     await store.rollups.advance()
     assert await kept_alone(store, db) == 4
     assert await total(store, source=("source-0",)) == 2
-    page, _ = await store.archive.page(
+    page, _ = await store.reader.page(
         event_queries.match(source=["source-0"], min_attempts=1),
         skip=0,
         limit=5,
@@ -460,10 +460,10 @@ async def test_what_is_forgotten_while_a_replay_is_on_its_way_is_not_counted_bef
 
 
 async def test_an_insert_that_took_long_reopens_its_hour(store, db, monkeypatch):
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     assert await db.hour_kinds.count_documents({}) == 0
     monkeypatch.setattr(rollups, "MARGIN", timedelta(0))
-    await store.insert([new_event()])
+    await store.writer.insert([new_event()])
     assert await db.hour_kinds.count_documents({"reopened_at": {"$exists": True}}) == 1
 
 
@@ -480,15 +480,15 @@ REPLAY = Instruction(Action.REPLAY, "r", "ann", "127.0.0.1")
 
 
 async def replay_one(store, event_id):
-    await store.bulk.one(event_id, REPLAY)
+    await store.bulk_actions.one(event_id, REPLAY)
 
 
 async def replay_in_bulk(store, _):
-    await store.bulk.start(
+    await store.bulk_actions.start(
         REPLAY, wanted='{"event_type": "a"}', limit=1, per_second=None, matched=1
     )
-    taken = await store.bulk.take("w")
-    while await store.bulk.step(taken):
+    taken = await store.bulk_actions.take("w")
+    while await store.bulk_actions.step(taken):
         pass
 
 

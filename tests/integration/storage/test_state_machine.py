@@ -28,7 +28,7 @@ from wds.domain.invariants import Expectations, violations
 from wds.domain.operator_actions import Action, Instruction
 from wds.storage import lease_queries
 from wds.storage.bulk_actions import Verdict
-from wds.storage.lease_queue import Store
+from wds.storage.store import Store
 
 MAX_ATTEMPTS = 3
 WALKS = hypothesis_settings(
@@ -116,7 +116,7 @@ class LeaseQueue(RuleBasedStateMachine):
     def insert(self, key: int, body: bytes) -> None:
         STEPS.append("insert")
         event = new_event(body, key=f"k{key}")
-        [result] = self.run(self.store.insert([event]))
+        [result] = self.run(self.store.writer.insert([event]))
         known = self.events.get(event.id)
         if known is None:
             self.events[event.id] = Modelled(body)
@@ -131,7 +131,9 @@ class LeaseQueue(RuleBasedStateMachine):
         STEPS.append("claim")
         self.run(clock_caught_up(self.store))
         claimed = self.run(
-            self.store.claim("default", limit, owner="d", lease_s=60, max_attempts=MAX_ATTEMPTS)
+            self.store.queue.claim(
+                "default", limit, owner="d", lease_s=60, max_attempts=MAX_ATTEMPTS
+            )
         )
         free = [e for e in self.events.values() if e.status in ("RECEIVED", "DELIVERING")]
         free = [e for e in free if e.holder is None]
@@ -152,7 +154,7 @@ class LeaseQueue(RuleBasedStateMachine):
     def settle(self, data: st.DataObject, outcome: str) -> None:
         STEPS.append("settle")
         claim = data.draw(st.sampled_from(self.held()))
-        assert self.run(self.store.settle([self.settlement(claim, outcome)])) != [None]
+        assert self.run(self.store.queue.settle([self.settlement(claim, outcome)])) != [None]
         self.stale.append(claim)
         self.events[claim.id].end(None if outcome == "defer" else outcome)
 
@@ -187,7 +189,7 @@ class LeaseQueue(RuleBasedStateMachine):
         self.run(self.db.events.update_one({"_id": claim.id}, past))
         self.stale.append(claim)
         claimed = self.run(
-            self.store.claim("default", 1, owner="e", lease_s=60, max_attempts=MAX_ATTEMPTS)
+            self.store.queue.claim("default", 1, owner="e", lease_s=60, max_attempts=MAX_ATTEMPTS)
         )
         event = self.events[claim.id]
         event.end("unknown")
@@ -207,7 +209,7 @@ class LeaseQueue(RuleBasedStateMachine):
     def instruct(self, action: Action, event_id: str, request: int) -> bool:
         """Carry out an instruction; the ids of requests are the same for both actions."""
         instruction = Instruction(action, f"r{request}", "ann", "127.0.0.1")
-        changed = self.run(self.store.bulk.one(event_id, instruction))
+        changed = self.run(self.store.bulk_actions.one(event_id, instruction))
         event = self.events[event_id]
         did = [each for each, known in event.requests if known == instruction.request_id]
         if did:
@@ -259,7 +261,7 @@ class LeaseQueue(RuleBasedStateMachine):
         claim = data.draw(st.sampled_from(self.stale))
         before = self.run(self.db.events.find_one({"_id": claim.id}))
         # What is returned is not told apart from the repeat of a write whose answer was lost.
-        self.run(self.store.settle([self.settlement(claim, outcome)]))
+        self.run(self.store.queue.settle([self.settlement(claim, outcome)]))
         assert self.run(self.db.events.find_one({"_id": claim.id})) == before
 
     @invariant()

@@ -69,7 +69,7 @@ def serving(engines, store, db):  # noqa: ARG001 - `db` drops the database
     @asynccontextmanager
     async def run(**changes):
         app = create_app(make_settings(engines, **changes), store)
-        await store.insert([EVENT])
+        await store.writer.insert([EVENT])
         async with listening(app, "127.0.0.1", 0) as port, aiohttp.ClientSession() as session:
 
             async def ask(method, path, headers=None, body=None):
@@ -148,7 +148,7 @@ async def test_without_a_token_set_a_forwarded_request_is_refused(serving, heade
 
 
 async def test_without_a_token_set_a_client_without_an_address_is_refused(engines, store, db):
-    await store.insert([EVENT])
+    await store.writer.insert([EVENT])
     runner = web.AppRunner(create_app(make_settings(engines), store), access_log=None)
     await runner.setup()
     with tempfile.TemporaryDirectory() as home:

@@ -22,7 +22,7 @@ from wds.config import Settings
 from wds.ingest import create_app
 from wds.ingestion import sources
 from wds.signing.hmac_sha256 import sign
-from wds.storage.lease_queue import Store
+from wds.storage.store import Store
 from wds.web import protocol
 from wds.web.server import listening
 
