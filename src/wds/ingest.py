@@ -19,7 +19,7 @@ from wds.concurrency.group_commit import GroupCommit
 from wds.console import routes
 from wds.domain.errors import Detail, Refusal
 from wds.domain.events import MAX_LABEL, Conflict, NewEvent, Receipt
-from wds.ingestion import event_parser, payload
+from wds.ingestion import event_parser, payload, schemas as ingestion_schemas
 from wds.ingestion.event_parser import Verified
 from wds.ingestion.sources import DEFAULT, default
 from wds.signing.schemes import SCHEMES, SLACK, WDS
@@ -255,11 +255,11 @@ def operations(ingest: Ingest, store: Store, operating: actions.Operate) -> list
             "Send an event",
             "send",
             {
-                202: ("Stored", schemas.ReceiptSchema),
-                200: ("Stored before, under this key", schemas.ReceiptSchema),
+                202: ("Stored", ingestion_schemas.ReceiptSchema),
+                200: ("Stored before, under this key", ingestion_schemas.ReceiptSchema),
             },
             _ERRORS,
-            body=schemas.PayloadSchema,
+            body=ingestion_schemas.PayloadSchema,
             example=_EXAMPLE,
             parameters=(*_SIGNATURE, _KEY, _TYPE),
         ),
@@ -269,9 +269,9 @@ def operations(ingest: Ingest, store: Store, operating: actions.Operate) -> list
             ingest.batch,
             "Send many events",
             "send",
-            {202: ("All stored", schemas.BatchReceiptSchema)},
+            {202: ("All stored", ingestion_schemas.BatchReceiptSchema)},
             _ERRORS,
-            body=schemas.BatchSchema,
+            body=ingestion_schemas.BatchSchema,
             example={"events": [_EXAMPLE, {"type": "ping"}]},
             parameters=(*_SIGNATURE, _KEY, _TYPE),
         ),
@@ -282,11 +282,14 @@ def operations(ingest: Ingest, store: Store, operating: actions.Operate) -> list
             "Send an event as a configured source",
             "send",
             {
-                202: ("Stored", schemas.ReceiptSchema),
-                200: ("Stored before, or a challenge answered", schemas.SourceAnswerSchema),
+                202: ("Stored", ingestion_schemas.ReceiptSchema),
+                200: (
+                    "Stored before, or a challenge answered",
+                    ingestion_schemas.SourceAnswerSchema,
+                ),
             },
             (404, *_ERRORS),
-            body=schemas.PayloadSchema,
+            body=ingestion_schemas.PayloadSchema,
             example=_EXAMPLE,
             parameters=_SOURCE_HEADERS,
         ),

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import marshmallow as ma
 from marshmallow import fields, validate
 
+from wds.api.event_schemas import MAX_INTEGER, FilterSchema
 from wds.domain.events import MAX_LABEL, is_label
 from wds.domain.operator_actions import Action, is_request_id
-from wds.web.schemas import MAX_INTEGER, FilterSchema, StrictBoolean
+from wds.web.schemas import StrictBoolean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from wds.api import action_schemas
+from wds.api import action_schemas, event_schemas
 from wds.api.events import instant
 from wds.domain.errors import Detail, Refusal, StoreUnavailableError
 from wds.domain.operator_actions import Action, Instruction, is_request_id
@@ -149,7 +149,9 @@ class Operate:
         events = matching(action, wanted, now)
         if events is None:
             return {}
-        chosen = schemas.filters_of(schemas.load(schemas.FilterSchema(), json.loads(wanted)))
+        chosen = event_schemas.filters_of(
+            schemas.load(event_schemas.FilterSchema(), json.loads(wanted))
+        )
         if chosen.keys() <= event_queries.KEPT:
             statuses = set(chosen.get("status", action_queries.AFFECTED[action]))
             chosen["status"] = sorted(statuses & set(action_queries.AFFECTED[action]))
@@ -233,7 +235,7 @@ class Operate:
 
 _FILTERS = [
     field.data_key or name
-    for name, field in schemas.FilterSchema._declared_fields.items()  # noqa: SLF001 - has no other way
+    for name, field in event_schemas.FilterSchema._declared_fields.items()  # noqa: SLF001 - has no other way
 ]
 
 

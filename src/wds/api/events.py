@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from aiohttp import web
 
+from wds.api import event_schemas
 from wds.domain.deliveries import Status
 from wds.domain.errors import Refusal, StoreUnavailableError
 from wds.ingestion.payload import is_json, parse_request
@@ -33,7 +34,7 @@ class Search:
         self._archive = store.reader
         self._rollups = store.rollups
         self._now = store.now
-        self._schema = schemas.SearchRequestSchema()
+        self._schema = event_schemas.SearchRequestSchema()
 
     async def search(self, request: web.Request) -> web.Response:
         """Find events, in the order asked for, and count all that match.
@@ -43,7 +44,7 @@ class Search:
         `cursor`; it stays right while events arrive.
         """
         wanted = schemas.load(self._schema, parse_request(await request.read() or b"{}"))
-        given = schemas.filters_of(wanted)
+        given = event_schemas.filters_of(wanted)
         match = event_queries.match(**given)
         _, after = wanted.get("cursor", (None, None))
         (page, more), counts = await asyncio.gather(
@@ -61,7 +62,9 @@ class Search:
         )
         next_cursor = None
         if more:
-            next_cursor = schemas.cursor_after(event_queries.position_of(page[-1]), wanted["sort"])
+            next_cursor = event_schemas.cursor_after(
+                event_queries.position_of(page[-1]), wanted["sort"]
+            )
         answer = {"next_cursor": next_cursor, **counts}
         rest = json.dumps(answer, separators=(",", ":"))
         events = ",".join(event_json(document) for document in page)
@@ -83,10 +86,10 @@ class Search:
         not whole: the store failed meanwhile.
         """
         wanted = schemas.load(
-            schemas.ExportRequestSchema(), parse_request(await request.read() or b"{}")
+            event_schemas.ExportRequestSchema(), parse_request(await request.read() or b"{}")
         )
         match = event_queries.narrowed(
-            event_queries.match(**schemas.filters_of(wanted)),
+            event_queries.match(**event_schemas.filters_of(wanted)),
             {"received_at": {"$lt": await self._now()}},
         )
         pages = self._archive.export(
@@ -136,7 +139,7 @@ class Search:
 def operations(store: Store) -> list[Operation]:
     """Return the operators' routes for reading."""
     handlers = Search(store)
-    found = {200: ("The event", schemas.EventSchema)}
+    found = {200: ("The event", event_schemas.EventSchema)}
     exact: dict[int, tuple[str, None]] = {200: ("The exact bytes received", None)}
     lines: dict[int, tuple[str, None]] = {200: ("An event a line", None)}
     one = "/webhooks/events/{id}"
@@ -148,9 +151,9 @@ def operations(store: Store) -> list[Operation]:
             handlers.search,
             "Search and count events",
             "operate",
-            {200: ("A page of events", schemas.SearchResponseSchema)},
+            {200: ("A page of events", event_schemas.SearchResponseSchema)},
             (400, 408, 413, 422, *guarded),
-            body=schemas.SearchRequestSchema,
+            body=event_schemas.SearchRequestSchema,
             body_required=False,
             example={"status": ["RECEIVED", "DELIVERED"], "limit": 10, "include_payload": True},
         ),
@@ -162,7 +165,7 @@ def operations(store: Store) -> list[Operation]:
             "operate",
             lines,
             (400, 413, 422, *guarded),
-            body=schemas.ExportRequestSchema,
+            body=event_schemas.ExportRequestSchema,
             produces=("application/x-ndjson",),
         ),
         Operation("GET", one, handlers.event, "Show an event", "operate", found, (404, *guarded)),

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+from wds.api import event_schemas
 from wds.domain.deliveries import Status
 from wds.domain.errors import Refusal
 from wds.storage import event_queries
@@ -59,7 +60,7 @@ class View:
     Attributes:
         pairs: the query string, without empty values.
         problems: what is wrong, by name; then nothing can be found.
-        loaded: the request as `schemas.SearchRequestSchema` read it; empty if there are problems.
+        loaded: the request as `SearchRequestSchema` read it; empty if there are problems.
         range: the name of the range, or "custom" where an instant is given.
     """
 
@@ -114,7 +115,7 @@ class View:
         """Return the filters as `filters.match` takes them, with the instants of the range."""
         bounds = zip(("from_", "to"), self.bounds(now), strict=True)
         return {
-            **schemas.filters_of(self.loaded),
+            **event_schemas.filters_of(self.loaded),
             **{name: instant for name, instant in bounds if instant is not None},
         }
 
@@ -201,7 +202,7 @@ def read(query: Iterable[tuple[str, str]]) -> View:
     return View(pairs, problems, {} if problems else loaded, _range(named, given))
 
 
-_SCHEMA = schemas.SearchRequestSchema()
+_SCHEMA = event_schemas.SearchRequestSchema()
 
 
 def _range(named: str | None, given: set[str]) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from wds.api import event_schemas
 from wds.console import event_query, histogram
 from wds.console.auth import HOME, page
 from wds.console.cache import Recall
@@ -25,7 +26,6 @@ from wds.storage import event_queries
 from wds.storage.replicas import BACKLOG_CAP
 from wds.storage.rollup_queries import HOUR
 from wds.telemetry.metrics import SILENCE
-from wds.web import schemas
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -275,7 +275,7 @@ def _paging(asked: View, documents: list[Document], *, more: bool) -> dict[str, 
     if not documents:
         return titles
     first, last = (
-        schemas.cursor_after(event_queries.position_of(each), asked.sort)
+        event_schemas.cursor_after(event_queries.position_of(each), asked.sort)
         for each in (documents[0], documents[-1])
     )
     return {

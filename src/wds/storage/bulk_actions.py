@@ -22,6 +22,7 @@ from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 from pymongo.read_concern import ReadConcern
 
+from wds.api import event_schemas
 from wds.domain.deliveries import Status
 from wds.domain.errors import SearchTooSlowError
 from wds.domain.operator_actions import Action, Instruction
@@ -365,7 +366,7 @@ def matching(action: Action, wanted: str, before: datetime) -> Document | None:
 
     Statuses in which there is nothing to do are left out; None if none is left.
     """
-    given = schemas.filters_of(schemas.load(schemas.FilterSchema(), json.loads(wanted)))
+    given = event_schemas.filters_of(schemas.load(event_schemas.FilterSchema(), json.loads(wanted)))
     asked = given.get("status") or list(Status)
     affected = [str(status) for status in action_queries.AFFECTED[action] if status in asked]
     if not affected:

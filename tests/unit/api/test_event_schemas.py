@@ -8,11 +8,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from wds.api import event_schemas
+from wds.api.event_schemas import MAX_PAGE, MAX_SKIP, SearchRequestSchema, cursor_after
 from wds.domain.errors import Refusal
 from wds.ingestion.payload import parse_request
 from wds.storage.event_queries import SORTS, Position
 from wds.web import schemas
-from wds.web.schemas import MAX_PAGE, MAX_SKIP, SearchRequestSchema, cursor_after
 
 OPERATORS = [{"$gt": ""}, {"$ne": None}, {"$where": "1"}, [{"$gt": ""}], [["a"]], {}]
 
@@ -236,4 +237,4 @@ def test_a_filter_takes_what_it_names_and_nothing_else(field, good, bad):
 
 def test_what_a_filter_takes_reaches_the_match():
     loaded = load(**{"from": "2026-01-01", "status": "DELIVERED", "min_attempts": 2, "limit": 3})
-    assert set(schemas.filters_of(loaded)) == {"from_", "status", "min_attempts"}
+    assert set(event_schemas.filters_of(loaded)) == {"from_", "status", "min_attempts"}

@@ -7,9 +7,9 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
+from wds.api import event_schemas
 from wds.console import event_query
 from wds.storage import event_queries
-from wds.web import schemas
 
 NOW = datetime(2026, 3, 5, 14, 23, 7, 250_000, tzinfo=UTC)
 
@@ -93,7 +93,7 @@ def test_what_cannot_be_used_is_named_and_nothing_is_raised(text, name):
 
 def test_a_cursor_belongs_to_its_order_and_is_read_backwards_where_asked():
     place = event_queries.Position(NOW, "0" * 32, 3)
-    cursor = schemas.cursor_after(place, "attempt_count")
+    cursor = event_schemas.cursor_after(place, "attempt_count")
     assert read(f"sort=attempt_count&cursor={cursor}").reading == ("attempt_count", place)
     assert read(f"sort=attempt_count&before={cursor}").reading == ("-attempt_count", place)
     assert "cursor" in read(f"cursor={cursor}").problems
@@ -101,7 +101,7 @@ def test_a_cursor_belongs_to_its_order_and_is_read_backwards_where_asked():
 
 
 def test_links_keep_what_is_asked_for_and_forget_the_place():
-    cursor = schemas.cursor_after(event_queries.Position(NOW, "0" * 32), "-received_at")
+    cursor = event_schemas.cursor_after(event_queries.Position(NOW, "0" * 32), "-received_at")
     seen = read(f"status=DELIVERED&event_type=a%26b&range=7d&cursor={cursor}")
     kept = [("status", "DELIVERED"), ("event_type", "a&b")]
     assert asked(seen.link()) == [*kept, ("range", "7d")]

@@ -1,0 +1,226 @@
+"""Wire shapes of reading events: filters, searches, exports, and events with their attempts."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import marshmallow as ma
+from marshmallow import fields, validate
+
+from wds.domain.events import ID_LENGTH, MAX_LABEL
+from wds.domain.operator_actions import Action
+from wds.storage.event_queries import NEWEST_FIRST, OLDEST_FIRST, SORTS, Position, is_id_prefix
+from wds.storage.rollup_queries import MAX_EVENT_TYPES
+from wds.web.schemas import (
+    Instant,
+    OneOrMany,
+    StrictBoolean,
+    label,
+    printable,
+    status as status_field,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAX_PAGE = 500
+MAX_INTEGER = 2**31 - 1
+MAX_SKIP = 100_000
+"""Skipping reads what it skips; a cursor goes to any depth at the same cost."""
+
+
+class Cursor(fields.Field[tuple[str, Position]]):
+    """An opaque position in the order of a search: read as (sort, position)."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[str, Position]:  # noqa: ANN401
+        try:
+            text = base64.b64decode(str(value), altchars=b"-_", validate=True).decode("ascii")
+            sort, attempts, milliseconds, event_id = text.split(":", 3)
+            received_at = datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
+            position = Position(received_at, event_id, int(attempts))
+        except (binascii.Error, ValueError, OverflowError, OSError):
+            position = None
+        if position is None or abs(position.attempt_count) > MAX_INTEGER:
+            msg = "Not a cursor that a search returned."
+            raise ma.ValidationError(msg)
+        return sort, position
+
+
+def cursor_after(position: Position, sort: str = NEWEST_FIRST) -> str:
+    """Return the cursor for what follows this position in this order."""
+    milliseconds = round(position.received_at.timestamp() * 1000)
+    text = f"{sort}:{position.attempt_count}:{milliseconds}:{position.event_id}"
+    return base64.urlsafe_b64encode(text.encode()).decode("ascii")
+
+
+def _id_prefix(value: str) -> None:
+    if not is_id_prefix(value):
+        msg = f"Must be 1 to {ID_LENGTH} characters of lower-case hex."
+        raise ma.ValidationError(msg)
+
+
+class FilterSchema(ma.Schema):
+    """Which events: all that every filter given here fits."""
+
+    status = OneOrMany(status_field(), metadata={"description": "One or several."})
+    event_type = OneOrMany(label(), metadata={"description": "One or several."})
+    source = OneOrMany(label(), metadata={"description": "One or several."})
+    destination = OneOrMany(label(), metadata={"description": "One or several."})
+    last_status_code = OneOrMany(
+        fields.Integer(strict=True, validate=validate.Range(0, 999)),
+        metadata={"description": "Of the last attempt, one or several; 0 is no answer."},
+    )
+    idempotency_key = fields.String(
+        validate=[validate.Length(1, MAX_LABEL), printable],
+        metadata={"description": "Exactly this one."},
+    )
+    id_prefix = fields.String(
+        validate=_id_prefix,
+        metadata={"description": "What the event's id begins with.", "pattern": "^[0-9a-f]{1,32}$"},
+    )
+    min_attempts = fields.Integer(
+        strict=True,
+        validate=validate.Range(0, MAX_INTEGER),
+        metadata={"description": "At least so many attempts were started."},
+    )
+    from_ = Instant(data_key="from", metadata={"description": "Received at or after."})
+    to = Instant(metadata={"description": "Received before."})
+
+    @ma.validates_schema
+    def _range(self, data: Mapping[str, Any], **_: Any) -> None:  # noqa: ANN401
+        if "from_" in data and "to" in data and data["from_"] > data["to"]:
+            msg = "Must not be before `from`."
+            raise ma.ValidationError(msg, "to")
+
+
+def filters_of(loaded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a loaded request that `filters.match` takes."""
+    return {name: loaded[name] for name in FilterSchema._declared_fields if name in loaded}  # noqa: SLF001
+
+
+class SearchRequestSchema(FilterSchema):
+    """Filters, page and extras of a search; no field is required."""
+
+    sort = fields.String(
+        load_default=NEWEST_FIRST,
+        validate=validate.OneOf(list(SORTS)),
+        metadata={"description": "`-` is descending; a cursor belongs to its order."},
+    )
+    skip = fields.Integer(strict=True, load_default=0, validate=validate.Range(0, MAX_SKIP))
+    limit = fields.Integer(strict=True, load_default=50, validate=validate.Range(1, MAX_PAGE))
+    cursor = Cursor(metadata={"type": "string", "description": "`next_cursor` of a page."})
+    include_payload = StrictBoolean(load_default=False)
+    aggregations = StrictBoolean(load_default=True)
+
+    @ma.validates_schema
+    def _cursor(self, data: Mapping[str, Any], **_: Any) -> None:  # noqa: ANN401
+        if "cursor" in data and data["cursor"][0] != data["sort"]:
+            msg = "Belongs to a search with another `sort`."
+            raise ma.ValidationError(msg, "cursor")
+
+
+class ExportRequestSchema(FilterSchema):
+    """Filters and extras of an export; no field is required."""
+
+    sort = fields.String(
+        load_default=NEWEST_FIRST, validate=validate.OneOf([NEWEST_FIRST, OLDEST_FIRST])
+    )
+    include_payload = StrictBoolean(load_default=False)
+
+
+class AttemptSchema(ma.Schema):
+    """One attempt as recorded."""
+
+    attempt_number = fields.Integer()
+    timestamp = fields.DateTime()
+    status_code = fields.Integer(allow_none=True)
+    success = fields.Boolean()
+    outcome = fields.String(validate=validate.OneOf(["success", "failure", "unknown"]))
+    duration_ms = fields.Integer(allow_none=True)
+    error = fields.String(allow_none=True)
+    response = fields.String(allow_none=True, metadata={"description": "First KiB of the body."})
+
+
+class LeaseSchema(ma.Schema):
+    """Which dispatcher has the event now."""
+
+    owner = fields.String()
+    since = fields.DateTime()
+
+
+class HistorySchema(ma.Schema):
+    """What an operator did to an event."""
+
+    action = fields.String(validate=validate.OneOf([str(action) for action in Action]))
+    at = fields.DateTime()
+    by = fields.String(metadata={"description": "Who, in their own words; not proven."})
+    remote = fields.String(metadata={"description": "The address the request came from."})
+    reason = fields.String(allow_none=True)
+    request_id = fields.String()
+    status = fields.String(metadata={"description": "The event's status before."})
+    attempt_count = fields.Integer(metadata={"description": "The event's attempts before."})
+
+
+class EventSchema(ma.Schema):
+    """An event. `payload` is what was received, character for character, where asked for."""
+
+    id = fields.String()
+    source = fields.String()
+    event_type = fields.String(allow_none=True)
+    idempotency_key = fields.String(allow_none=True)
+    content_type = fields.String()
+    headers = fields.Dict(keys=fields.String(), values=fields.String())
+    payload_sha256 = fields.String()
+    received_at = fields.DateTime()
+    finished_at = fields.DateTime(allow_none=True)
+    destination = fields.String()
+    status = status_field()
+    attempt_count = fields.Integer()
+    next_attempt_at = fields.DateTime(allow_none=True)
+    lease = fields.Nested(LeaseSchema, allow_none=True)
+    trace = fields.Dict(keys=fields.String(), values=fields.String(), allow_none=True)
+    attempts = fields.List(fields.Nested(AttemptSchema))
+    attempts_before = fields.Integer(
+        metadata={"description": "Attempts before the last replay, which began the schedule anew."}
+    )
+    cancelling = fields.Boolean(
+        metadata={"description": "Ends with the attempt under way, whatever comes of it."}
+    )
+    history = fields.List(
+        fields.Nested(HistorySchema), metadata={"description": "Replays and cancels, oldest first."}
+    )
+    payload = fields.Raw(metadata={"description": "A form is a string."})
+
+
+class HourSchema(ma.Schema):
+    """One bar of the histogram."""
+
+    hour = fields.DateTime()
+    count = fields.Integer()
+
+
+class AggregationsSchema(ma.Schema):
+    """Counts over everything that the filters match, not only over this page."""
+
+    by_status = fields.Dict(keys=fields.String(), values=fields.Integer())
+    by_event_type = fields.Dict(
+        keys=fields.String(),
+        values=fields.Integer(),
+        metadata={
+            "description": "Commonest first, "
+            f"the {MAX_EVENT_TYPES:,} commonest at most; events without a type count under ''."
+        },
+    )
+    histogram = fields.List(fields.Nested(HourSchema), metadata={"description": "Oldest first."})
+
+
+class SearchResponseSchema(ma.Schema):
+    """A page of events."""
+
+    events = fields.List(fields.Nested(EventSchema))
+    total = fields.Integer(metadata={"description": "Events that the filters match."})
+    next_cursor = fields.String(allow_none=True)
+    aggregations = fields.Nested(AggregationsSchema)
