@@ -38,11 +38,11 @@ from schemathesis.specs.openapi.checks import (
 from tests.e2e import processes
 from wds.domain.events import is_label
 from wds.ingestion import sources
-from wds.signing.schemes import Stamp
+from wds.signing.scheme import EventInfo
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = (ROOT / "wds.example.toml").read_text()
-SOURCES = {**sources.load(EXAMPLE, {}, "x"), "default": sources.default(("test-secret",))}
+SOURCES = {**sources.load(EXAMPLE, {}, "x"), "default": sources.default_source(("test-secret",))}
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -75,7 +75,7 @@ class Service:
             source = SOURCES[sign_as]
             request.headers.pop("X-Hub-Signature-256", None)
             key = request.headers.get("Idempotency-Key")
-            stamp = Stamp(secrets.token_hex(8), "generated", int(time.time()))
+            stamp = EventInfo(secrets.token_hex(8), "generated", int(time.time()))
             request.headers.update(source.scheme.sign(source.keys[0], body, stamp))
             if key is not None:
                 request.headers["Idempotency-Key"] = key
@@ -233,7 +233,7 @@ def example_status(service, method, path, body):
     headers = {"Content-Type": "application/json"}
     if signer is not None:
         source = SOURCES[signer]
-        stamp = Stamp(secrets.token_hex(8), None, int(time.time()))
+        stamp = EventInfo(secrets.token_hex(8), None, int(time.time()))
         headers |= source.scheme.sign(source.keys[0], body, stamp)
         headers.pop("Idempotency-Key", None)
     url = service.url + path.replace("{source}", str(signer))

@@ -8,7 +8,7 @@ import pytest
 from bson import Int64
 
 from wds.domain.deliveries import Status
-from wds.encoding import plain
+from wds.encoding import json_default
 from wds.web.error_envelope import json_answer
 
 
@@ -22,7 +22,7 @@ class Text(str):
 
 @pytest.mark.parametrize("value", [Int64(1 << 40), Ratio(0.5), Text("größe"), Text("")])
 def test_a_value_of_a_subclass_is_answered_as_one_of_its_base(value):
-    made = plain(value)
+    made = json_default(value)
     assert made == value and type(made) in {int, float, str}
     assert json.loads(json_answer({"a": [value]}).body) == {"a": [value]}
 

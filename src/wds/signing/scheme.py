@@ -1,54 +1,50 @@
-"""How senders sign: one scheme for each kind of sender, for verifying and for signing. Pure.
+"""What a signature scheme is, and how a request is verified with one.
 
-Keys, headers, bytes and the time come in; a `Proof` or a `Refusal` comes out. What is verified is
-always the raw body. Signatures are compared as text, in the one spelling that their sender
-writes, so that a changed bit is another signature even where base64 would ignore it.
+A `Scheme` describes one provider as data and small functions; the providers' files define them
+and `registry.py` lists them. Two rules hold for every scheme:
 
-Formats, as their owners publish them:
-    github    https://docs.github.com/webhooks/using-webhooks/validating-webhook-deliveries
-    stripe    https://docs.stripe.com/webhooks#verify-manually
-    shopify   https://shopify.dev/docs/apps/build/webhooks/subscribe/https
-    slack     https://docs.slack.dev/authentication/verifying-requests-from-slack
-    standard  see the module of that name
+* The raw body is verified, never a parsed or re-encoded one.
+* Signatures are compared as text, in the one spelling that the provider writes. A changed bit is
+  therefore another signature, even where base64 would ignore it.
 """
 
 from __future__ import annotations
 
-import base64
-import hmac
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from msgspec import Struct
 
 from wds.domain.errors import Refusal
-from wds.signing import hmac_sha256, standard_webhooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+        Ed25519PrivateKey,
+        Ed25519PublicKey,
+    )
     from multidict import MultiMapping
 
-    from wds.signing.standard_webhooks import Key
+Key: TypeAlias = "bytes | Ed25519PublicKey | Ed25519PrivateKey"
+"""A shared secret, or one half of a key pair. A private key also verifies its own signatures."""
 
 TOLERANCE_S = 300
-"""How far from now a signed timestamp may be, before or after: what every provider advises."""
+"""Allowed distance of a signed timestamp from now, in both directions: every provider's advice."""
 MAX_SIGNATURES = 16
-"""Most signatures in one request; each is compared with every secret."""
+"""Maximum number of signatures in one request; each is compared with every secret."""
 
-_HEX = re.compile(r"[0-9a-f]{64}")
-_BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _SECONDS = re.compile(r"[0-9]{1,12}")
 
 
-class Given(Struct, frozen=True):
-    """What a request shows.
+class RequestSignatures(Struct, frozen=True):
+    """The signatures of a request and what they sign, not verified yet.
 
     Attributes:
-        signed: the bytes that its sender signed.
+        signed: the bytes that the sender signed.
         signatures: ASCII, at most `MAX_SIGNATURES`.
-        timestamp: Unix seconds; None where the scheme has none.
+        timestamp: Unix seconds; None where the scheme signs none.
     """
 
     signed: bytes
@@ -57,58 +53,86 @@ class Given(Struct, frozen=True):
 
 
 class Proof(Struct, frozen=True):
-    """A request is genuine.
+    """A request is authentic.
 
     Attributes:
         secret: index of the first secret that verifies it.
-        signature: one that is valid; the same request repeated has the same.
+        signature: a valid signature; the same request sent again has the same.
     """
 
     secret: int
     signature: str
 
 
+class Answer(Struct, frozen=True):
+    """An HTTP response to a provider.
+
+    Attributes:
+        status: HTTP status.
+        body: is sent as JSON; None sends no body.
+    """
+
+    status: int
+    body: Mapping[str, Any] | None
+
+
 @dataclass(frozen=True, slots=True)
-class Stamp:
-    """What a sender puts beside a body: its id, its type, and when it sends (Unix seconds)."""
+class EventInfo:
+    """What a sender states about an event beside its body: id, type, time of sending (Unix s)."""
 
     id: str
     event_type: str | None
-    now: int
+    timestamp: int
+
+
+def no_handshake(_fields: Mapping[str, Any]) -> Answer | None:
+    """Treat every request as an event."""
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
-    """One way to sign.
+    """How one provider signs.
 
     Attributes:
+        name: what `scheme = "..."` names in `wds.toml`.
         headers: the headers that carry the signature.
-        form: what they hold, for people.
-        read: collects what a request shows.
-        matches: which of the signatures shown are a key's, compared in constant time.
-        sign: the headers that a sender adds; ValueError for a key that cannot sign.
-        event_type, idempotency_key: where these are, in order; see `sources.Place`.
-        key: reads a secret; ValueError says what it must be.
-        every: each signature shown must be valid, not only one.
-        timed: the signature covers a timestamp.
-        vouches: it covers the idempotency key too, so that it is the sender itself who says
-            that two bodies are one event.
-        forms: bodies may be `application/x-www-form-urlencoded`.
+        header_format: what they hold, for people; it is also the message of a 401.
+        read: collects the signatures of a request. It raises `Refusal`: 401 if they are missing
+            or malformed, 400 for a repeated header.
+        matches: returns those signatures that one key made, compared in constant time.
+        sign: returns the headers that a sender adds. It raises ValueError for a key that cannot
+            sign.
+        event_type, idempotency_key: where these are, in order of precedence; `sources.Location`
+            has the syntax.
+        read_key: reads a configured secret; its ValueError says what a secret must look like.
+        all_must_match: every signature of a request must be valid, not only one of them.
+        signs_timestamp: the signature covers a timestamp.
+        signs_idempotency_key: the signature covers the idempotency key. A repeated key then means
+            a repeated event, even if the bodies differ, because the sender itself says so.
+        accepts_forms: bodies may be `application/x-www-form-urlencoded`.
+        handshake_fields: the top-level fields of a body that `handshake` reads.
+        handshake: returns the answer to a verified request that sets up the webhook and is no
+            event. It is not stored. None: the request is an event.
+        answer_to_form: the answer to a stored event that came as a form. None: its receipt.
     """
 
     name: str
     headers: tuple[str, ...]
-    form: str
-    read: Callable[[MultiMapping[str], bytes], Given]
-    matches: Callable[[Key, Given], set[str]]
-    sign: Callable[[Key, bytes, Stamp], Mapping[str, str]]
+    header_format: str
+    read: Callable[[MultiMapping[str], bytes], RequestSignatures]
+    matches: Callable[[Key, RequestSignatures], set[str]]
+    sign: Callable[[Key, bytes, EventInfo], Mapping[str, str]]
     event_type: tuple[str, ...]
     idempotency_key: tuple[str, ...]
-    key: Callable[[str], Key] = str.encode
-    every: bool = False
-    timed: bool = False
-    vouches: bool = False
-    forms: bool = False
+    read_key: Callable[[str], Key] = str.encode
+    all_must_match: bool = False
+    signs_timestamp: bool = False
+    signs_idempotency_key: bool = False
+    accepts_forms: bool = False
+    handshake_fields: tuple[str, ...] = ()
+    handshake: Callable[[Mapping[str, Any]], Answer | None] = no_handshake
+    answer_to_form: Answer | None = None
 
 
 def verify(
@@ -120,37 +144,40 @@ def verify(
     now: float,
     tolerance_s: float = TOLERANCE_S,
 ) -> Proof:
-    """Return which of `keys` signed `body`. All are tried, whichever matches.
+    """Return which of `keys` signed `body`. Every key is tried, even after one has matched.
 
-    `headers` compares names without regard to case; `now` is in Unix seconds.
+    `headers` compares names case-insensitively; `now` is in Unix seconds.
 
     Raises:
         Refusal: 401 without a signature, with one that no key made, or with a timestamp further
-            than `tolerance_s` from now in either direction; 400 for a header given twice.
+            than `tolerance_s` from now in either direction; 400 for a repeated header.
     """
-    given = scheme.read(headers, body)
-    if len(given.signatures) > MAX_SIGNATURES:
-        raise _invalid(scheme.form)
+    request = scheme.read(headers, body)
+    if len(request.signatures) > MAX_SIGNATURES:
+        raise invalid_signature(scheme.header_format)
     matched: set[str] = set()
     first: int | None = None
     for index, key in enumerate(keys):
-        hits = scheme.matches(key, given)
+        hits = scheme.matches(key, request)
         if hits and first is None:
             first = index
         matched |= hits
-    if first is None or (scheme.every and matched != set(given.signatures)):
-        raise _invalid(scheme.form)
-    if given.timestamp is not None and abs(now - given.timestamp) > tolerance_s:
+    if first is None or (scheme.all_must_match and matched != set(request.signatures)):
+        raise invalid_signature(scheme.header_format)
+    if request.timestamp is not None and abs(now - request.timestamp) > tolerance_s:
         text = f"signed more than {tolerance_s:g} s before or after now"
         raise Refusal(401, "timestamp_out_of_tolerance", text)
-    return Proof(first, next(each for each in given.signatures if each in matched))
+    return Proof(first, next(each for each in request.signatures if each in matched))
 
 
-def only(headers: MultiMapping[str], name: str) -> str | None:
-    """Return the value of a header that may be given once.
+# -- for the providers' files ---------------------------------------------------------------------
+
+
+def single_header(headers: MultiMapping[str], name: str) -> str | None:
+    """Return the value of a header that must not be repeated; None without it.
 
     Raises:
-        Refusal: 400 if it is given more than once: which one counts would be a guess.
+        Refusal: 400 if it is repeated: choosing one of the values would be a guess.
     """
     values = headers.getall(name, [])
     if len(values) > 1:
@@ -158,240 +185,29 @@ def only(headers: MultiMapping[str], name: str) -> str | None:
     return values[0] if values else None
 
 
-# -- reading ---------------------------------------------------------------------------------
+def required_header(headers: MultiMapping[str], name: str) -> str:
+    """Return the value of a header without which a request has no signature.
 
-
-def _required(headers: MultiMapping[str], name: str) -> str:
-    value = only(headers, name)
+    Raises:
+        Refusal: 401 without it, 400 if it is repeated.
+    """
+    value = single_header(headers, name)
     if value is None:
         raise Refusal(401, "missing_signature", f"no {name} header")
     return value
 
 
-def _invalid(form: str) -> Refusal:
-    return Refusal(401, "invalid_signature", form)
+def invalid_signature(header_format: str) -> Refusal:
+    """Return the refusal of a request whose signature is malformed or wrong."""
+    return Refusal(401, "invalid_signature", header_format)
 
 
-def _timestamp(text: str, form: str) -> int:
+def read_timestamp(text: str, header_format: str) -> int:
+    """Read Unix seconds.
+
+    Raises:
+        Refusal: 401 if `text` is not 1 to 12 decimal digits.
+    """
     if not _SECONDS.fullmatch(text):
-        raise _invalid(form)
+        raise invalid_signature(header_format)
     return int(text)
-
-
-def _prefixed(*names: str) -> Callable[[MultiMapping[str], bytes], Given]:
-    """Read signatures over the body alone, from whichever of `names` there are."""
-
-    def read(headers: MultiMapping[str], body: bytes) -> Given:
-        found = tuple(value for name in names for value in headers.getall(name, []))
-        if not found:
-            raise Refusal(401, "missing_signature", f"no {' or '.join(names)} header")
-        return Given(body, found)
-
-    return read
-
-
-def _read_shopify(headers: MultiMapping[str], body: bytes) -> Given:
-    value = _required(headers, "X-Shopify-Hmac-SHA256")
-    if not _BASE64.fullmatch(value):
-        raise _invalid(_SHOPIFY_FORM)
-    return Given(body, (value,))
-
-
-def _read_stripe(headers: MultiMapping[str], body: bytes) -> Given:
-    pairs = [part.partition("=") for part in _required(headers, "Stripe-Signature").split(",")]
-    times = [value for name, _, value in pairs if name == "t"]
-    found = tuple(value for name, _, value in pairs if name == "v1")
-    if len(times) != 1 or not all(map(_HEX.fullmatch, found)):
-        raise _invalid(_STRIPE_FORM)
-    timestamp = _timestamp(times[0], _STRIPE_FORM)
-    return Given(b"%s.%s" % (times[0].encode(), body), found, timestamp)
-
-
-def _read_slack(headers: MultiMapping[str], body: bytes) -> Given:
-    version, _, digits = _required(headers, "X-Slack-Signature").partition("=")
-    text = _required(headers, "X-Slack-Request-Timestamp")
-    timestamp = _timestamp(text, _SLACK_FORM)
-    if version != "v0" or not _HEX.fullmatch(digits):
-        raise _invalid(_SLACK_FORM)
-    return Given(b"v0:%s:%s" % (text.encode(), body), (digits,), timestamp)
-
-
-def _read_standard(headers: MultiMapping[str], body: bytes) -> Given:
-    message_id = _required(headers, "webhook-id")
-    text = _required(headers, "webhook-timestamp")
-    found = tuple(_required(headers, "webhook-signature").split(" "))
-    timestamp = _timestamp(text, _STANDARD_FORM)
-    if not all(map(str.isascii, found)):
-        raise _invalid(_STANDARD_FORM)
-    # An id may hold full stops. Moving the boundaries gains nothing: behind any other one there
-    # is a number or an id, and only JSON objects are taken for bodies.
-    return Given(standard_webhooks.content(message_id, text, body), found, timestamp)
-
-
-# -- comparing and signing -----------------------------------------------------------------------
-
-
-def _secret(key: Key) -> bytes:
-    if not isinstance(key, bytes):
-        msg = "an ed25519 key where a secret is needed"
-        raise TypeError(msg)
-    return key
-
-
-def _mac(key: Key, signed: bytes) -> bytes:
-    return hmac.digest(_secret(key), signed, "sha256")
-
-
-def _base64(raw: bytes) -> str:
-    return base64.b64encode(raw).decode("ascii")
-
-
-def _same(expected: str, given: Given) -> set[str]:
-    return {each for each in given.signatures if hmac.compare_digest(expected, each)}
-
-
-def _matches_prefixed(key: Key, given: Given) -> set[str]:
-    expected = hmac_sha256.sign(_secret(key), given.signed)
-    return {
-        each for each in given.signatures if each.isascii() and hmac.compare_digest(expected, each)
-    }
-
-
-def _matches_hex(key: Key, given: Given) -> set[str]:
-    return _same(_mac(key, given.signed).hex(), given)
-
-
-def _matches_base64(key: Key, given: Given) -> set[str]:
-    return _same(_base64(_mac(key, given.signed)), given)
-
-
-def _matches_standard(key: Key, given: Given) -> set[str]:
-    return standard_webhooks.matches(key, given.signed, given.signatures)
-
-
-def _sign_wds(key: Key, body: bytes, stamp: Stamp) -> dict[str, str]:
-    headers = {
-        "X-Webhook-Signature": hmac_sha256.sign(_secret(key), body),
-        "Idempotency-Key": stamp.id,
-    }
-    if stamp.event_type is not None:
-        headers["X-Event-Type"] = stamp.event_type
-    return headers
-
-
-def _sign_github(key: Key, body: bytes, stamp: Stamp) -> dict[str, str]:
-    return {
-        "X-Hub-Signature-256": hmac_sha256.sign(_secret(key), body),
-        "X-GitHub-Event": stamp.event_type or "ping",
-        "X-GitHub-Delivery": stamp.id,
-    }
-
-
-def _sign_shopify(key: Key, body: bytes, stamp: Stamp) -> dict[str, str]:
-    return {
-        "X-Shopify-Hmac-SHA256": _base64(_mac(key, body)),
-        "X-Shopify-Topic": stamp.event_type or "app/uninstalled",
-        "X-Shopify-Webhook-Id": stamp.id,
-    }
-
-
-def _sign_stripe(key: Key, body: bytes, stamp: Stamp) -> dict[str, str]:
-    digits = _mac(key, b"%d.%s" % (stamp.now, body)).hex()
-    return {"Stripe-Signature": f"t={stamp.now},v1={digits}"}
-
-
-def _sign_slack(key: Key, body: bytes, stamp: Stamp) -> dict[str, str]:
-    digits = _mac(key, b"v0:%d:%s" % (stamp.now, body)).hex()
-    return {"X-Slack-Request-Timestamp": str(stamp.now), "X-Slack-Signature": f"v0={digits}"}
-
-
-def _sign_standard(key: Key, body: bytes, stamp: Stamp) -> dict[str, str]:
-    return standard_webhooks.sign([key], stamp.id, stamp.now, body)
-
-
-# -- the schemes -------------------------------------------------------------------------------
-
-_PREFIXED_FORM = "must be sha256= and the hex HMAC-SHA256 of the raw body"
-_SHOPIFY_FORM = "must be the base64 HMAC-SHA256 of the raw body"
-_STRIPE_FORM = "must be t=SECONDS,v1= and the hex HMAC-SHA256 of SECONDS.body"
-_SLACK_FORM = "must be v0= and the hex HMAC-SHA256 of v0:SECONDS:body"
-_STANDARD_FORM = (
-    "must be v1, and the base64 HMAC-SHA256 of id.SECONDS.body,"
-    " or v1a, and its base64 ed25519 signature; several are separated by spaces"
-)
-
-WDS = Scheme(
-    name="wds",
-    headers=("X-Webhook-Signature", "X-Hub-Signature-256"),
-    form=_PREFIXED_FORM,
-    read=_prefixed("X-Webhook-Signature", "X-Hub-Signature-256"),
-    matches=_matches_prefixed,
-    sign=_sign_wds,
-    event_type=("body:event_type", "body:type", "header:X-Event-Type", "header:X-GitHub-Event"),
-    idempotency_key=("body:idempotency_key", "header:Idempotency-Key"),
-    every=True,
-)
-_GITHUB = Scheme(
-    name="github",
-    headers=("X-Hub-Signature-256",),
-    form=_PREFIXED_FORM,
-    read=_prefixed("X-Hub-Signature-256"),
-    matches=_matches_prefixed,
-    sign=_sign_github,
-    event_type=("header:X-GitHub-Event",),
-    idempotency_key=("header:X-GitHub-Delivery",),
-    every=True,
-    forms=True,
-)
-_STRIPE = Scheme(
-    name="stripe",
-    headers=("Stripe-Signature",),
-    form=_STRIPE_FORM,
-    read=_read_stripe,
-    matches=_matches_hex,
-    sign=_sign_stripe,
-    event_type=("body:type",),
-    idempotency_key=("body:id", "signature"),
-    timed=True,
-    vouches=True,
-)
-_SHOPIFY = Scheme(
-    name="shopify",
-    headers=("X-Shopify-Hmac-SHA256",),
-    form=_SHOPIFY_FORM,
-    read=_read_shopify,
-    matches=_matches_base64,
-    sign=_sign_shopify,
-    event_type=("header:X-Shopify-Topic",),
-    idempotency_key=("header:X-Shopify-Webhook-Id",),
-)
-SLACK = Scheme(
-    name="slack",
-    headers=("X-Slack-Signature", "X-Slack-Request-Timestamp"),
-    form=_SLACK_FORM,
-    read=_read_slack,
-    matches=_matches_hex,
-    sign=_sign_slack,
-    event_type=("body:event.type", "body:type", "body:command"),
-    idempotency_key=("body:event_id", "signature"),
-    timed=True,
-    vouches=True,
-    forms=True,
-)
-_STANDARD = Scheme(
-    name="standard",
-    headers=("webhook-id", "webhook-timestamp", "webhook-signature"),
-    form=_STANDARD_FORM,
-    read=_read_standard,
-    key=standard_webhooks.read_key,
-    matches=_matches_standard,
-    sign=_sign_standard,
-    event_type=("body:type", "body:event_type"),
-    idempotency_key=("header:webhook-id",),
-    timed=True,
-    vouches=True,
-)
-
-SCHEMES: Mapping[str, Scheme] = {
-    scheme.name: scheme for scheme in (WDS, _GITHUB, _STRIPE, _SHOPIFY, SLACK, _STANDARD)
-}

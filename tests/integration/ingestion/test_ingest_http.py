@@ -12,9 +12,9 @@ import pytest
 
 from tests.integration.conftest import Client
 from tests.support import SECRET, eventually, make_settings, signed
-from wds import ingest
 from wds.domain.events import derived_id
 from wds.ingest import create_app
+from wds.ingestion import group_writer
 from wds.signing.hmac_sha256 import sign
 from wds.storage.event_writer import EventWriter
 from wds.web.server import listening
@@ -433,13 +433,13 @@ async def test_a_key_whose_event_is_being_written_is_a_repeat_in_the_insert_besi
     first = asyncio.create_task(client.ingest(b"{}", Idempotency_Key="k"))
     await eventually(lambda: db.events.count_documents({}), lambda stored: stored == 1)
     beside = [client.ingest(b"{}", Idempotency_Key="k")]
-    beside += [client.ingest(b"{}") for _ in range(ingest.WORTH_OVERLAPPING - 1)]
+    beside += [client.ingest(b"{}") for _ in range(group_writer.MIN_PARALLEL_EVENTS - 1)]
     try:
         statuses = [status for status, _ in await asyncio.wait_for(asyncio.gather(*beside), 15)]
         assert not first.done()
     finally:
         answered.set()
     assert (await first)[0] == 202
-    assert sorted(statuses) == [200] + [202] * (ingest.WORTH_OVERLAPPING - 1)
-    assert sizes == [1, ingest.WORTH_OVERLAPPING]
-    assert await db.events.count_documents({}) == ingest.WORTH_OVERLAPPING
+    assert sorted(statuses) == [200] + [202] * (group_writer.MIN_PARALLEL_EVENTS - 1)
+    assert sizes == [1, group_writer.MIN_PARALLEL_EVENTS]
+    assert await db.events.count_documents({}) == group_writer.MIN_PARALLEL_EVENTS

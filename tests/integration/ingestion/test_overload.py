@@ -13,9 +13,9 @@ import pytest
 from prometheus_client import REGISTRY
 
 from tests.support import eventually, make_settings, signed
-from wds import ingest
 from wds.domain.errors import QueueFullError
 from wds.ingest import create_app
+from wds.ingestion import group_writer
 from wds.storage.event_writer import EventWriter
 from wds.web import body_reader
 from wds.web.server import listening
@@ -122,7 +122,7 @@ async def test_without_room_being_made_the_well_behaved_sender_is_kept_out(
             raise QueueFullError
         self._hold(reading, size)
 
-    monkeypatch.setattr(body_reader.Intake, "_take", first_come)
+    monkeypatch.setattr(body_reader.BodyReader, "_reserve", first_come)
     async with (
         serving(engines, store, **HOARDERS) as (port, session),
         hoarding(port, 40, 900 * 1024),
@@ -236,7 +236,7 @@ async def test_a_store_that_stalls_is_answered_503_at_once(
     path,
 ):
     """And the first, who waits for the write, is acknowledged when it is done."""
-    monkeypatch.setattr(ingest, "MAX_WAIT_S", 0.2)
+    monkeypatch.setattr(group_writer, "MAX_WAIT_S", 0.2)
     body = BODY if path == PATH else b"[" + BODY + b"]"
     async with serving(engines, store) as (port, session):
         url = f"http://127.0.0.1:{port}{path}"

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from tests.support import eventually
 from wds.web import body_reader
-from wds.web.body_reader import Intake
+from wds.web.body_reader import BodyReader
 from wds.web.server import listening, new_app
 
 MAX_BODY = 1000
@@ -35,7 +35,7 @@ def in_chunks(body):
 @asynccontextmanager
 async def serving():
     """Serve a handler that waits; give the intake, the port, and what lets the handler go on."""
-    made = Intake(
+    made = BodyReader(
         max_body=MAX_BODY, budget=7 * (body_reader.OVERHEAD_BYTES + LENGTH) - 1, timeout_s=2
     )
     app = new_app(MAX_BODY, inside=[made.middleware])

@@ -14,18 +14,21 @@ from prometheus_client import REGISTRY
 
 from tests.support import make_settings, new_event, signed
 from wds.ingest import create_app
-from wds.web.operator_access import (
+from wds.web.failure_throttle import (
     BURST,
     BURST_OF_PROXY,
     MOST_CLIENTS,
-    PUBLIC,
     REFILL_S,
-    Guard,
-    Throttle,
-    _client,
-    _same,
+    FailureThrottle,
+    _network,
 )
-from wds.web.server import listening, watch_app
+from wds.web.monitoring import monitoring_app
+from wds.web.operator_access import (
+    PUBLIC,
+    Guard,
+    _equal,
+)
+from wds.web.server import listening
 
 TOKEN = "operators-token"
 EVENT = new_event(b'{"n":1}', key="k")
@@ -275,7 +278,7 @@ async def test_control_a_route_named_as_public_by_mistake_is_found(serving, monk
 async def test_a_dispatcher_guards_its_metrics_if_told_to(engines):
     for value, status in [("true", 200), ("false", 401)]:
         settings = make_settings(engines, WDS_OPERATOR_TOKEN=TOKEN, WDS_METRICS_OPEN=value)
-        app = watch_app({}, Guard(settings).middleware)
+        app = monitoring_app({}, Guard(settings).middleware)
         async with listening(app, "127.0.0.1", 0) as port, aiohttp.ClientSession() as session:
             async with session.get(f"http://127.0.0.1:{port}/metrics") as response:
                 assert response.status == status
@@ -419,7 +422,7 @@ async def test_who_makes_up_clients_to_forward_for_is_stopped_all_the_same(servi
 
 def test_a_client_that_waits_may_try_again_and_others_need_not_wait():
     now = 1000.0
-    failures = Throttle(lambda: now)
+    failures = FailureThrottle(lambda: now)
     for _ in range(BURST):
         assert failures.wait_s("a") <= 0
         failures.count("a")
@@ -434,15 +437,15 @@ def test_a_client_that_waits_may_try_again_and_others_need_not_wait():
 
 
 def test_the_clients_that_are_remembered_are_bounded():
-    failures = Throttle(lambda: 0.0)
+    failures = FailureThrottle(lambda: 0.0)
     for number in range(MOST_CLIENTS + 50):
         failures.count(str(number))
     assert len(failures) == MOST_CLIENTS
 
 
 def test_an_ipv6_network_is_one_client_and_a_mapped_address_is_its_ipv4_one():
-    assert _client("2001:db8::1") == _client("2001:db8::ffff:2") != _client("2001:db8:0:1::1")
-    assert _client("::ffff:10.0.0.1") == _client("10.0.0.1") != _client("10.0.0.2")
+    assert _network("2001:db8::1") == _network("2001:db8::ffff:2") != _network("2001:db8:0:1::1")
+    assert _network("::ffff:10.0.0.1") == _network("10.0.0.1") != _network("10.0.0.2")
 
 
 def test_tokens_are_compared_by_digests_of_one_length(monkeypatch):
@@ -453,8 +456,8 @@ def test_tokens_are_compared_by_digests_of_one_length(monkeypatch):
         return one == other
 
     monkeypatch.setattr("wds.web.operator_access.hmac.compare_digest", spy)
-    assert _same("token", "token")
-    assert not _same("t", "token")
-    assert not _same("", "token")
-    assert not _same("token" * 1000, "token")
+    assert _equal("token", "token")
+    assert not _equal("t", "token")
+    assert not _equal("", "token")
+    assert not _equal("token" * 1000, "token")
     assert compared == [(32, 32)] * 4

@@ -14,8 +14,9 @@ from structlog.testing import capture_logs
 
 from tests.support import eventually
 from wds.web import protocol
-from wds.web.body_reader import Intake
-from wds.web.server import healthz, listening, new_app
+from wds.web.body_reader import BodyReader
+from wds.web.monitoring import healthz
+from wds.web.server import listening, new_app
 
 MIB = 1024 * 1024
 MOST_HELD = 512 * 1024
@@ -41,7 +42,7 @@ LATE = post()[:-2]
 @asynccontextmanager
 async def serving(busy=None):
     """Serve what counts a body's bytes, after `busy` is set; the value is the port."""
-    intake = Intake(max_body=4 * MIB, budget=64 * MIB, timeout_s=4)
+    intake = BodyReader(max_body=4 * MIB, budget=64 * MIB, timeout_s=4)
     app = new_app(4 * MIB, inside=[intake.middleware])
 
     async def echo(request):

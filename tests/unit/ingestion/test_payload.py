@@ -12,13 +12,15 @@ from hypothesis import given, settings, strategies as st
 
 from wds.domain.errors import Detail, Refusal
 from wds.ingestion import payload
-from wds.ingestion.payload import checked_object, members, parse_request, split_batch
+from wds.ingestion.payload import read_fields, split_batch
+from wds.web import json_body
+from wds.web.json_body import parse_request, require_object
 
 DEEP = b'{"a":' * 200_000 + b"1" + b"}" * 200_000
 
 
 def member_a(body):
-    return members(body, ["a"])
+    return read_fields(body, ["a"])
 
 
 def refusal(call, *args):
@@ -95,8 +97,8 @@ def test_json_that_is_no_object_is_refused_with_422(body):
     ],
 )
 def test_any_json_object_is_read(body, value):
-    assert members(body, value) == value
-    assert members(body, []) == {}
+    assert read_fields(body, value) == value
+    assert read_fields(body, []) == {}
     assert parse_request(body) == value
 
 
@@ -111,7 +113,7 @@ def test_what_was_not_asked_for_is_not_made(monkeypatch):
 
     monkeypatch.setattr(payload, "_VALUE", Watching())
     body = b'{"data":{"much":[1,2,3]},"type":"t","more":[[]]}'
-    assert members(body, ["event_type", "type"]) == {"type": "t"}
+    assert read_fields(body, ["event_type", "type"]) == {"type": "t"}
     assert made == [b'"t"']
 
 
@@ -157,12 +159,12 @@ def rounded(value):
 @given(damaged())
 def test_what_is_checked_and_not_made_is_judged_as_if_it_were_made(body):
     """`json` reads all of it, and so is the model of what is JSON and what is not."""
-    whole = outcome(payload._object, payload._DECODER, body)
+    whole = outcome(json_body.parse_text, payload._DECODER.decode, body)
     for names in ([], ["type"], ["b", "c"]):
         expected = whole
         if isinstance(whole, dict):
             expected = {name: whole[name] for name in names if name in whole}
-        found = outcome(members, body, names)
+        found = outcome(read_fields, body, names)
         assert (rounded(found) if isinstance(found, dict) else found) == expected
 
 
@@ -177,7 +179,7 @@ def test_an_integer_of_any_length_is_accepted(digits, sign):
 
 def test_a_number_beyond_every_float_is_accepted():
     assert member_a(b'{"a":1e999}') == {"a": math.inf}
-    assert members(b'{"a":[1e999]}', ["b"]) == {}
+    assert read_fields(b'{"a":[1e999]}', ["b"]) == {}
 
 
 def test_a_request_keeps_integers_of_18_digits_exact():
@@ -218,7 +220,7 @@ def test_anything_else_is_no_label(value):
     ],
 )
 def test_the_first_usable_type_counts(candidates, expected):
-    assert payload.event_type(candidates) == expected
+    assert payload.first_event_type(candidates) == expected
 
 
 @pytest.mark.parametrize(
@@ -226,12 +228,12 @@ def test_the_first_usable_type_counts(candidates, expected):
     [(["a", "b"], "a"), ([None, "b"], "b"), (["a", "\0"], "a"), ([None, None], None), ([], None)],
 )
 def test_the_first_key_that_is_there_counts(candidates, expected):
-    assert payload.idempotency_key(candidates) == expected
+    assert payload.first_idempotency_key(candidates) == expected
 
 
 @pytest.mark.parametrize("key", [*NO_LABELS, *NOT_TEXT], ids=ascii)
 def test_a_key_that_is_no_label_is_refused_and_not_ignored(key):
-    refused = refusal(payload.idempotency_key, [None, key, "b"], "events.3.")
+    refused = refusal(payload.first_idempotency_key, [None, key, "b"], "events.3.")
     assert refused.status == 422
     assert [detail.field for detail in refused.details] == ["events.3.idempotency_key"]
 
@@ -245,8 +247,8 @@ def test_a_key_that_is_no_label_is_refused_and_not_ignored(key):
     ],
 )
 def test_a_form_is_its_fields_or_the_json_in_its_field_payload(body, fields):
-    assert payload.form_members(body, [*fields, "absent"]) == fields
-    assert payload.form_members(body, []) == {}
+    assert payload.read_form_fields(body, [*fields, "absent"]) == fields
+    assert payload.read_form_fields(body, []) == {}
 
 
 @pytest.mark.parametrize(
@@ -263,7 +265,7 @@ def test_a_form_is_its_fields_or_the_json_in_its_field_payload(body, fields):
     ],
 )
 def test_what_is_no_form_is_refused(body, status, code):
-    refused = refusal(payload.form_members, body, ["a"])
+    refused = refusal(payload.read_form_fields, body, ["a"])
     assert (refused.status, refused.code) == (status, code)
 
 
@@ -279,7 +281,7 @@ def test_what_is_no_form_is_refused(body, status, code):
     ],
 )
 def test_a_content_type_is_json_a_form_or_neither(content_type, is_json, is_form):
-    assert (payload.is_json(content_type), payload.is_form(content_type)) == (is_json, is_form)
+    assert (json_body.is_json(content_type), payload.is_form(content_type)) == (is_json, is_form)
 
 
 PIECES = [
@@ -359,6 +361,6 @@ def test_a_malformed_array_is_not_json(body):
 
 @pytest.mark.parametrize("value", [1, "a", None, [], [{}], True], ids=ascii)
 def test_what_is_no_object_is_refused_with_its_place(value):
-    assert checked_object({"a": 1}, "events.3") == {"a": 1}
-    [detail] = refusal(checked_object, value, "events.3").details
+    assert require_object({"a": 1}, "events.3") == {"a": 1}
+    [detail] = refusal(require_object, value, "events.3").details
     assert (detail.field, detail.message) == ("events.3", "must be a JSON object")

@@ -11,8 +11,9 @@ from multidict import CIMultiDict
 from tests.senders import STANDARD_SECRET
 from wds.domain.errors import Refusal, SettingsError
 from wds.ingestion import sources
-from wds.ingestion.sources import Place
-from wds.signing.schemes import SCHEMES, Proof
+from wds.ingestion.sources import Location
+from wds.signing.registry import SCHEMES
+from wds.signing.scheme import Proof
 
 ROOT = Path(__file__).parents[3]
 PROOF = Proof(0, "the signature")
@@ -41,8 +42,8 @@ def test_the_commented_part_of_the_example_is_right_too():
     assert tomllib.loads(lines)["sources"]["billing"]
     billing = sources.load(lines, {"BILLING_SECRETS": "new old"}, "x")["billing"]
     assert billing.keys == (b"new", b"old")
-    assert billing.event_type == (Place("header", "X-Kind"), Place("body", "data.kind"))
-    assert billing.idempotency_key == (Place("body", "invoice.id"),)
+    assert billing.event_type == (Location("header", "X-Kind"), Location("body", "data.kind"))
+    assert billing.idempotency_key == (Location("body", "invoice.id"),)
 
 
 def test_an_empty_file_has_no_sources():
@@ -93,7 +94,10 @@ GOOD = 'secrets = ["s"]'
             '[sources.a]\nscheme = "standard"\nsecrets = ["hunter2"]',
             "line 3: sources.a.secrets number 1 must be whsec_",
         ),
-        (f'[sources.a]\nscheme = "wds"\n{GOOD}\nsecret = "x"', "line 4: sources.a.secret is none"),
+        (
+            f'[sources.a]\nscheme = "wds"\n{GOOD}\nsecret = "x"',
+            "line 4: sources.a.secret is not one",
+        ),
         (
             f'[sources.a]\nscheme = "wds"\n{GOOD}\ntolerance = 10',
             "line 4: sources.a.tolerance has no effect",
@@ -114,9 +118,9 @@ GOOD = 'secrets = ["s"]'
         ),
         (f'[sources.default]\nscheme = "wds"\n{GOOD}', "line 1: sources.default is what WDS_HMAC"),
         (f'[sources.batch]\nscheme = "wds"\n{GOOD}', "line 1: sources.batch is a route"),
-        (f'[sources."a/b"]\nscheme = "wds"\n{GOOD}', "sources.a/b is no name"),
-        (f'[sources.""]\nscheme = "wds"\n{GOOD}', "is no name"),
-        (f"[sources.{'a' * 65}]\nscheme = 'wds'\n{GOOD}", "is no name"),
+        (f'[sources."a/b"]\nscheme = "wds"\n{GOOD}', "sources.a/b is not a name"),
+        (f'[sources.""]\nscheme = "wds"\n{GOOD}', "is not a name"),
+        (f"[sources.{'a' * 65}]\nscheme = 'wds'\n{GOOD}", "is not a name"),
         ("[sources]\na = 1", "sources.a must be a table"),
         ("sources = 1", "wds.toml: sources must be tables"),
         (f'[source.a]\nscheme = "wds"\n{GOOD}', "wds.toml line 1: source means nothing here"),
@@ -172,17 +176,17 @@ def test_every_mistake_of_every_source_is_listed():
 def test_a_place_is_looked_up(place, expected):
     body = {"a": {"b": {"c": 1}}, "list": [1]}
     headers = CIMultiDict({"X-Kind": "h"})
-    assert Place.parse(place).value(body, headers, PROOF) == expected
+    assert Location.parse(place).value(body, headers, PROOF) == expected
 
 
 def test_a_header_that_is_given_twice_is_no_value():
     headers = CIMultiDict([("X-Kind", "a"), ("X-Kind", "a")])
     with pytest.raises(Refusal):
-        Place.parse("header:X-Kind").value({}, headers, PROOF)
+        Location.parse("header:X-Kind").value({}, headers, PROOF)
 
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_only_a_key_that_the_sender_signs_makes_a_repeat_of_other_bytes(name):
     text = f'[sources.a]\nscheme = "{name}"\nsecrets = ["{STANDARD_SECRET}"]\n'
-    assert load(text)["a"].vouches == (name in {"stripe", "slack", "standard"})
-    assert not load(text + 'idempotency_key = "header:X-Id"')["a"].vouches
+    assert load(text)["a"].signs_idempotency_key == (name in {"stripe", "slack", "standard"})
+    assert not load(text + 'idempotency_key = "header:X-Id"')["a"].signs_idempotency_key

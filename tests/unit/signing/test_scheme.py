@@ -15,14 +15,15 @@ from standardwebhooks import Webhook
 from tests.senders import KEY, PRIVATE, PUBLIC_SECRET, SENDERS, STANDARD_SECRET
 from wds.domain.errors import Refusal
 from wds.signing import standard_webhooks
-from wds.signing.schemes import MAX_SIGNATURES, SCHEMES, Stamp, verify
+from wds.signing.registry import SCHEMES
+from wds.signing.scheme import MAX_SIGNATURES, EventInfo, verify
 
 NOW = 1_790_000_000
 TIMED = ["stripe", "slack", "standard", "standard ed25519"]
 
 
 def keys_of(sender, *more):
-    return [SCHEMES[sender.scheme].key(secret) for secret in (sender.secret, *more)]
+    return [SCHEMES[sender.scheme].read_key(secret) for secret in (sender.secret, *more)]
 
 
 def judge(sender, body, headers, *, now=NOW, keys=None, **more):
@@ -215,13 +216,13 @@ def test_a_secret_does_not_verify_what_a_public_key_would_and_the_reverse():
 @pytest.mark.parametrize("name", SCHEMES)
 def test_what_a_scheme_signs_it_accepts(name):
     scheme = SCHEMES[name]
-    key = scheme.key(STANDARD_SECRET)
-    headers = CIMultiDict(scheme.sign(key, b"{}", Stamp("id", "kind", NOW)))
+    key = scheme.read_key(STANDARD_SECRET)
+    headers = CIMultiDict(scheme.sign(key, b"{}", EventInfo("id", "kind", NOW)))
     assert verify(scheme, [key], headers, b"{}", now=NOW).secret == 0
 
 
 def test_what_is_signed_here_the_providers_libraries_accept():
-    body, stamp = b'{"object":"event"}', Stamp("msg_3", None, NOW)
+    body, stamp = b'{"object":"event"}', EventInfo("msg_3", None, NOW)
     made = SCHEMES["stripe"].sign(b"s", body, stamp)
     assert stripe.WebhookSignature.verify_header(body.decode(), made["Stripe-Signature"], "s")
     made = SCHEMES["slack"].sign(b"s", body, stamp)
@@ -229,7 +230,7 @@ def test_what_is_signed_here_the_providers_libraries_accept():
     clock.now = lambda: NOW
     assert SignatureVerifier("s", clock).is_valid_request(body, made)
     now = int(datetime.now(UTC).timestamp())
-    made = SCHEMES["standard"].sign(KEY, body, Stamp("msg_3", None, now))
+    made = SCHEMES["standard"].sign(KEY, body, EventInfo("msg_3", None, now))
     assert Webhook(STANDARD_SECRET).verify(body, made) == {"object": "event"}
 
 
