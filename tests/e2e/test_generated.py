@@ -148,7 +148,7 @@ def generated(check, operation, mode):
 
 @pytest.mark.parametrize("name", ["ingest", "mock"])
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=str)
-def test_every_answer_is_one_that_the_document_has(services, name, mode):
+def test_openapi_has_every_answer_to_generated_requests(services, name, mode):
     running, _, _ = services
     service = running[name]
     tried = 0
@@ -179,7 +179,7 @@ def signer_of(path):
 
 
 @pytest.mark.parametrize("path", ["/webhooks/search", "/webhooks/ingest", "/webhooks/ingest/batch"])
-def test_what_the_document_allows_is_taken(services, path):
+def test_openapi_valid_requests_are_accepted(services, path):
     """But for what JSON Schema has no words for: printable, a cursor of ours, one after another."""
     running, _, _ = services
     service = running["ingest"]
@@ -210,7 +210,7 @@ def labels(body):
             yield event["idempotency_key"]
 
 
-def test_examples_of_the_documents_are_taken_as_they_are(services):
+def test_openapi_examples_are_accepted_unchanged(services):
     """Swagger UI puts them into its forms."""
     running, _, _ = services
     tried = 0
@@ -241,7 +241,7 @@ def example_status(service, method, path, body):
     return service.witness(response).status_code
 
 
-def test_afterwards_stored_is_what_was_acknowledged_and_the_log_has_a_line_a_refusal(services):
+def test_store_and_log_match_the_answers_after_generated_requests(services):
     running, db, run = services
     service = running["ingest"]
     run(service.process.stop())

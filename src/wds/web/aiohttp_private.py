@@ -51,7 +51,7 @@ def check() -> None:
     missing = [
         f"{getattr(owner, '__name__', owner)}.{name}"
         for owner, name in PRIVATE_NAMES
-        if not hasattr(owner, name)
+        if name not in vars(owner)
     ]
     assigned = web.Server.__init__.__code__.co_names
     missing += [f"Server.{name}" for name in _SERVER_ATTRIBUTES if name not in assigned]

@@ -94,7 +94,7 @@ HOARDERS = {"WDS_BODY_MEMORY": str(8 * MIB), "WDS_BODY_TIMEOUT": "600"}
 """Nobody is too slow before the test is over: what is free was made so."""
 
 
-async def test_hoarders_of_memory_make_room_for_a_well_behaved_sender(engines, store, db):  # noqa: ARG001
+async def test_body_budget_drops_slow_bodies_for_a_well_behaved_sender(engines, store, db):  # noqa: ARG001
     most = 0
     async with (
         serving(engines, store, **HOARDERS) as (port, session),
@@ -109,7 +109,7 @@ async def test_hoarders_of_memory_make_room_for_a_well_behaved_sender(engines, s
     assert most <= 8 * MIB
 
 
-async def test_without_room_being_made_the_well_behaved_sender_is_kept_out(
+async def test_body_budget_control_without_drops_the_sender_is_kept_out(
     engines,
     store,
     db,  # noqa: ARG001
@@ -134,7 +134,7 @@ async def test_without_room_being_made_the_well_behaved_sender_is_kept_out(
     assert (503, "2") in answers
 
 
-async def test_memory_is_given_back_however_a_request_ends(engines, store, db):  # noqa: ARG001
+async def test_body_budget_is_released_however_a_request_ends(engines, store, db):  # noqa: ARG001
     async with serving(engines, store, WDS_BODY_TIMEOUT="0.2") as (port, session):
         await asyncio.gather(*(post(session, port) for _ in range(50)))
         url = f"http://127.0.0.1:{port}{PATH}"
@@ -148,7 +148,7 @@ async def test_memory_is_given_back_however_a_request_ends(engines, store, db): 
         await eventually(lambda: asyncio.sleep(0, held() == 0))
 
 
-async def test_an_idle_connection_keeps_no_body(engines, store, db):  # noqa: ARG001
+async def test_body_memory_is_not_kept_by_an_idle_connection(engines, store, db):  # noqa: ARG001
     head = f"POST {PATH} HTTP/1.1\r\nHost: wds\r\nContent-Length: {MIB}\r\n\r\n".encode()
     async with serving(engines, store) as (port, _):
         with traced() as memory:
@@ -181,7 +181,7 @@ def stalling(monkeypatch) -> tuple[asyncio.Event, asyncio.Event]:
     return waiting, go_on
 
 
-async def test_what_a_body_holds_is_forgotten_while_the_store_is_waited_for(
+async def test_parsed_values_are_freed_while_ingest_waits_for_the_store(
     engines,
     store,
     db,  # noqa: ARG001
@@ -201,7 +201,7 @@ async def test_what_a_body_holds_is_forgotten_while_the_store_is_waited_for(
 
 
 @pytest.mark.parametrize(("timeout_s", "status"), [(3, 202), (1, 408)], ids=["fair", "slow"])
-async def test_a_body_that_keeps_coming_at_a_fair_rate_may_take_longer(
+async def test_body_timeout_is_extended_while_bytes_arrive_fast_enough(
     engines, store, db, monkeypatch, *, timeout_s, status
 ):
     """Six pieces, one every 0.6 s, each of which is worth 2 s or nearly nothing."""
@@ -228,7 +228,7 @@ async def test_a_body_that_keeps_coming_at_a_fair_rate_may_take_longer(
 
 
 @pytest.mark.parametrize("path", [PATH, f"{PATH}/batch"])
-async def test_a_store_that_stalls_is_answered_503_at_once(
+async def test_ingest_answers_503_at_once_while_the_store_stalls(
     engines,
     store,
     db,  # noqa: ARG001

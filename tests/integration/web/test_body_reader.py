@@ -65,7 +65,7 @@ async def status(reader):
 
 
 @pytest.mark.parametrize("wrap", [with_length, in_chunks])
-async def test_a_body_in_one_piece_that_is_too_long_is_refused(wrap):
+async def test_body_reader_refuses_a_body_in_one_piece_that_is_too_long(wrap):
     async with serving() as (_, port, go_on):
         go_on.set()
         async with sent(port, wrap(b"x" * MAX_BODY)) as reader:
@@ -75,7 +75,7 @@ async def test_a_body_in_one_piece_that_is_too_long_is_refused(wrap):
 
 
 @pytest.mark.parametrize("wrap", [with_length, in_chunks])
-async def test_a_body_in_one_piece_counts_until_it_is_answered(wrap):
+async def test_body_reader_charges_a_body_until_it_is_answered(wrap):
     async with serving() as (made, port, go_on), sent(port, wrap(b"x" * LENGTH)) as reader:
         await eventually(
             lambda: asyncio.sleep(0, made._held),
@@ -86,7 +86,7 @@ async def test_a_body_in_one_piece_counts_until_it_is_answered(wrap):
         assert made._held == 0
 
 
-async def test_bodies_in_one_piece_that_wait_fill_the_budget():
+async def test_body_reader_refuses_bodies_beyond_the_budget():
     """Six of them leave less than a seventh needs, although there is room for its overhead."""
     async with serving() as (made, port, go_on), AsyncExitStack() as stack:
         request = with_length(b"x" * LENGTH)
@@ -101,7 +101,7 @@ async def test_bodies_in_one_piece_that_wait_fill_the_budget():
         assert [await status(reader) for reader in readers] == [200] * 6
 
 
-async def test_nobody_waits_for_the_body_of_a_request_that_no_route_takes():
+async def test_body_reader_leaves_the_body_of_an_unknown_route_unread():
     request = head(f"Content-Length: {LENGTH}", path="/nowhere").encode()
     async with serving() as (made, port, _), sent(port, request) as reader:
         assert await status(reader) == 404

@@ -107,13 +107,13 @@ PIPELINED = {
 
 
 @pytest.mark.parametrize("parts", PIPELINED.values(), ids=PIPELINED)
-async def test_every_request_on_a_connection_is_answered(parts):
+async def test_connection_answers_every_pipelined_request(parts):
     sent = sum(part.count(b" HTTP/1.1\r\n") for part in parts)
     async with serving() as port:
         assert await statuses(port, parts, sent) == [200] * sent
 
 
-async def test_with_a_longer_queue_the_parser_may_keep_the_rest(monkeypatch):
+async def test_connection_control_a_longer_queue_loses_requests(monkeypatch):
     """The control of the test above: aiohttp's own length."""
     monkeypatch.setattr(protocol, "MAX_QUEUED", 32)
     parts = PIPELINED["100 without a body after one that came late"]
@@ -121,7 +121,7 @@ async def test_with_a_longer_queue_the_parser_may_keep_the_rest(monkeypatch):
         assert len(await statuses(port, parts, 101, within_s=2.0)) < 101
 
 
-async def test_a_body_that_waits_for_the_go_ahead_is_taken_with_all_that_follows():
+async def test_connection_answers_requests_behind_an_expect_100_continue():
     head = post(b"x" * 400_000, "Expect: 100-continue")[:-400_000]
     async with serving() as port:
         found = await statuses(port, [head, b"x" * 400_000 + post() * 50], 52)
@@ -129,7 +129,7 @@ async def test_a_body_that_waits_for_the_go_ahead_is_taken_with_all_that_follows
 
 
 @pytest.mark.parametrize("size", [2, 120_000, 250_000, 2 * MIB])
-async def test_what_waits_behind_a_busy_request_takes_little_memory(size):
+async def test_connection_holds_little_memory_behind_a_busy_request(size):
     busy = asyncio.Event()
     body = b"x" * size
     gc.collect()
@@ -157,7 +157,7 @@ async def test_what_waits_behind_a_busy_request_takes_little_memory(size):
     ],
     ids=["many", "many without a body", "an upgrade"],
 )
-async def test_another_version_is_refused_wherever_it_comes(before):
+async def test_connection_refuses_other_http_versions_at_any_position(before):
     sent = before.count(b" HTTP/1.1\r\n")
     async with serving() as port:
         found = await statuses(port, [before + post(version="HTTP/2.0")], sent + 1)
@@ -167,7 +167,7 @@ async def test_another_version_is_refused_wherever_it_comes(before):
 LARGE = b"GET /large HTTP/1.1\r\nHost: wds\r\n\r\n"
 
 
-async def test_a_client_who_takes_nothing_of_its_answers_is_cut_off(monkeypatch):
+async def test_connection_aborts_a_client_that_reads_no_answer(monkeypatch):
     monkeypatch.setattr(protocol, "ANSWER_S", 0.3)
     async with serving() as port:
         with capture_logs() as lines:
@@ -183,7 +183,7 @@ async def test_a_client_who_takes_nothing_of_its_answers_is_cut_off(monkeypatch)
     assert taken < 20 * 8 * MIB
 
 
-async def test_a_client_who_is_slow_to_take_its_answer_gets_all_of_it(monkeypatch):
+async def test_connection_serves_a_client_that_reads_slowly(monkeypatch):
     monkeypatch.setattr(protocol, "ANSWER_S", 0.3)
     async with serving() as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

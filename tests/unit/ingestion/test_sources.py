@@ -29,13 +29,13 @@ def problems(text, **environ):
     return caught.value.problems
 
 
-def test_the_example_has_a_source_of_every_provider():
+def test_example_file_has_a_source_of_every_provider():
     found = sources.load((ROOT / "wds.example.toml").read_text(), {}, "wds.example.toml")
     assert {source.scheme.name for source in found.values()} == set(SCHEMES) - {"wds"}
     assert all(name == source.name for name, source in found.items())
 
 
-def test_the_commented_part_of_the_example_is_right_too():
+def test_example_file_is_valid_in_its_commented_part():
     text = (ROOT / "wds.example.toml").read_text()
     commented = text[text.index("# [sources.billing]") :]
     lines = "\n".join(line.removeprefix("# ") for line in commented.splitlines())
@@ -46,11 +46,11 @@ def test_the_commented_part_of_the_example_is_right_too():
     assert billing.idempotency_key == (Location("body", "invoice.id"),)
 
 
-def test_an_empty_file_has_no_sources():
+def test_load_returns_no_sources_for_an_empty_file():
     assert load("") == {}
 
 
-def test_secrets_of_the_file_come_before_those_of_the_environment():
+def test_load_puts_secrets_of_the_file_before_those_of_the_environment():
     found = load(
         '[sources.a]\nscheme = "slack"\nsecrets = ["new one"]\nsecrets_from = "OLD"',
         OLD=" older  oldest ",
@@ -58,7 +58,7 @@ def test_secrets_of_the_file_come_before_those_of_the_environment():
     assert found["a"].keys == (b"new one", b"older", b"oldest")
 
 
-def test_a_sources_secrets_do_not_show_in_its_repr():
+def test_source_repr_does_not_show_its_secrets():
     found = load('[sources.a]\nscheme = "slack"\nsecrets = ["hunter2"]')
     assert "hunter2" not in repr(found)
 
@@ -128,14 +128,14 @@ GOOD = 'secrets = ["s"]'
         ("[sources.a]\nscheme = wds", "at line 2, column 10"),
     ],
 )
-def test_a_mistake_is_named_with_its_place(text, expected):
+def test_load_reports_a_mistake_with_its_line(text, expected):
     found = problems(text)
     assert any(expected in problem for problem in found), found
     assert all(problem.startswith("wds.toml") for problem in found)
     assert "hunter2" not in str(found)
 
 
-def test_every_mistake_of_every_source_is_listed():
+def test_load_reports_every_mistake_of_every_source():
     found = problems(
         """
         colour = "red"
@@ -173,20 +173,20 @@ def test_every_mistake_of_every_source_is_listed():
         ("signature", "the signature"),
     ],
 )
-def test_a_place_is_looked_up(place, expected):
+def test_location_returns_the_value_it_names(place, expected):
     body = {"a": {"b": {"c": 1}}, "list": [1]}
     headers = CIMultiDict({"X-Kind": "h"})
     assert Location.parse(place).value(body, headers, PROOF) == expected
 
 
-def test_a_header_that_is_given_twice_is_no_value():
+def test_location_refuses_a_repeated_header():
     headers = CIMultiDict([("X-Kind", "a"), ("X-Kind", "a")])
     with pytest.raises(Refusal):
         Location.parse("header:X-Kind").value({}, headers, PROOF)
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-def test_only_a_key_that_the_sender_signs_makes_a_repeat_of_other_bytes(name):
+def test_source_trusts_only_a_key_that_its_scheme_signs(name):
     text = f'[sources.a]\nscheme = "{name}"\nsecrets = ["{STANDARD_SECRET}"]\n'
     assert load(text)["a"].signs_idempotency_key == (name in {"stripe", "slack", "standard"})
     assert not load(text + 'idempotency_key = "header:X-Id"')["a"].signs_idempotency_key
