@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from wds.domain.errors import Refusal
 from wds.web.json_body import parse_request, require_object
 
 
