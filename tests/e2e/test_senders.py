@@ -1,4 +1,4 @@
-"""Signed as GitHub signs, in at one end; out at the other, byte for byte, with our signature."""
+"""Events from providers, through real processes, to a receiver that checks wds's signature."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ODD = [
 
 
 def payloads() -> list[tuple[str, bytes]]:
-    """Return (event type, body) of each: GITHUB_PAYLOADS is a directory of real ones."""
+    """Return (event type, body) pairs; real ones if GITHUB_PAYLOADS names a directory of them."""
     directory = os.environ.get("GITHUB_PAYLOADS", "")
     if directory:
         files = sorted(Path(directory).glob("*.json"))

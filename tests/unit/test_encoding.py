@@ -1,4 +1,4 @@
-"""Values of subclasses, as answers hold them, and what is no JSON."""
+"""JSON encoding of subclasses of built-in types, and of types that JSON has not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bad input gets a 4xx with a reason and changes nothing; odd but legitimate input is taken."""
+"""Bad input gets a 4xx with a reason and changes nothing; odd but legitimate input is accepted."""
 
 from __future__ import annotations
 

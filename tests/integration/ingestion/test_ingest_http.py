@@ -1,4 +1,4 @@
-"""`POST /webhooks/ingest`: what is answered and what is stored, byte for byte."""
+"""`POST /webhooks/ingest`: the answers, and the stored events byte for byte."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ async def test_ingest_stores_one_of_50_simultaneous_payloads_with_one_key(client
 
 
 async def test_ingest_recognises_a_repeat_of_a_key_in_a_parallel_insert(client, db, monkeypatch):
-    """The second write meets the first, which is done but not answered yet."""
+    """The second insert finds the event of the first, which is stored but not answered yet."""
     store_insert = EventWriter.insert
     answered = asyncio.Event()
     sizes = []

@@ -1,4 +1,4 @@
-"""Sources over HTTP: what providers send is taken as they send it."""
+"""Sources over HTTP: requests are accepted as the providers send them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wds.web.server import listening
 
 
 def configured():
-    """Return one source for each sender, by its name with `-` for a space."""
+    """Return one source for each sender, named like it with `-` for a space."""
     text = "".join(
         f"[sources.{name.replace(' ', '-')}]\nscheme = '{sender.scheme}'\n"
         f"secrets = ['{sender.secret}']\n"
@@ -29,7 +29,7 @@ def configured():
 
 @pytest.fixture
 async def post(settings, store, db):  # noqa: ARG001 - `db` drops the database
-    """Post as a sender; give status and text of the answer."""
+    """Yield a function that posts as a sender and returns status and text of the answer."""
     async with (
         listening(create_app(settings, store, configured()), "127.0.0.1", 0) as port,
         aiohttp.ClientSession() as session,

@@ -1,4 +1,4 @@
-"""The documents of both services say what the services do, and Swagger UI shows them."""
+"""The OpenAPI documents match the routes of both services, and Swagger UI shows them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SERVICES = ["ingest", "mock"]
 
 @pytest.fixture
 def make_app(settings, store, db):  # noqa: ARG001 - `db` drops the database
-    """Return a function that makes the application of a service."""
+    """Return a function that creates the application of a service."""
 
     def make(service):
         if service == "ingest":
@@ -28,7 +28,7 @@ def make_app(settings, store, db):  # noqa: ARG001 - `db` drops the database
 
 @pytest.fixture(params=SERVICES)
 async def service(request, make_app):
-    """Serve each service; give its application and a function that gets a path."""
+    """Serve each service; yield its application and a function that gets a path."""
     app = make_app(request.param)
     async with listening(app, "127.0.0.1", 0) as port, aiohttp.ClientSession() as session:
 
@@ -56,7 +56,7 @@ def routes(app):
 
 
 def operations(document):
-    """Return what is said of each (method, path)."""
+    """Return the description of each (method, path)."""
     return {
         (method.upper(), path): operation
         for path, methods in document["paths"].items()

@@ -1,4 +1,4 @@
-"""Who may use the operators' routes, and that everybody may use the others."""
+"""Operators' routes refuse other clients; public routes admit everybody."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ HOSTS = {
     "[::1": 403,
     "": 403,
 }
-"""What a client on this machine may have asked for, and the answer."""
+"""`Host` headers of a client on this machine, and the status of the answer."""
 FORWARDED = [
     {"X-Forwarded-For": "127.0.0.1"},
     {"X-Forwarded-Host": "example.com"},
@@ -64,7 +64,7 @@ FORWARDED = [
 
 @pytest.fixture
 def serving(engines, store, db):  # noqa: ARG001 - `db` drops the database
-    """Return a function that serves the app under given settings and gives an `ask`."""
+    """Return a context manager that serves the app under some settings and yields `ask`."""
 
     @asynccontextmanager
     async def run(**changes):
@@ -184,7 +184,7 @@ async def test_operator_open_admits_forwarded_requests(serving, headers):
     ],
 )
 async def test_operator_open_lets_no_foreign_page_change_anything(serving, db, headers, status):
-    """Browsers send such a request without asking first: its body needs no special type."""
+    """Browsers send such a request without a preflight, because of its content type."""
     headers = {"Content-Type": "text/plain", **headers}
     async with serving(WDS_OPERATOR_OPEN="true", WDS_OPERATOR_HOSTS="wds.example") as ask:
         response = await ask("POST", "/webhooks/replay", headers, b'{"status": "DELIVERED"}')
@@ -218,7 +218,7 @@ async def test_public_routes_are_open_to_everybody(serving, changes, method, pat
 def every_route(app):
     """Yield (method, path, pattern) of every route, its parameters filled in.
 
-    Not of the console's, which are pages: `test_doorway` asks those.
+    Without the console's pages, which tests/integration/console/test_auth.py covers.
     """
     for route in app.router.routes():
         pattern = route.resource.canonical
@@ -239,7 +239,7 @@ OPEN = {
 
 
 async def assert_all_guarded_but(public, ask, status):
-    """Ask every route as a stranger; those not `public` refuse with `status`, the others do not."""
+    """Ask every route as a foreign client: only those in `public` may not refuse with `status`."""
     found = {}
     for method, path, pattern in every_route(ask.app):
         answer = await ask(method, path, FORWARDED[0])
@@ -283,7 +283,7 @@ async def test_monitoring_app_guards_the_metrics_unless_they_are_open(engines):
                 assert response.status == 200
 
 
-# -- who is on this machine ---------------------------------------------------------------------
+# -- clients on this machine --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("host", "status"), HOSTS.items(), ids=ascii)
@@ -365,7 +365,7 @@ async def test_operator_refusal_says_which_setting_helps(serving):
         assert "WDS_OPERATOR_TOKEN" in message and TOKEN not in message
 
 
-# -- failures are counted and slowed ------------------------------------------------------------
+# -- wrong tokens ------------------------------------------------------------------------------
 
 
 def refusals(reason):
@@ -385,7 +385,7 @@ async def test_wrong_tokens_are_counted_and_then_refused_without_comparison(serv
             answer = await ask("POST", "/webhooks/search", headers)
             assert (answer.status, await code(answer)) == (429, "too_many_failures")
             assert 1 <= int(answer.headers["Retry-After"]) <= REFILL_S
-        # A request without a token is no guess.
+        # A request without a token does not count as a guess.
         assert (await ask("POST", "/webhooks/search")).status == 401
         assert (await ask("GET", "/healthz")).status == 200
     counted = {name: refusals(name) - before[name] for name in before}

@@ -1,4 +1,4 @@
-"""Many requests on one connection: each is answered, and what waits takes little memory."""
+"""Pipelined requests on one connection: each is answered, and the queue takes little memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wds.web.server import listening, new_app
 
 MIB = 1024 * 1024
 MOST_HELD = 512 * 1024
-"""What docs/operations.md promises of one connection."""
+"""The most bytes that one connection holds, by docs/operations.md."""
 
 
 def post(body=b"{}", *headers, version="HTTP/1.1"):
@@ -36,14 +36,14 @@ def chunks(body, size):
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: wds\r\n\r\n"
 LATE = post()[:-2]
-"""A request but for its body of two bytes."""
+"""A request without its body of two bytes."""
 
 
 @asynccontextmanager
 async def serving(busy=None):
-    """Serve what counts a body's bytes, after `busy` is set; the value is the port."""
-    intake = BodyReader(max_body=4 * MIB, budget=64 * MIB, timeout_s=4)
-    app = new_app(4 * MIB, inside=[intake.middleware])
+    """Serve a route that returns the size of a body once `busy` is set; yield the port."""
+    body_reader = BodyReader(max_body=4 * MIB, budget=64 * MIB, timeout_s=4)
+    app = new_app(4 * MIB, inside=[body_reader.middleware])
 
     async def echo(request):
         if busy is not None:
@@ -61,7 +61,7 @@ async def serving(busy=None):
 
 
 async def statuses(port, parts, wanted, within_s=15.0):
-    """Write `parts`, a moment between them; return the statuses of what is answered in time."""
+    """Write `parts` with short pauses; return the statuses of the answers in time."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     answers = b""
 
@@ -114,7 +114,7 @@ async def test_connection_answers_every_pipelined_request(parts):
 
 
 async def test_connection_control_a_longer_queue_loses_requests(monkeypatch):
-    """The control of the test above: aiohttp's own length."""
+    """The control of the test above, with aiohttp's own queue length."""
     monkeypatch.setattr(protocol, "MAX_QUEUED", 32)
     parts = PIPELINED["100 without a body after one that came late"]
     async with serving() as port:
@@ -173,7 +173,7 @@ async def test_connection_aborts_a_client_that_reads_no_answer(monkeypatch):
         with capture_logs() as lines:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(LARGE * 20)
-            await eventually(lambda: asyncio.sleep(0, [line["event"] for line in lines]))
+            await eventually(lambda: [line["event"] for line in lines])
         taken = 0
         with suppress(ConnectionError):
             while chunk := await reader.read(MIB):

@@ -1,8 +1,8 @@
-"""Bytes on the wire: whatever is sent, a 4xx or a closed connection in time, and no trace.
+"""Malformed and unusual requests as raw bytes: each gets a 4xx or a closed connection in time.
 
-Every case is written to a raw socket, because clients tidy up what they send. Of each: no 5xx, no
-hang, nothing stored but what was acknowledged, and one line in the log for each refusal, which
-holds nothing that was sent.
+Every case is written to a socket, because HTTP clients correct what they send. No case may cause a
+5xx or a hang, store an event that was not acknowledged, or leave more in the log than one line for
+each refusal, without anything that was sent.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from wds.web.server import listening
 
 SLOW_S = 0.3
 MOST_S = 8.0
-"""Far longer than each may take here, but not as long as aiohttp's own lingering."""
+"""Far longer than a case may take, and shorter than aiohttp's own lingering."""
 
 
 @dataclass
 class Service:
-    """One service for all the cases, so that each also meets what the others left behind."""
+    """One service for all cases, so that each runs after all the others on the same process."""
 
     port: int
     store: Store
@@ -66,7 +66,7 @@ async def service(engines):
 
 
 async def exchange(port, parts):
-    """Write `parts`; return the answer and its statuses, `CLOSED` alone if there is none."""
+    """Write `parts`; return the answer and its statuses, or `CLOSED` alone without an answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     answering = asyncio.create_task(answer_of(reader, to_the_end=WAIT in parts or HANG_UP in parts))
     try:
@@ -96,7 +96,7 @@ async def answer_of(reader, *, to_the_end):
 
 
 def complete(answer):
-    """Tell whether one answer is whole, by its length."""
+    """Tell whether the first answer is complete, by its Content-Length."""
     top, gap, body = answer.partition(b"\r\n\r\n")
     length = re.search(rb"content-length: (\d+)", top, re.IGNORECASE)
     return bool(gap) and length is not None and len(body) >= int(length[1])
@@ -119,7 +119,7 @@ async def test_wire_case_is_answered_and_stores_nothing(service, case):
     assert await service.stored() == before + statuses.count(202)
     refused = [status for status in statuses if status >= 400]
     logged = [line for line in lines if line["event"] == "refused"]
-    # One more where the client had gone before its answer, or a second request came behind.
+    # One more if the client left before its answer, or if a second request followed.
     assert len(refused) <= len(logged) <= len(refused) + 1
     known = {"event", "log_level", "route", "http_status", "code", "remote", "event_id"}
     assert all(set(line) <= known for line in logged)

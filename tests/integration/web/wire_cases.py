@@ -10,16 +10,16 @@ MARKER = b"do-not-log-me"
 SIGNATURE = sign(SECRET, BODY)
 PATH = "/webhooks/ingest"
 CLOSED = 0
-"""Instead of a status: the connection was closed without an answer."""
+"""In place of a status: the connection was closed without an answer."""
 HANG_UP = object()
 """In a case: close the sending side here."""
 WAIT = object()
-"""In a case: nothing for longer than anyone may take."""
+"""In a case: send nothing for longer than any limit allows."""
 TAKEN, BAD, UNSIGNED = {202}, {400}, {401}
 
 
 def head(*lines, method="POST", path=PATH, version="HTTP/1.1", host="Host: wds\r\n"):
-    """Return a request's head; `lines` come after a host, a type and a valid signature."""
+    """Return a request's head: host, content type and a valid signature, then `lines`."""
     fixed = f"Content-Type: application/json\r\nX-Webhook-Signature: {SIGNATURE}\r\n"
     rest = "".join(f"{line}\r\n" for line in lines)
     return f"{method} {path} {version}\r\n{host}{fixed}{rest}\r\n".encode(
@@ -28,7 +28,7 @@ def head(*lines, method="POST", path=PATH, version="HTTP/1.1", host="Host: wds\r
 
 
 def bare(*lines, method="POST", path=PATH, body=BODY):
-    """Return a whole request with these headers only, and a length."""
+    """Return a complete request with only these headers, a host and a length."""
     rest = "".join(f"{line}\r\n" for line in ("Host: wds", *lines, f"Content-Length: {len(body)}"))
     return f"{method} {path} HTTP/1.1\r\n{rest}\r\n".encode("utf-8", "surrogateescape") + body
 

@@ -1,4 +1,4 @@
-"""What is read out of a body, and what is refused."""
+"""Reading fields, event types, keys and batches from bodies, and refusing bad ones."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ PIECES += [b",", b":", b"[", b"]", b"{", b"}", b" ", b"\x0b", b"9" * 20, b"1e999
 
 @st.composite
 def damaged(draw):
-    """JSON with a few pieces put in, taken out or put in place of others."""
+    """JSON with a few pieces inserted, removed or replaced."""
     whole = draw(st.dictionaries(st.sampled_from(["type", "b", "c"]), JSON, max_size=3))
     body = json.dumps(whole, ensure_ascii=draw(st.booleans())).encode()
     for _ in range(draw(st.integers(0, 3))):
@@ -147,7 +147,7 @@ def outcome(call, *args):
 
 
 def rounded(value):
-    """Return `value` with every number as a float, which is all that is promised of them."""
+    """Return `value` with every number as a float: more is not guaranteed of numbers."""
     if isinstance(value, dict):
         return {name: rounded(each) for name, each in value.items()}
     if isinstance(value, list):
@@ -158,7 +158,7 @@ def rounded(value):
 @settings(max_examples=1000, deadline=None)
 @given(damaged())
 def test_read_fields_judges_a_body_as_pythons_json_does(body):
-    """`json` reads all of it, and so is the model of what is JSON and what is not."""
+    """Python's `json`, which converts everything, is the model of what is JSON."""
     whole = outcome(json_body.parse_text, payload._DECODER.decode, body)
     for names in ([], ["type"], ["b", "c"]):
         expected = whole
@@ -291,7 +291,7 @@ PIECES = [
 
 
 def test_split_batch_returns_the_exact_bytes_of_its_events():
-    """Slices and what stands between them re-join to the body, with any white space."""
+    """The elements and the text between them join to the body again, with any white space."""
     rng = random.Random(4)
 
     def gap():

@@ -1,4 +1,4 @@
-"""Sources: the file, every mistake in it by name and place, and where type and key are found."""
+"""Sources: reading the file, reporting its mistakes, and locating event type and key."""
 
 from __future__ import annotations
 
