@@ -16,12 +16,12 @@ from wds.api import action_schemas, event_schemas
 from wds.api.events import instant
 from wds.domain.errors import Detail, Refusal, StoreUnavailableError
 from wds.domain.operator_actions import Action, Instruction, is_request_id
-from wds.ingestion.payload import parse_request
 from wds.storage import action_queries, event_queries
 from wds.storage.bulk_actions import Verdict, matching
 from wds.telemetry import event_log
 from wds.web import schemas
 from wds.web.error_envelope import json_answer
+from wds.web.json_body import parse_request
 from wds.web.openapi import Operation, header
 
 if TYPE_CHECKING:

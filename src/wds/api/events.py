@@ -14,9 +14,9 @@ from aiohttp import web
 from wds.api import event_schemas
 from wds.domain.deliveries import Status
 from wds.domain.errors import Refusal, StoreUnavailableError
-from wds.ingestion.payload import is_json, parse_request
 from wds.storage import event_queries
 from wds.web import schemas
+from wds.web.json_body import is_json, parse_request
 from wds.web.openapi import Operation
 
 if TYPE_CHECKING:

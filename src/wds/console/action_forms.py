@@ -22,8 +22,8 @@ from wds.console.auth import HOME, form_of, page
 from wds.console.events import address, can_cancel, can_replay
 from wds.domain.errors import Detail, Refusal, StoreUnavailableError
 from wds.domain.operator_actions import Action, Instruction
-from wds.ingestion.payload import parse_request
 from wds.web import schemas
+from wds.web.json_body import parse_request
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping

@@ -25,7 +25,7 @@ from aiohttp import web
 from wds.console.sessions import LIFETIME_S, NONCE_BYTES, Session, Sessions, same
 from wds.domain.errors import Refusal, SearchTooSlowError, StoreUnavailableError
 from wds.web import error_envelope
-from wds.web.operator_access import FOREIGN, counted, from_here
+from wds.web.operator_access import FOREIGN_SITES, from_own_page, refuse
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
@@ -110,7 +110,7 @@ class Doorway:
 
     async def login(self, request: web.Request) -> web.StreamResponse:
         """Begin a session, if the form holds the token; show the form again if it does not."""
-        if not from_here(request):
+        if not from_own_page(request):
             raise _foreign()
         form = await form_of(request)
         target = _local(form.get("next", ""))
@@ -119,7 +119,7 @@ class Doorway:
         try:
             self._guard.check_token(request, form.get("token", "").strip())
         except Refusal as refusal:
-            error_envelope.note(request, refusal)
+            error_envelope.record_refusal(request, refusal)
             shown = page(
                 request, "login.html", {"target": target, "refusal": refusal}, refusal.status
             )
@@ -151,7 +151,7 @@ class Doorway:
 
     def _to_login(self, request: web.Request) -> web.StreamResponse:
         if request.method != "GET":
-            raise counted(401, "no_session", "the session is over; log in and try again")
+            raise refuse(401, "no_session", "the session is over; log in and try again")
         address = LOGIN if request.path_qs == HOME else f"{LOGIN}?next={quote(request.path_qs)}"
         return web.Response(status=303, headers={"Location": address})
 
@@ -180,7 +180,7 @@ def presentable(handler: Handler) -> Handler:
             )
         except web.HTTPException as error:
             if error.status >= HTTPStatus.BAD_REQUEST:
-                response = _refused(request, error_envelope.of_http(error))
+                response = _refused(request, error_envelope.refusal_of_http(error))
             else:
                 response = web.Response(status=error.status, headers=error.headers)
         except (web.RequestPayloadError, ConnectionError):
@@ -209,7 +209,7 @@ def page(
 
 
 def _refused(request: web.Request, refusal: Refusal) -> web.Response:
-    error_envelope.note(request, refusal)
+    error_envelope.record_refusal(request, refusal)
     title = HTTPStatus(refusal.status).phrase
     context = {"refusal": refusal, "title": title, "method": request.method}
     response = page(request, "error.html", context, refusal.status)
@@ -239,10 +239,10 @@ async def _check_form(request: web.Request, session: Session) -> None:
     Raises:
         Refusal: 403 if not.
     """
-    if not from_here(request):
+    if not from_own_page(request):
         raise _foreign()
     if not same((await form_of(request)).get("form_token", ""), session.form_token):
-        raise counted(
+        raise refuse(
             403,
             "stale_form",
             "the form belongs to another session; nothing was done. Go back, reload the page and"
@@ -253,7 +253,7 @@ async def _check_form(request: web.Request, session: Session) -> None:
 
 def _foreign() -> Refusal:
     message = "the form came from a foreign page; nothing was done"
-    return counted(403, "cross_site", message, code="cross_site")
+    return refuse(403, "cross_site", message, code="cross_site")
 
 
 def _came_over(request: web.Request) -> bool:
@@ -264,7 +264,7 @@ def _came_over(request: web.Request) -> bool:
     """
     return (
         request.method == "GET"
-        and request.headers.get("Sec-Fetch-Site") in FOREIGN
+        and request.headers.get("Sec-Fetch-Site") in FOREIGN_SITES
         and request.headers.get("Sec-Fetch-Dest") == "document"
     )
 

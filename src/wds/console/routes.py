@@ -49,7 +49,7 @@ def add_to(
     own = _add(app, [*_free(door, assets), *_guarded(door, store, operate)])
     documents = swagger.routes(console=HOME)
     _add(app, [(method, path, presentable(show)) for method, path, show in documents])
-    guard.share(own, door.knows)
+    guard.exempt(own, door.knows)
 
 
 def _add(app: web.Application, routes: list[Route]) -> set[str]:

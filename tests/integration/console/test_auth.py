@@ -18,7 +18,7 @@ from wds.console.sessions import LIFETIME_S, Sessions
 from wds.domain.errors import StoreUnavailableError
 from wds.ingest import create_app
 from wds.storage.revoked_sessions import RevokedSessions
-from wds.web.operator_access import BURST
+from wds.web.failure_throttle import BURST
 from wds.web.server import listening
 
 TOKEN = "the-operators-token"

@@ -11,9 +11,9 @@ import pytest
 from wds.api import event_schemas
 from wds.api.event_schemas import MAX_PAGE, MAX_SKIP, SearchRequestSchema, cursor_after
 from wds.domain.errors import Refusal
-from wds.ingestion.payload import parse_request
 from wds.storage.event_queries import SORTS, Position
 from wds.web import schemas
+from wds.web.json_body import parse_request
 
 OPERATORS = [{"$gt": ""}, {"$ne": None}, {"$where": "1"}, [{"$gt": ""}], [["a"]], {}]
 
