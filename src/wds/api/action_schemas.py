@@ -8,6 +8,7 @@ import marshmallow as ma
 from marshmallow import fields, validate
 
 from wds.api.event_schemas import MAX_INTEGER, FilterSchema
+from wds.domain.event_filter import FILTERS
 from wds.domain.events import MAX_LABEL, is_label
 from wds.domain.operator_actions import Action, is_request_id
 from wds.web.schemas import StrictBoolean
@@ -73,7 +74,7 @@ class BulkRequestSchema(FilterSchema, InstructionSchema):
 
     @ma.validates_schema
     def _filtered(self, data: Mapping[str, Any], **_: Any) -> None:  # noqa: ANN401
-        if not data.keys() & FilterSchema._declared_fields.keys():  # noqa: SLF001
+        if not any(spec.name in data for spec in FILTERS):
             msg = "Give at least one filter; `from` 1970-01-01 means every event."
             raise ma.ValidationError(msg)
 

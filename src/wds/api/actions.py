@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from wds.api import action_schemas, event_schemas
+from wds.api import action_schemas
 from wds.api.events import instant
 from wds.domain.errors import Detail, Refusal, StoreUnavailableError
+from wds.domain.event_filter import filter_text, read_filter
 from wds.domain.operator_actions import Action, Instruction, is_request_id
 from wds.ingestion.payload import parse_request
 from wds.storage import action_queries, event_queries
@@ -125,7 +126,7 @@ class Operate:
     async def _bulk(self, request: web.Request, action: Action, schema: ma.Schema) -> web.Response:
         body = parse_request(await request.read() or b"{}")
         given = schemas.load(schema, body)
-        wanted = filters_json(body)
+        wanted = filter_text(body)
         if given["dry_run"]:
             by_status = await self.meant(action, wanted)
             matched = sum(by_status.values())
@@ -143,20 +144,20 @@ class Operate:
     async def meant(self, action: Action, wanted: str) -> dict[str, int]:
         """Count the events that a bulk action would be about now, by status.
 
-        `wanted` is from `filters_json`.
+        `wanted` is from `filter_text`.
         """
         now = await self._store.now()
         events = matching(action, wanted, now)
         if events is None:
             return {}
-        chosen = event_schemas.filters_of(
-            schemas.load(event_schemas.FilterSchema(), json.loads(wanted))
-        )
-        if chosen.keys() <= event_queries.KEPT:
-            statuses = set(chosen.get("status", action_queries.AFFECTED[action]))
-            chosen["status"] = sorted(statuses & set(action_queries.AFFECTED[action]))
-            chosen["to"] = min(chosen.get("to", now), now)
-            counts = await self._store.rollups.counts(event_queries.match(**chosen))
+        chosen = read_filter(wanted)
+        if chosen.counted_by_rollups:
+            statuses = set(chosen.status or action_queries.AFFECTED[action])
+            chosen = chosen.replace(
+                status=sorted(statuses & set(action_queries.AFFECTED[action])),
+                to=min(chosen.to or now, now),
+            )
+            counts = await self._store.rollups.counts(event_queries.match(chosen))
         else:
             counts = await self._store.reader.counts(events)
         return {each["_id"]: each["count"] for each in counts["by_status"]}
@@ -172,7 +173,7 @@ class Operate:
     async def begin(
         self, instruction: Instruction, wanted: str, *, limit: int | None, per_second: float | None
     ) -> tuple[Document, bool]:
-        """Write a bulk action down and wake the worker; `wanted` is from `filters_json`.
+        """Write a bulk action down and wake the worker; `wanted` is from `filter_text`.
 
         Returns it and True; if its request id is known, the one that was begun before and False.
 
@@ -231,17 +232,6 @@ class Operate:
         if asked:
             event_log.bulk_action_stopped(found, _remote(request))
         return found
-
-
-_FILTERS = [
-    field.data_key or name
-    for name, field in event_schemas.FilterSchema._declared_fields.items()  # noqa: SLF001 - has no other way
-]
-
-
-def filters_json(body: Mapping[str, Any]) -> str:
-    """Return the filters of a request as the JSON text that is kept with a bulk action."""
-    return json.dumps({name: body[name] for name in _FILTERS if name in body}, sort_keys=True)
 
 
 async def _load(request: web.Request, schema: ma.Schema) -> dict[str, Any]:

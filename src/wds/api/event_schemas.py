@@ -5,14 +5,24 @@ from __future__ import annotations
 import base64
 import binascii
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import marshmallow as ma
 from marshmallow import fields, validate
 
+from wds.domain.event_filter import (
+    FILTERS,
+    NEWEST_FIRST,
+    OLDEST_FIRST,
+    SORTS,
+    EventFilter,
+    FilterKind,
+    Position,
+    is_id_prefix,
+)
 from wds.domain.events import ID_LENGTH, MAX_LABEL
 from wds.domain.operator_actions import Action
-from wds.storage.event_queries import NEWEST_FIRST, OLDEST_FIRST, SORTS, Position, is_id_prefix
 from wds.storage.rollup_queries import MAX_EVENT_TYPES
 from wds.web.schemas import (
     Instant,
@@ -24,10 +34,13 @@ from wds.web.schemas import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from wds.domain.event_filter import FilterSpec
 
 MAX_PAGE = 500
 MAX_INTEGER = 2**31 - 1
+MAX_STATUS_CODE = 999
 MAX_SKIP = 100_000
 """Skipping reads what it skips; a cursor goes to any depth at the same cost."""
 
@@ -62,32 +75,39 @@ def _id_prefix(value: str) -> None:
         raise ma.ValidationError(msg)
 
 
-class FilterSchema(ma.Schema):
-    """Which events: all that every filter given here fits."""
+_VALUES: Mapping[FilterKind, Callable[..., fields.Field[Any]]] = {
+    FilterKind.STATUS: status_field,
+    FilterKind.LABEL: label,
+    FilterKind.STATUS_CODE: partial(
+        fields.Integer, strict=True, validate=validate.Range(0, MAX_STATUS_CODE)
+    ),
+    FilterKind.KEY: partial(fields.String, validate=[validate.Length(1, MAX_LABEL), printable]),
+    FilterKind.ID_PREFIX: partial(fields.String, validate=_id_prefix),
+    FilterKind.COUNT: partial(fields.Integer, strict=True, validate=validate.Range(0, MAX_INTEGER)),
+    FilterKind.INSTANT: Instant,
+}
+"""Kind of a filter -> field of one value."""
 
-    status = OneOrMany(status_field(), metadata={"description": "One or several."})
-    event_type = OneOrMany(label(), metadata={"description": "One or several."})
-    source = OneOrMany(label(), metadata={"description": "One or several."})
-    destination = OneOrMany(label(), metadata={"description": "One or several."})
-    last_status_code = OneOrMany(
-        fields.Integer(strict=True, validate=validate.Range(0, 999)),
-        metadata={"description": "Of the last attempt, one or several; 0 is no answer."},
-    )
-    idempotency_key = fields.String(
-        validate=[validate.Length(1, MAX_LABEL), printable],
-        metadata={"description": "Exactly this one."},
-    )
-    id_prefix = fields.String(
-        validate=_id_prefix,
-        metadata={"description": "What the event's id begins with.", "pattern": "^[0-9a-f]{1,32}$"},
-    )
-    min_attempts = fields.Integer(
-        strict=True,
-        validate=validate.Range(0, MAX_INTEGER),
-        metadata={"description": "At least so many attempts were started."},
-    )
-    from_ = Instant(data_key="from", metadata={"description": "Received at or after."})
-    to = Instant(metadata={"description": "Received before."})
+
+def _field(spec: FilterSpec) -> fields.Field[Any]:
+    metadata = {"description": spec.description}
+    if spec.kind is FilterKind.ID_PREFIX:
+        metadata["pattern"] = f"^[0-9a-f]{{1,{ID_LENGTH}}}$"
+    value = _VALUES[spec.kind]
+    if spec.many:
+        return OneOrMany(value(), data_key=spec.wire_name, metadata=metadata)
+    return value(data_key=spec.wire_name, metadata=metadata)
+
+
+class FilterSchema(ma.Schema):
+    """Which events: those that match every filter given here."""
+
+    class Meta:
+        """One field for each of `FILTERS`."""
+
+        include: ClassVar[dict[str, fields.Field[Any]]] = {
+            spec.name: _field(spec) for spec in FILTERS
+        }
 
     @ma.validates_schema
     def _range(self, data: Mapping[str, Any], **_: Any) -> None:  # noqa: ANN401
@@ -96,9 +116,9 @@ class FilterSchema(ma.Schema):
             raise ma.ValidationError(msg, "to")
 
 
-def filters_of(loaded: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a loaded request that `filters.match` takes."""
-    return {name: loaded[name] for name in FilterSchema._declared_fields if name in loaded}  # noqa: SLF001
+def filter_of(loaded: Mapping[str, Any]) -> EventFilter:
+    """Return the filter in a request that a `FilterSchema` has loaded."""
+    return EventFilter(**{spec.name: loaded[spec.name] for spec in FILTERS if spec.name in loaded})
 
 
 class SearchRequestSchema(FilterSchema):

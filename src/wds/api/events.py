@@ -44,8 +44,8 @@ class Search:
         `cursor`; it stays right while events arrive.
         """
         wanted = schemas.load(self._schema, parse_request(await request.read() or b"{}"))
-        given = event_schemas.filters_of(wanted)
-        match = event_queries.match(**given)
+        event_filter = event_schemas.filter_of(wanted)
+        match = event_queries.match(event_filter)
         _, after = wanted.get("cursor", (None, None))
         (page, more), counts = await asyncio.gather(
             self._archive.page(
@@ -57,7 +57,7 @@ class Search:
                 include_payload=wanted["include_payload"],
             ),
             self._counts(
-                match, kept=given.keys() <= event_queries.KEPT, aggregations=wanted["aggregations"]
+                match, kept=event_filter.counted_by_rollups, aggregations=wanted["aggregations"]
             ),
         )
         next_cursor = None
@@ -88,8 +88,8 @@ class Search:
         wanted = schemas.load(
             event_schemas.ExportRequestSchema(), parse_request(await request.read() or b"{}")
         )
-        match = event_queries.narrowed(
-            event_queries.match(**event_schemas.filters_of(wanted)),
+        match = event_queries.narrow(
+            event_queries.match(event_schemas.filter_of(wanted)),
             {"received_at": {"$lt": await self._now()}},
         )
         pages = self._archive.export(

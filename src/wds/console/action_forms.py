@@ -16,11 +16,12 @@ from urllib.parse import parse_qsl, quote
 from aiohttp import web
 
 from wds.api import action_schemas
-from wds.api.actions import REFUSED, bulk_json, filters_json
+from wds.api.actions import REFUSED, bulk_json
 from wds.console import event_query
 from wds.console.auth import HOME, form_of, page
 from wds.console.events import address, can_cancel, can_replay
 from wds.domain.errors import Detail, Refusal, StoreUnavailableError
+from wds.domain.event_filter import filter_text
 from wds.domain.operator_actions import Action, Instruction
 from wds.ingestion.payload import parse_request
 from wds.web import schemas
@@ -120,7 +121,7 @@ class Confirm:
                 loaded = schemas.load(schema, {**body, **_of(given, "request_id", *_MORE[action])})
                 begun, _ = await self._operate.begin(
                     _instruction(request, action, loaded),
-                    filters_json(body),
+                    filter_text(body),
                     limit=loaded.get("limit"),
                     per_second=loaded.get("per_second", self._operate.per_second),
                 )
@@ -140,7 +141,7 @@ class Confirm:
         given: Mapping[str, str],
         refusal: Refusal | None = None,
     ) -> web.Response:
-        wanted = filters_json(body)
+        wanted = filter_text(body)
         meant: dict[str, int] | None = None
         with suppress(StoreUnavailableError):  # counting takes too long: the page says so
             meant = await self._operate.meant(action, wanted)

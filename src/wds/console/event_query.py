@@ -15,13 +15,13 @@ from urllib.parse import urlencode
 from wds.api import event_schemas
 from wds.domain.deliveries import Status
 from wds.domain.errors import Refusal
-from wds.storage import event_queries
+from wds.domain.event_filter import FILTERS as EVENT_FILTERS, NEWEST_FIRST
 from wds.web import schemas
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from wds.storage.event_queries import Position
+    from wds.domain.event_filter import EventFilter, Position
 
 PATH = "/console"
 RANGES = {
@@ -42,8 +42,8 @@ SORTS = {
     "attempt_count": "Fewest attempts first",
 }
 
-SEVERAL = ("status", "event_type", "source", "destination", "last_status_code")
-ONE = ("idempotency_key", "id_prefix", "min_attempts", "from", "to")
+SEVERAL = tuple(spec.wire_name for spec in EVENT_FILTERS if spec.many)
+ONE = tuple(spec.wire_name for spec in EVENT_FILTERS if not spec.many)
 FILTERS = (*SEVERAL, *ONE)
 PLACES = ("cursor", "before")
 KNOWN = (*FILTERS, "range", "sort", "limit", *PLACES)
@@ -82,7 +82,7 @@ class View:
     @property
     def sort(self) -> str:
         """Return the order's name."""
-        return str(self.loaded.get("sort", event_queries.NEWEST_FIRST))
+        return str(self.loaded.get("sort", NEWEST_FIRST))
 
     @property
     def reading(self) -> tuple[str, Position | None]:
@@ -111,13 +111,10 @@ class View:
             return now - length, None
         return self.loaded.get("from_"), self.loaded.get("to")
 
-    def given(self, now: datetime) -> dict[str, Any]:
-        """Return the filters as `filters.match` takes them, with the instants of the range."""
-        bounds = zip(("from_", "to"), self.bounds(now), strict=True)
-        return {
-            **event_schemas.filters_of(self.loaded),
-            **{name: instant for name, instant in bounds if instant is not None},
-        }
+    def event_filter(self, now: datetime) -> EventFilter:
+        """Return the filter, with the instants of the range."""
+        start, end = self.bounds(now)
+        return event_schemas.filter_of(self.loaded).replace(from_=start, to=end)
 
     def body(self, now: datetime) -> dict[str, Any]:
         """Return the filters as the JSON that the API takes, with the instants filled in."""

@@ -80,7 +80,7 @@ class Console:
             if await self._archive.get(lowered) is not None:
                 raise web.HTTPFound(address(lowered))
             raise web.HTTPFound(event_query.read([("id_prefix", lowered)]).link())
-        is_prefix = set(lowered) <= _HEX and len(lowered) >= event_queries.TELLING_PREFIX
+        is_prefix = set(lowered) <= _HEX and len(lowered) >= event_queries.SELECTIVE_PREFIX
         name, value = ("id_prefix", lowered) if is_prefix else ("idempotency_key", sought)
         raise web.HTTPFound(event_query.read([(name, value)]).link())
 
@@ -120,7 +120,7 @@ class Console:
     async def _page(self, asked: View, now: datetime) -> tuple[list[Document], bool]:
         sort, after = asked.reading
         documents, more = await self._archive.page(
-            event_queries.match(**asked.given(now)),
+            event_queries.match(asked.event_filter(now)),
             sort=sort,
             skip=0,
             limit=asked.loaded["limit"],
@@ -143,16 +143,15 @@ class Console:
         bin_ = histogram.bin_for(*span)
         question = tuple(pair for pair in asked.pairs if pair[0] in (*event_query.FILTERS, "range"))
         question = tuple(sorted(pair for pair in question if pair[0] != "status"))
-        given = asked.given(now)
-        given.pop("status", None)
-        match = event_queries.match(**given)
+        event_filter = asked.event_filter(now).replace(status=())
+        match = event_queries.match(event_filter)
 
         async def tally() -> Tally | None:
             unit, size = bin_.unit, bin_.size
             try:
-                if bin_.length >= HOUR and given.keys() <= event_queries.KEPT:
-                    return span, await self._store.rollups.outcomes(match, unit, size)
-                return span, await self._archive.outcomes(match, unit, size)
+                if bin_.length >= HOUR and event_filter.counted_by_rollups:
+                    return span, await self._store.rollups.status_counts(match, unit, size)
+                return span, await self._archive.status_counts(match, unit, size)
             except StoreUnavailableError:
                 return None  # and no sooner asked again than an answer of the same cost
 

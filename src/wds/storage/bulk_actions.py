@@ -11,7 +11,6 @@ at a time, oldest event first. What must stay true:
 
 from __future__ import annotations
 
-import json
 import secrets
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,13 +21,12 @@ from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 from pymongo.read_concern import ReadConcern
 
-from wds.api import event_schemas
 from wds.domain.deliveries import Status
 from wds.domain.errors import SearchTooSlowError
+from wds.domain.event_filter import OLDEST_FIRST, SORTS, Position, read_filter
 from wds.domain.operator_actions import Action, Instruction
 from wds.storage import action_queries, event_queries, lease_queries
 from wds.storage.mongo import FOREVER, SEARCH_LIMIT_MS, WRITE_BUDGET_S
-from wds.web import schemas
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -242,12 +240,8 @@ class BulkActions:
         if wanted is None:
             return None
         if "position" in document:
-            place = event_queries.Position(
-                document["position"]["received_at"], document["position"]["id"]
-            )
-            wanted = event_queries.after(
-                wanted, event_queries.SORTS[event_queries.OLDEST_FIRST], place
-            )
+            place = Position(document["position"]["received_at"], document["position"]["id"])
+            wanted = event_queries.after(wanted, SORTS[OLDEST_FIRST], place)
         found = await self._find(taken, wanted, left)
         if not found:
             return None
@@ -265,11 +259,7 @@ class BulkActions:
             found = self._events.find(
                 said, {"received_at": 1}, max_time_ms=SEARCH_LIMIT_MS, hint=index
             )
-            return (
-                await found.sort(event_queries.SORTS[event_queries.OLDEST_FIRST])
-                .limit(limit)
-                .to_list(None)
-            )
+            return await found.sort(SORTS[OLDEST_FIRST]).limit(limit).to_list(None)
 
         tries = 1
         while True:
@@ -366,13 +356,13 @@ def matching(action: Action, wanted: str, before: datetime) -> Document | None:
 
     Statuses in which there is nothing to do are left out; None if none is left.
     """
-    given = event_schemas.filters_of(schemas.load(event_schemas.FilterSchema(), json.loads(wanted)))
-    asked = given.get("status") or list(Status)
+    event_filter = read_filter(wanted)
+    asked = event_filter.status or list(Status)
     affected = [str(status) for status in action_queries.AFFECTED[action] if status in asked]
     if not affected:
         return None
-    matched = {**event_queries.match(**given), "status": {"$in": affected}}
-    return event_queries.narrowed(matched, {"received_at": {"$lt": before}})
+    matched = event_queries.match(event_filter.replace(status=affected))
+    return event_queries.narrow(matched, {"received_at": {"$lt": before}})
 
 
 def _verdict(event: Document, instruction: Instruction) -> Verdict | None:

@@ -203,7 +203,7 @@ def covered(
 
     Gives `{until: [{_id, until}], total: [{count}]}` or, with more, instead of the total
     `kinds: [{_id: {status, event_type}, count}]` and `histogram: [{_id, count}]`; with `bins`, a
-    unit and how many of it, not less than an hour, `outcomes: [{_id: {at, status}, count}]`.
+    unit and how many of it, not less than an hour, `status_counts: [{_id: {at, status}, count}]`.
     """
     counted = _list_for(wanted)
     chosen = _chosen(wanted, counted)
@@ -211,7 +211,7 @@ def covered(
     if bins is not None:
         unit, size = bins
         at = {"$dateTrunc": {"date": "$_id", "unit": unit, "binSize": size}}
-        facets["outcomes"] = [
+        facets["status_counts"] = [
             {"$unwind": "$chosen"},
             {
                 "$group": {

@@ -107,7 +107,7 @@ class Rollups:
         kept, tallied = await self._read(wanted, total_only=True)
         return sum(each["count"] for each in (*kept["total"], *tallied))
 
-    async def outcomes(
+    async def status_counts(
         self, wanted: Document, unit: str, bin_size: int
     ) -> list[tuple[datetime, str, int]]:
         """Count events by time and status: `(when, status, count)`, several for the same possible.
@@ -119,7 +119,7 @@ class Rollups:
         return [
             *(
                 (each["_id"]["at"], each["_id"]["status"], each["count"])
-                for each in kept["outcomes"]
+                for each in kept["status_counts"]
             ),
             *((each["_id"]["hour"], each["_id"]["status"], each["count"]) for each in tallied),
         ]
@@ -128,7 +128,7 @@ class Rollups:
         self, wanted: Document, *, total_only: bool = False, bins: tuple[str, int] | None = None
     ) -> tuple[Document, list[Document]]:
         """Return what is kept of the wanted, and what is tallied of the rest."""
-        span = event_queries.span_of(wanted)
+        span = event_queries.time_span(wanted)
         pipeline = rollup_queries.covered(
             await self._whole(span), wanted, total_only=total_only, bins=bins
         )
@@ -148,7 +148,7 @@ class Rollups:
         )
         return await self._mongo.search(lambda: counted.to_list(None))
 
-    async def where(
+    async def spans(
         self, wanted: Document, *, newest_first: bool
     ) -> AsyncGenerator[tuple[list[Span], int]]:
         """Yield where in time the wanted events may be, in order; nowhere else is any.
@@ -157,7 +157,7 @@ class Rollups:
         are not kept. The first spans are of few hours, later ones of ever more, so that who finds
         enough in the first reads no more.
         """
-        begin, end = event_queries.span_of(wanted)
+        begin, end = event_queries.time_span(wanted)
         for at_once in chain(HOURS_AT_ONCE, repeat(HOURS_AT_ONCE[-1])):
             kept = await self._kept_in((begin, end), at_once, newest_first=newest_first)
             part = (begin, end)

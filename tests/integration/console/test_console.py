@@ -514,7 +514,7 @@ async def test_counting_that_takes_too_long_leaves_the_events_there(look, past, 
     async def slow(*_, **__):
         raise StoreUnavailableError
 
-    monkeypatch.setattr(Rollups, "outcomes", slow)
+    monkeypatch.setattr(Rollups, "status_counts", slow)
     page = await look("/console?range=all")
     assert page.status == 200
     assert "Counting took too long" in page.text
@@ -523,13 +523,13 @@ async def test_counting_that_takes_too_long_leaves_the_events_there(look, past, 
 
 async def test_counts_are_asked_for_once_by_many_who_look(look, past, monkeypatch):
     asked = []
-    outcomes = Rollups.outcomes
+    status_counts = Rollups.status_counts
 
     async def counted(self, *arguments, **more):
         asked.append(arguments)
-        return await outcomes(self, *arguments, **more)
+        return await status_counts(self, *arguments, **more)
 
-    monkeypatch.setattr(Rollups, "outcomes", counted)
+    monkeypatch.setattr(Rollups, "status_counts", counted)
     monkeypatch.setattr("wds.console.cache.LEAST_S", 60.0)
     pages = await asyncio.gather(
         *(look("/console") for _ in range(8)), look("/console?status=DELIVERED")

@@ -11,8 +11,10 @@ import pytest
 from tests.support import new_event
 from wds.console import histogram
 from wds.domain.deliveries import Status
+from wds.domain.event_filter import SORTS, EventFilter
 from wds.domain.operator_actions import Action, Instruction
 from wds.storage import event_queries, event_reader, lease_queries, rollups
+from wds.storage.event_queries import match
 from wds.storage.rollup_queries import HOUR, start_of
 
 STATUSES = [Status.DELIVERED, Status.DELIVERED, Status.FAILED_PERMANENTLY]
@@ -42,7 +44,7 @@ async def put(
 
 
 async def total(store, **given) -> int:
-    wanted = event_queries.match(**given)
+    wanted = match(EventFilter(**given))
     counts = await store.rollups.counts(wanted)
     sums = {await store.rollups.total(wanted)}
     sums |= {sum(each["count"] for each in counts[name]) for name in counts}
@@ -117,7 +119,7 @@ def fits(event, given) -> bool:
 
 def in_order(events, sort) -> list[str]:
     """Return the ids of events in an order."""
-    fields = [field for field, _ in event_queries.SORTS[sort]]
+    fields = [field for field, _ in SORTS[sort]]
     ordered = sorted(
         events, key=lambda each: [each[field] for field in fields], reverse=sort[0] == "-"
     )
@@ -139,7 +141,7 @@ async def test_counts_are_exact_for_any_filters_before_while_and_after_hours_are
         for _ in range(40):
             given = drawn(rng, now)
             expected = [each for each in history if fits(each, given)]
-            wanted = event_queries.match(**given)
+            wanted = match(EventFilter(**given))
             counts = await store.rollups.counts(wanted)
             for name, key in (
                 ("by_status", lambda each: each["status"]),
@@ -151,7 +153,9 @@ async def test_counts_are_exact_for_any_filters_before_while_and_after_hours_are
             assert await store.rollups.total(wanted) == len(expected)
             bin_ = rng.choice([bin_ for bin_ in histogram.BINS if bin_.length >= HOUR])
             bars = Counter()
-            for at, status, count in await store.rollups.outcomes(wanted, bin_.unit, bin_.size):
+            for at, status, count in await store.rollups.status_counts(
+                wanted, bin_.unit, bin_.size
+            ):
                 bars[histogram.floor(at, bin_), status] += count
             assert bars == Counter(
                 (histogram.floor(each["received_at"], bin_), each["status"]) for each in expected
@@ -178,7 +182,7 @@ async def test_pages_are_the_same_however_much_is_kept(store, now, history, few,
 
     async def check() -> None:
         for _ in range(60):
-            given, sort = drawn(rng, now), rng.choice(list(event_queries.SORTS))
+            given, sort = drawn(rng, now), rng.choice(list(SORTS))
             ordered = in_order([each for each in history if fits(each, given)], sort)
             by_id = {each["_id"]: each for each in history}
             expected = [by_id[each] for each in ordered]
@@ -189,7 +193,7 @@ async def test_pages_are_the_same_however_much_is_kept(store, now, history, few,
                 after = event_queries.position_of(expected[place])
                 expected = expected[place + 1 :]
             page, more = await store.reader.page(
-                event_queries.match(**given),
+                match(EventFilter(**given)),
                 sort=sort,
                 skip=skip,
                 limit=20,
@@ -251,9 +255,9 @@ async def test_pages_and_totals_agree_with_a_model_whatever_becomes_of_the_count
     for _ in range(40):
         await store.rollups._hours.update_many({}, some_time_ago)
         await choices[0]()
-        given, sort = drawn(rng, now), rng.choice(list(event_queries.SORTS))
+        given, sort = drawn(rng, now), rng.choice(list(SORTS))
         expected = in_order([each for each in history if fits(each, given)], sort)
-        wanted = event_queries.match(**given)
+        wanted = match(EventFilter(**given))
         limit = rng.choice([7, 20, 500])
         read, after, more = [], None, True
         while more:
@@ -270,25 +274,30 @@ async def test_pages_and_totals_agree_with_a_model_whatever_becomes_of_the_count
 async def test_events_that_change_while_a_page_is_read_cost_it_no_others(
     store, db, history, sort, monkeypatch
 ):
-    """Some are deleted, some attempted once more, after their places were found."""
-    at = store.reader._at
+    """Some are deleted, some attempted once more, after their sort keys were read."""
+    read_sorted = store.reader._read_sorted
     changed: set[str] = set()
 
-    async def at_after_a_change(places, part, cut):
+    async def read_after_a_change(keys, part, window):
         if not changed:
-            gone, first, last = places[3]["_id"], places[0]["_id"], places[-1]["_id"]
+            gone, first, last = keys[3]["_id"], keys[0]["_id"], keys[-1]["_id"]
             changed.update({gone, first, last})
             await db.events.delete_one({"_id": gone})
             await db.events.update_many(
                 {"_id": {"$in": [first, last]}}, {"$inc": {"attempt_count": 1}}
             )
-        return await at(places, part, cut)
+        return await read_sorted(keys, part, window)
 
-    monkeypatch.setattr(store.reader, "_at", at_after_a_change)
+    monkeypatch.setattr(store.reader, "_read_sorted", read_after_a_change)
     read, after, more = [], None, True
     while more:
         page, more = await store.reader.page(
-            event_queries.match(), sort=sort, skip=0, limit=20, after=after, include_payload=False
+            match(EventFilter()),
+            sort=sort,
+            skip=0,
+            limit=20,
+            after=after,
+            include_payload=False,
         )
         read += [each["_id"] for each in page]
         after = event_queries.position_of(page[-1]) if page else None
@@ -301,11 +310,11 @@ async def test_where_no_kept_hour_has_an_event_none_is_looked_for(store, db, his
     """Or the answer that nothing matches would take reading all."""
     await db.events.update_many({"status": "DELIVERING"}, {"$set": {"status": "DELIVERED"}})
     await store.rollups.advance()
-    wanted = event_queries.match(source=["one"], destination=["none"])
-    places = [spans async for spans, _ in store.rollups.where(wanted, newest_first=True)]
-    assert len(places) == 1
+    wanted = match(EventFilter(source=["one"], destination=["none"]))
+    found = [spans async for spans, _ in store.rollups.spans(wanted, newest_first=True)]
+    assert len(found) == 1
     received = [each["received_at"] for each in history]
-    assert not [at for at in received for begin, end in places[0] if begin <= at < end]
+    assert not [at for at in received for begin, end in found[0] if begin <= at < end]
 
 
 async def test_an_hour_of_too_many_kinds_is_counted_by_status_and_type_alone(
@@ -320,7 +329,7 @@ async def test_an_hour_of_too_many_kinds_is_counted_by_status_and_type_alone(
     assert await kept_alone(store, db) == 4
     assert await total(store, source=("source-0",)) == 2
     page, _ = await store.reader.page(
-        event_queries.match(source=["source-0"], min_attempts=1),
+        match(EventFilter(source=["source-0"], min_attempts=1)),
         skip=0,
         limit=5,
         after=None,

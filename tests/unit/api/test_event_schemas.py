@@ -9,10 +9,16 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from wds.api import event_schemas
-from wds.api.event_schemas import MAX_PAGE, MAX_SKIP, SearchRequestSchema, cursor_after
+from wds.api.event_schemas import (
+    MAX_PAGE,
+    MAX_SKIP,
+    FilterSchema,
+    SearchRequestSchema,
+    cursor_after,
+)
 from wds.domain.errors import Refusal
+from wds.domain.event_filter import FILTERS, SORTS, EventFilter, Position
 from wds.ingestion.payload import parse_request
-from wds.storage.event_queries import SORTS, Position
 from wds.web import schemas
 
 OPERATORS = [{"$gt": ""}, {"$ne": None}, {"$where": "1"}, [{"$gt": ""}], [["a"]], {}]
@@ -235,6 +241,13 @@ def test_a_filter_takes_what_it_names_and_nothing_else(field, good, bad):
         assert {each.split(".")[0] for each in problems(**{field: value})} == {field}
 
 
-def test_what_a_filter_takes_reaches_the_match():
+def test_filter_of_takes_the_filters_of_a_request_and_nothing_else():
     loaded = load(**{"from": "2026-01-01", "status": "DELIVERED", "min_attempts": 2, "limit": 3})
-    assert set(event_schemas.filters_of(loaded)) == {"from_", "status", "min_attempts"}
+    assert event_schemas.filter_of(loaded) == EventFilter(
+        from_=datetime(2026, 1, 1, tzinfo=UTC), status=["DELIVERED"], min_attempts=2
+    )
+
+
+def test_filter_schema_has_the_fields_of_event_filter_under_their_wire_names():
+    found = {name: field.data_key for name, field in FilterSchema().fields.items()}
+    assert found == {spec.name: spec.wire_name for spec in FILTERS}

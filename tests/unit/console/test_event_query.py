@@ -9,6 +9,7 @@ import pytest
 
 from wds.api import event_schemas
 from wds.console import event_query
+from wds.domain.event_filter import EventFilter, Position
 from wds.storage import event_queries
 
 NOW = datetime(2026, 3, 5, 14, 23, 7, 250_000, tzinfo=UTC)
@@ -45,18 +46,20 @@ def test_every_filter_means_what_the_api_means_by_it():
         "&idempotency_key=k&id_prefix=0a&min_attempts=2&from=2026-03-01T10:00&to=2026-03-02T10:00:01"
     )
     expected = event_queries.match(
-        status=["DELIVERED", "RECEIVED"],
-        event_type=["a"],
-        source=["s"],
-        destination=["d"],
-        last_status_code=[503],
-        idempotency_key="k",
-        id_prefix="0a",
-        min_attempts=2,
-        from_=datetime(2026, 3, 1, 10, tzinfo=UTC),
-        to=datetime(2026, 3, 2, 10, 0, 1, tzinfo=UTC),
+        EventFilter(
+            status=["DELIVERED", "RECEIVED"],
+            event_type=["a"],
+            source=["s"],
+            destination=["d"],
+            last_status_code=[503],
+            idempotency_key="k",
+            id_prefix="0a",
+            min_attempts=2,
+            from_=datetime(2026, 3, 1, 10, tzinfo=UTC),
+            to=datetime(2026, 3, 2, 10, 0, 1, tzinfo=UTC),
+        )
     )
-    assert event_queries.match(**read(text).given(NOW)) == expected
+    assert event_queries.match(read(text).event_filter(NOW)) == expected
 
 
 @pytest.mark.parametrize(
@@ -92,7 +95,7 @@ def test_what_cannot_be_used_is_named_and_nothing_is_raised(text, name):
 
 
 def test_a_cursor_belongs_to_its_order_and_is_read_backwards_where_asked():
-    place = event_queries.Position(NOW, "0" * 32, 3)
+    place = Position(NOW, "0" * 32, 3)
     cursor = event_schemas.cursor_after(place, "attempt_count")
     assert read(f"sort=attempt_count&cursor={cursor}").reading == ("attempt_count", place)
     assert read(f"sort=attempt_count&before={cursor}").reading == ("-attempt_count", place)
@@ -101,7 +104,7 @@ def test_a_cursor_belongs_to_its_order_and_is_read_backwards_where_asked():
 
 
 def test_links_keep_what_is_asked_for_and_forget_the_place():
-    cursor = event_schemas.cursor_after(event_queries.Position(NOW, "0" * 32), "-received_at")
+    cursor = event_schemas.cursor_after(Position(NOW, "0" * 32), "-received_at")
     seen = read(f"status=DELIVERED&event_type=a%26b&range=7d&cursor={cursor}")
     kept = [("status", "DELIVERED"), ("event_type", "a&b")]
     assert asked(seen.link()) == [*kept, ("range", "7d")]

@@ -15,8 +15,8 @@ from msgspec.structs import replace
 
 from tests.support import make_settings, new_event
 from wds.domain.errors import StoreUnavailableError
+from wds.domain.event_filter import SORTS
 from wds.ingest import create_app
-from wds.storage import event_queries
 from wds.storage.lease_queries import event_document
 from wds.storage.mongo import SEARCH_LIMIT_MS, SOCKET_TIMEOUT_S
 from wds.web.server import listening
@@ -89,12 +89,12 @@ FILTERS = {
     ),
 }
 EACH_FILTER = pytest.mark.parametrize(("wanted", "fits"), FILTERS.values(), ids=FILTERS)
-EACH_SORT = pytest.mark.parametrize("sort", event_queries.SORTS)
+EACH_SORT = pytest.mark.parametrize("sort", SORTS)
 
 
 def in_order(documents, sort):
     """Return the ids in the order that `sort` names, by Python's own sorting."""
-    fields = [name for name, _ in event_queries.SORTS[sort]]
+    fields = [name for name, _ in SORTS[sort]]
     ordered = sorted(
         documents, key=lambda e: [e[name] for name in fields], reverse=sort.startswith("-")
     )
@@ -151,7 +151,7 @@ async def test_payloads_are_left_out_unless_asked_for(client, past, include_payl
     assert past
     pages = [
         (await search(client, include_payload=include_payload, sort=sort, limit=20))["events"]
-        for sort in event_queries.SORTS
+        for sort in SORTS
     ]
     assert all(("payload" in event) is include_payload for page in pages for event in page)
 
