@@ -170,17 +170,17 @@ async def test_logout_ends_the_session_at_every_replica(serve, db):
             data = {"form_token": page.form_token, "request_id": "r1"}
             assert (await ask(f"{EVENT_PATH}/replay", data=data, cookie=cookie)).status == 401
             assert (await ask("/console", cookie=other)).status == 200
-    [ended] = await db.logouts.find().to_list(None)
+    [record] = await db.logouts.find().to_list(None)
     text = cookie.partition("=")[2].partition(";")[0]
-    assert not [part for part in text.split(".")[1:] if part in str(ended)]
-    lasts = ended["forget_at"].timestamp() - time.time()
-    assert lasts > LIFETIME_S
+    assert not [part for part in text.split(".")[1:] if part in str(record)]
+    kept_s = record["forget_at"].timestamp() - time.time()
+    assert kept_s > LIFETIME_S
     index = (await db.logouts.index_information())["forget"]
     assert (index["key"], index["expireAfterSeconds"]) == ([("forget_at", 1)], 0)
 
 
 async def test_session_opens_nothing_while_revocation_cannot_be_checked(serve, monkeypatch):
-    async def silence(*_):
+    async def unavailable(*_):
         raise StoreUnavailableError
 
     async with serve(WDS_OPERATOR_TOKEN=TOKEN) as ask:
@@ -188,7 +188,7 @@ async def test_session_opens_nothing_while_revocation_cannot_be_checked(serve, m
         page = await ask("/console", cookie=cookie)
         for name in ("has", "end"):
             with monkeypatch.context() as broken:
-                broken.setattr(RevokedSessions, name, silence)
+                broken.setattr(RevokedSessions, name, unavailable)
                 data = {"form_token": page.form_token}
                 assert (await ask("/console/logout", data=data, cookie=cookie)).status == 503
                 if name == "has":
@@ -235,6 +235,6 @@ async def test_login_redirects_only_into_the_console(serve, next_url, target):
 
 async def test_login_redirects_back_to_the_requested_page(serve):
     async with serve(WDS_OPERATOR_TOKEN=TOKEN) as ask:
-        wanted = "/console?status=DELIVERED&event_type=a%26b"
-        login = await ask((await ask(wanted)).headers["Location"])
-        assert f'name="next" value="{wanted.replace("&", "&amp;")}"' in login.text
+        url = "/console?status=DELIVERED&event_type=a%26b"
+        login = await ask((await ask(url)).headers["Location"])
+        assert f'name="next" value="{url.replace("&", "&amp;")}"' in login.text

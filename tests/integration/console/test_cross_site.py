@@ -28,7 +28,7 @@ async def cookie_for(ask, changes):
 
 
 async def submit_replay(ask, cookie, **headers):
-    """Send the form of the console's replay page, with changes; return the answer's status."""
+    """Submit the replay form with some fields or headers changed; return the answer's status."""
     fields = headers.pop("fields", {})
     page = await ask(f"{EVENT_PATH}/replay", cookie=cookie)
     data = {"form_token": page.form_token, "request_id": "r1", **fields}
@@ -101,8 +101,8 @@ async def test_refusals_of_the_console_are_counted_by_reason(serve):
         cookie = await log_in(ask)
         before = counts()
         assert await submit_replay(ask, cookie, **CROSS_SITE[0]) == 403
-        foreign = await ask("/console/login", data={"token": TOKEN}, **CROSS_SITE[0])
-        assert foreign.status == 403
+        login = await ask("/console/login", data={"token": TOKEN}, **CROSS_SITE[0])
+        assert login.status == 403
         assert await submit_replay(ask, cookie, fields={"form_token": "0" * 64}) == 403
         assert (await ask(f"{EVENT_PATH}/replay", data={})).status == 401
         assert (await ask("/console/login", data={"token": "wrong"})).status == 401
@@ -131,8 +131,8 @@ async def test_host_name_of_another_site_opens_nothing(serve):
 @WITH_AND_WITHOUT_TOKEN
 async def test_link_on_another_site_opens_the_interstitial_page(serve, changes):
     async with serve(**changes) as ask:
-        came = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Dest": "document"}
-        page = await ask("/console?range=all&event_type=%22%3E", **came)
+        link = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Dest": "document"}
+        page = await ask("/console?range=all&event_type=%22%3E", **link)
         assert page.status == 200
         assert 'content="0; url=/console?range=all&amp;event_type=%22%3E"' in page.text
         assert EVENT.id not in page.text

@@ -36,14 +36,14 @@ async def test_totals_and_histogram_count_every_event_once(get_page, stored_even
 
 def bars_of(page):
     """Return start, end, number of events and URL of each bar, from its label."""
-    bar = re.compile(r"(\S+ \S+) to (\S+ \S+): (.*)")
-    found = []
+    label = re.compile(r"(\S+ \S+) to (\S+ \S+): (.*)")
+    bars = []
     for link in page.all("a"):
-        if said := bar.fullmatch(link.get("aria-label", "")):
-            start, end = (datetime.fromisoformat(f"{each}+00:00") for each in said.groups()[:2])
-            number = sum(int(each) for each in re.findall(r"(\d+) [a-z]", said[3]))
-            found.append((start, end, number, link["href"]))
-    return found
+        if match := label.fullmatch(link.get("aria-label", "")):
+            start, end = (datetime.fromisoformat(f"{each}+00:00") for each in match.groups()[:2])
+            number = sum(int(each) for each in re.findall(r"(\d+) [a-z]", match[3]))
+            bars.append((start, end, number, link["href"]))
+    return bars
 
 
 @pytest.mark.parametrize("query", ["", "range=24h", "range=all", "from={}&to={}", "from={}"])
@@ -54,8 +54,7 @@ async def test_histogram_bars_count_the_events_that_they_link_to(get_page, db, s
     end = start + timedelta(hours=9, minutes=20)
     offsets = [timedelta(seconds=each) for each in (-90, -1, 1, 90)]
     instants = [edge + offset for edge in (day_ago, start, end) for offset in offsets]
-    random_ = random.Random(1)
-    attempt = history.attempt(1, now, random_, succeeds=True)
+    attempt = history.attempt(1, now, random.Random(1), succeeds=True)
     await db.events.insert_many(
         history.made(new_event(b"{}"), at, [attempt], "DELIVERED") for at in [*instants, now]
     )
@@ -63,10 +62,10 @@ async def test_histogram_bars_count_the_events_that_they_link_to(get_page, db, s
     bars = bars_of(page)
     shown = set(event_ids(page))
     assert sum(number for _, _, number, _ in bars) == len(shown)
-    for since, until, number, address in bars:
-        target = await get_page(address)
+    for bar_start, bar_end, number, url in bars:
+        target = await get_page(url)
         assert (len(event_ids(target)), set(event_ids(target)) <= shown) == (number, True)
-        assert f"from={quote(datetime_local(since))}&to={quote(datetime_local(until))}" in address
+        assert f"from={quote(datetime_local(bar_start))}&to={quote(datetime_local(bar_end))}" in url
     first, last = bars[0][0], bars[-1][1]
     if query.startswith("from"):
         assert first == start
@@ -86,7 +85,7 @@ async def test_event_list_shows_due_events_and_replicas(get_page, stored_events)
 
 
 @pytest.mark.parametrize(
-    ("query", "wanted"),
+    ("query", "matches"),
     [
         ("status=FAILED_PERMANENTLY", lambda each: each["status"] == "FAILED_PERMANENTLY"),
         ("status=RECEIVED&status=DELIVERING", lambda each: "next_attempt_at" in each),
@@ -101,10 +100,10 @@ async def test_event_list_shows_due_events_and_replicas(get_page, stored_events)
     ],
 )
 async def test_event_list_shows_exactly_the_events_that_match(
-    get_page, stored_events, query, wanted
+    get_page, stored_events, query, matches
 ):
     page = await get_page(f"/console?range=all&limit=200&{query}")
-    expected = [each["_id"] for each in stored_events if wanted(each)]
+    expected = [each["_id"] for each in stored_events if matches(each)]
     assert sorted(event_ids(page)) == sorted(expected)
     assert f"{len(expected)} event" in page.text
 
@@ -131,13 +130,14 @@ async def test_event_list_marks_the_field_of_an_invalid_filter(get_page, stored_
 async def test_event_list_pages_show_every_event_once_in_both_directions(
     get_page, stored_events, sort
 ):
-    forth, page = [], await get_page(f"/console?range=all&limit=25&sort={sort}")
+    page = await get_page(f"/console?range=all&limit=25&sort={sort}")
     pages = [event_ids(page)]
-    while following := page.all("a", rel="next"):
-        page = await get_page(following[0]["href"])
+    while next_links := page.all("a", rel="next"):
+        page = await get_page(next_links[0]["href"])
         pages.append(event_ids(page))
-    forth = [each for some in pages for each in some]
-    assert sorted(forth) == sorted(each["_id"] for each in stored_events)
+    assert sorted(each for ids in pages for each in ids) == sorted(
+        each["_id"] for each in stored_events
+    )
     assert len(pages) == 6
     for expected in pages[-2:0:-1]:
         page = await get_page(page.all("a", rel="prev")[0]["href"])
@@ -228,12 +228,12 @@ async def test_event_counts_run_one_query_for_concurrent_pages(
 
 
 async def test_event_list_without_mongodb_answers_503_and_retries(settings):
-    nowhere = Store("mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=200&replicaSet=x", "none")
+    unreachable = Store("mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=200&replicaSet=x", "none")
     try:
-        async with serve_console(settings, nowhere) as get_page:
+        async with serve_console(settings, unreachable) as get_page:
             page = await get_page("/console")
     finally:
-        await nowhere.close()
+        await unreachable.close()
     assert (page.status, page.headers["Retry-After"]) == (503, "5")
     assert "MongoDB does not answer" in page.text
     assert page.all("meta", http_equiv="refresh", content="5")
@@ -241,7 +241,7 @@ async def test_event_list_without_mongodb_answers_503_and_retries(settings):
 
 
 @pytest.mark.parametrize(
-    ("sought", "leads"),
+    ("term", "target"),
     [
         ("{id}", "/console/events/{id}"),
         ("{ID}", "/console/events/{id}"),
@@ -251,7 +251,7 @@ async def test_event_list_without_mongodb_answers_503_and_retries(settings):
         ("a b&c", "/console?idempotency_key=a+b%26c"),
     ],
 )
-async def test_find_redirects_by_id_prefix_or_key(get_page, stored_events, sought, leads):
+async def test_find_redirects_by_id_prefix_or_key(get_page, stored_events, term, target):
     known = stored_events[0]["_id"]
-    answer = await get_page(f"/console/find?q={quote(sought.format(id=known, ID=known.upper()))}")
-    assert answer.headers["Location"] == leads.format(id=known)
+    answer = await get_page(f"/console/find?q={quote(term.format(id=known, ID=known.upper()))}")
+    assert answer.headers["Location"] == target.format(id=known)

@@ -65,18 +65,18 @@ async def test_every_answer_has_the_security_headers(get_page, stored_events, pa
 
 async def test_static_files_are_immutable_and_their_urls_have_a_digest(get_page):
     page = await get_page("/console")
-    addresses = [page.all("script")[0]["src"], *(link["href"] for link in page.all("link"))]
-    kinds = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
-    assert len(addresses) == 3
-    for address in addresses:
-        file = await get_page(address)
+    urls = [page.all("script")[0]["src"], *(link["href"] for link in page.all("link"))]
+    content_types = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+    assert len(urls) == 3
+    for url in urls:
+        file = await get_page(url)
         assert file.status == 200
         assert file.headers["Content-Type"].startswith(
-            kinds[address.partition("?")[0].rpartition(".")[2]]
+            content_types[url.partition("?")[0].rpartition(".")[2]]
         )
         assert "immutable" in file.headers["Cache-Control"]
         assert file.headers["X-Content-Type-Options"] == "nosniff"
-        assert re.search(r"\?v=[0-9a-f]{12}$", address)
+        assert re.search(r"\?v=[0-9a-f]{12}$", url)
 
 
 @pytest.mark.parametrize("name", ["swagger-ui.css", "swagger-ui-bundle.js", "page.css"])
@@ -92,7 +92,7 @@ async def test_swagger_ui_files_have_their_type_and_are_revalidated(get_page, na
 
 
 @pytest.mark.parametrize(
-    "name", ["none.css", "..%2fconsole.py", "%2e%2e/ingest.py", "oauth2-redirect.html"]
+    "name", ["none.css", "..%2fauth.py", "%2e%2e/events.py", "oauth2-redirect.html"]
 )
 async def test_static_routes_serve_no_other_file(get_page, name):
     for where in ("/console", "/docs"):
