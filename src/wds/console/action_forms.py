@@ -15,22 +15,25 @@ from urllib.parse import parse_qsl, quote
 
 from aiohttp import web
 
-from wds.api import action_schemas
-from wds.api.actions import REFUSED, bulk_json
+from wds.actions.service import REFUSALS
+from wds.api import action_schemas, event_schemas
+from wds.api.actions import bulk_json
 from wds.console import event_query
 from wds.console.auth import HOME, form_of, page
-from wds.console.events import address, can_cancel, can_replay
+from wds.console.events import address
 from wds.domain.errors import Detail, Refusal, StoreUnavailableError
 from wds.domain.event_filter import filter_text
-from wds.domain.operator_actions import Action, Instruction
+from wds.domain.operator_actions import Action, Instruction, obstacle
+from wds.encoding import instant_text
 from wds.ingestion.payload import parse_request
 from wds.web import schemas
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from wds.api.actions import Operate
+    from wds.actions.service import ActionService
     from wds.console.events import Console
+    from wds.domain.operator_actions import BulkAction
     from wds.storage.lease_queries import Document
     from wds.storage.store import Store
 
@@ -43,11 +46,11 @@ _NUMBERS = ("limit", "per_second")
 class Confirm:
     """Handlers over one store, by the same rules as the API's."""
 
-    def __init__(self, store: Store, console: Console, operate: Operate) -> None:
+    def __init__(self, store: Store, console: Console, service: ActionService) -> None:
         """Take what reads and what changes."""
         self._store = store
         self._console = console
-        self._operate = operate
+        self._service = service
 
     # -- one event -----------------------------------------------------------------------------
 
@@ -56,7 +59,7 @@ class Confirm:
 
         async def ask(request: web.Request) -> web.StreamResponse:
             event = await self._console.found(request)
-            possible = can_replay(event) if action is Action.REPLAY else can_cancel(event)
+            possible = obstacle(action, event) is None
             return page(request, "confirm_one.html", _one(action, event, possible=possible))
 
         return ask
@@ -68,7 +71,7 @@ class Confirm:
             given = await form_of(request)
             try:
                 loaded = schemas.load(action_schemas.InstructionSchema(), _of(given, "request_id"))
-                changed = await self._operate.change(
+                changed = await self._service.apply(
                     request.match_info["id"], _instruction(request, action, loaded)
                 )
             except Refusal as refusal:
@@ -99,7 +102,7 @@ class Confirm:
             now = await self._store.now()
             body = asked.body(now)
             # What arrives while somebody makes up their mind was not on the page.
-            body.setdefault("to", event_query.exact(now))
+            body.setdefault("to", instant_text(now))
             return await self._all_page(request, action, body, {"back": asked.link()})
 
         return ask
@@ -119,11 +122,11 @@ class Confirm:
                     else action_schemas.BulkRequestSchema()
                 )
                 loaded = schemas.load(schema, {**body, **_of(given, "request_id", *_MORE[action])})
-                begun, _ = await self._operate.begin(
+                begun, _ = await self._service.begin_bulk(
                     _instruction(request, action, loaded),
                     filter_text(body),
                     limit=loaded.get("limit"),
-                    per_second=loaded.get("per_second", self._operate.per_second),
+                    per_second=loaded.get("per_second", self._service.default_per_second),
                 )
             except Refusal as refusal:
                 if refusal.status not in {409, 422}:
@@ -142,16 +145,18 @@ class Confirm:
         refusal: Refusal | None = None,
     ) -> web.Response:
         wanted = filter_text(body)
+        loaded = schemas.load(event_schemas.FilterSchema(), json.loads(wanted))
+        event_filter = event_schemas.filter_of(loaded)
         meant: dict[str, int] | None = None
         with suppress(StoreUnavailableError):  # counting takes too long: the page says so
-            meant = await self._operate.meant(action, wanted)
+            meant = await self._service.count_matching(action, event_filter)
         context = {
             "action": action,
             "filters": wanted,
             "chips": _chips(json.loads(wanted)),
             "meant": meant,
             "total": None if meant is None else sum(meant.values()),
-            "per_second": self._operate.per_second,
+            "per_second": self._service.default_per_second,
             "request_id": secrets.token_hex(16),
             "given": given,
             "back": _back(given),
@@ -165,22 +170,25 @@ class Confirm:
 
     async def actions(self, request: web.Request) -> web.StreamResponse:
         """List the latest bulk actions."""
-        found = await self._store.bulk_actions.recent()
+        found = await self._service.recent_bulks()
         now = await self._store.now()
         return page(request, "actions.html", {"bulks": [_bulk(each) for each in found], "now": now})
 
     async def action(self, request: web.Request) -> web.StreamResponse:
         """Show a bulk action and how far it is."""
-        found = await self._store.bulk_actions.get(request.match_info["request_id"])
-        if found is None:
-            raise Refusal(404, "not_found", "no bulk action has this request id")
-        bulk = _bulk(found)
+        bulk = _bulk(await self._service.get_bulk(request.match_info["request_id"]))
         context = {"bulk": bulk, "chips": _chips(bulk["filters"]), "now": await self._store.now()}
         return page(request, "action.html", context)
 
     async def stop(self, request: web.Request) -> web.StreamResponse:
         """Stop a bulk action after the chunk under way, and lead back to it."""
-        raise web.HTTPSeeOther(_address(await self._operate.end(request)))
+        raise web.HTTPSeeOther(
+            _address(
+                await self._service.end_bulk(
+                    request.match_info["request_id"], request.remote or "unknown"
+                )
+            )
+        )
 
 
 _MORE = {Action.REPLAY: ("limit", "per_second"), Action.CANCEL: ("limit",)}
@@ -194,7 +202,7 @@ def _one(action: Action, event: Document, *, possible: bool) -> dict[str, Any]:
         "request_id": secrets.token_hex(16),
         "given": {},
         "refusal": None,
-        "already": REFUSED,
+        "already": REFUSALS,
     }
 
 
@@ -247,12 +255,12 @@ def _chips(wanted: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _bulk(document: Document) -> dict[str, Any]:
-    shown = bulk_json(document)
-    shown.update(started_at=document["started_at"], finished_at=document.get("finished_at"))
+def _bulk(bulk_action: BulkAction) -> dict[str, Any]:
+    shown = bulk_json(bulk_action)
+    shown.update(started_at=bulk_action.started_at, finished_at=bulk_action.finished_at)
     bounds = [each for each in (shown["limit"], shown["matched"]) if each is not None]
-    return {**shown, "address": _address(document), "most": min(bounds, default=None)}
+    return {**shown, "address": _address(bulk_action), "most": min(bounds, default=None)}
 
 
-def _address(document: Document) -> str:
-    return f"{ACTIONS}/{quote(document['_id'], safe='')}"
+def _address(bulk_action: BulkAction) -> str:
+    return f"{ACTIONS}/{quote(bulk_action.request_id, safe='')}"

@@ -16,6 +16,7 @@ from wds.api import event_schemas
 from wds.domain.deliveries import Status
 from wds.domain.errors import Refusal
 from wds.domain.event_filter import FILTERS as EVENT_FILTERS, NEWEST_FIRST
+from wds.encoding import instant_text
 from wds.web import schemas
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class View:
         start, end = self.bounds(now)
         for name, instant in (("from", start), ("to", end)):
             if instant is not None:
-                body[name] = exact(instant)
+                body[name] = instant_text(instant)
         return body
 
     # -- links: the same view but for something ------------------------------------------------
@@ -233,11 +234,6 @@ def _address(path: str, pairs: Sequence[tuple[str, str]]) -> str:
 def flipped(sort: str) -> str:
     """Return the opposite order."""
     return sort[1:] if sort.startswith("-") else f"-{sort}"
-
-
-def exact(instant: datetime) -> str:
-    """Write an instant as the API does: UTC, with milliseconds."""
-    return instant.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def stamp(instant: datetime) -> str:

@@ -22,6 +22,7 @@ from wds.console.timeline import story
 from wds.domain.deliveries import Status
 from wds.domain.errors import Refusal, StoreUnavailableError
 from wds.domain.events import ID_LENGTH
+from wds.domain.operator_actions import can_cancel, can_replay
 from wds.storage import event_queries
 from wds.storage.replicas import BACKLOG_CAP
 from wds.storage.rollup_queries import HOUR
@@ -253,17 +254,6 @@ def _drawn(instant: datetime) -> datetime:
 def address(event_id: str) -> str:
     """Return where an event's page is."""
     return f"{HOME}/events/{event_id}"
-
-
-def can_replay(event: Document) -> bool:
-    """Tell whether a replay would change this event now."""
-    tried = event["attempt_count"] > event.get("attempts_before", 0)
-    return "lease" not in event and ("next_attempt_at" not in event or tried)
-
-
-def can_cancel(event: Document) -> bool:
-    """Tell whether a cancel would change this event now."""
-    return "next_attempt_at" in event and "cancelling" not in event
 
 
 def _paging(asked: View, documents: list[Document], *, more: bool) -> dict[str, Any]:

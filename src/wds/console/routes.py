@@ -22,7 +22,7 @@ from wds.web import swagger
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
 
-    from wds.api.actions import Operate
+    from wds.actions.service import ActionService
     from wds.config import Settings
     from wds.storage.store import Store
     from wds.web.operator_access import Guard
@@ -37,7 +37,7 @@ _KEEP = "public, max-age=31536000, immutable"
 
 
 def add_to(
-    app: web.Application, settings: Settings, store: Store, operate: Operate, guard: Guard
+    app: web.Application, settings: Settings, store: Store, service: ActionService, guard: Guard
 ) -> None:
     """Add the console to `app`. Its routes are guarded by the doorway, not by `guard`.
 
@@ -46,7 +46,7 @@ def add_to(
     door = Doorway(settings, guard, store.revoked_sessions)
     assets = templating.Assets()
     templating.set_up(app, assets, has_login=door.has_login)
-    own = _add(app, [*_free(door, assets), *_guarded(door, store, operate)])
+    own = _add(app, [*_free(door, assets), *_guarded(door, store, service)])
     documents = swagger.routes(console=HOME)
     _add(app, [(method, path, presentable(show)) for method, path, show in documents])
     guard.share(own, door.knows)
@@ -88,9 +88,9 @@ def _no_file() -> Refusal:
     return Refusal(404, "not_found", "there is no such file")
 
 
-def _guarded(door: Doorway, store: Store, operate: Operate) -> list[Route]:
+def _guarded(door: Doorway, store: Store, service: ActionService) -> list[Route]:
     console = Console(store)
-    confirm = Confirm(store, console, operate)
+    confirm = Confirm(store, console, service)
 
     async def nothing(_: web.Request) -> web.StreamResponse:
         raise Refusal(404, "not_found", HTTPStatus.NOT_FOUND.description)

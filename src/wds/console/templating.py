@@ -17,6 +17,7 @@ from wds import __version__
 from wds.console.event_query import stamp
 from wds.console.json_view import visible
 from wds.domain.deliveries import Status
+from wds.encoding import instant_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,11 +46,6 @@ def label(status: str) -> str:
 def when(at: datetime) -> str:
     """Write an instant for people: UTC, to the second."""
     return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
-
-
-def iso(at: datetime) -> str:
-    """Write an instant for machines."""
-    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def seconds(length_s: float) -> str:
@@ -176,7 +172,7 @@ def set_up(app: web.Application, assets: Assets, *, has_login: bool) -> None:
 _FILTERS: dict[str, Callable[..., str]] = {
     "label": label,
     "when": when,
-    "iso": iso,
+    "iso": instant_text,
     "seconds": seconds,
     "ago": ago,
     "ahead": ahead,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pymongo import UpdateOne
 
-from wds.domain.deliveries import Status
+from wds.domain.deliveries import LIVE_STATUSES
 from wds.storage.indexes import STATUS_INDEX
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ PAIR = ("status", "event_type")
 KIND = (*PAIR, "source", "destination", "last_status_code", "attempt_count")
 """Fields of an event by which it is counted."""
 HOUR = timedelta(hours=1)
-LIVE = frozenset({Status.RECEIVED, Status.DELIVERING})
 LIVE_INDEX = STATUS_INDEX
 TICK = timedelta(milliseconds=1)
 """Instants in the database are so far apart at least."""
@@ -105,7 +104,7 @@ def forget() -> list[Document]:
 def live_in(span: Span) -> Document:
     """Match the live events received in `span`; to be looked up in `LIVE_INDEX`."""
     begin, end = span
-    return {"status": {"$in": sorted(LIVE)}, "received_at": {"$gte": begin, "$lt": end}}
+    return {"status": {"$in": sorted(LIVE_STATUSES)}, "received_at": {"$gte": begin, "$lt": end}}
 
 
 def received_in(spans: Sequence[Span]) -> list[Document]:

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from wds.concurrency.background import beside
+from wds.domain.deliveries import LIVE_STATUSES
 from wds.domain.errors import StoreUnavailableError
 from wds.storage import event_queries, indexes, lease_queries, rollup_queries
 from wds.storage.mongo import SEARCH_LIMIT_MS, WRITE_BUDGET_S
@@ -278,7 +279,7 @@ class Rollups:
             added[each["_id"]["hour"]].append(each)
         writes = []
         for hour, tallied in added.items():
-            if any(each["_id"]["status"] in rollup_queries.LIVE for each in tallied):
+            if any(each["_id"]["status"] in LIVE_STATUSES for each in tallied):
                 continue
             sums = rollup_queries.added(taken[hour]["counts"], tallied, rollup_queries.PAIR)
             if len(sums) > MAX_PAIRS:

@@ -66,7 +66,7 @@ async def fail_all(db):
 
 async def begin(store, limit=LIMIT):
     return await store.bulk_actions.start(
-        REPLAY, wanted=FILTERS, limit=limit, per_second=None, matched=EVENTS
+        REPLAY, filters=FILTERS, limit=limit, per_second=None, matched=EVENTS
     )
 
 
@@ -106,7 +106,7 @@ async def test_wherever_its_worker_dies_every_event_is_replayed_once_and_none_pa
         await work(store.bulk_actions)
     done = await store.bulk_actions.get("r")
 
-    assert (done["state"], done["examined"], done["changed"]) == ("done", LIMIT, LIMIT)
+    assert (done.state, done.examined, done.changed) == ("done", LIMIT, LIMIT)
     assert await histories(db, failed) == [1] * LIMIT + [0] * (EVENTS - LIMIT)
 
 
@@ -156,7 +156,7 @@ async def test_one_that_cannot_be_carried_out_ends_and_does_not_keep_others_wait
     store, db, failed
 ):
     await db.bulk_actions.insert_one(
-        action_queries.new_bulk(
+        action_queries.bulk_document(
             Instruction(Action.REPLAY, "broken", "ann", "127.0.0.1"),
             filters="not JSON",
             limit=None,
@@ -171,8 +171,8 @@ async def test_one_that_cannot_be_carried_out_ends_and_does_not_keep_others_wait
         pass
 
     broken, done = await store.bulk_actions.get("broken"), await store.bulk_actions.get("r")
-    assert (broken["state"], broken["failure"]) == ("failed", "JSONDecodeError")
-    assert done["state"] == "done"
+    assert (broken.state, broken.failure) == ("failed", "JSONDecodeError")
+    assert done.state == "done"
     assert sum(await histories(db, failed)) == LIMIT
 
 
@@ -199,7 +199,7 @@ async def test_one_whose_events_take_too_long_to_find_ends_and_does_not_keep_oth
         assert not await worker.run_once()
 
     ended = await store.bulk_actions.get("r")
-    assert (ended["state"], ended["failure"], ended["changed"]) == ("failed", TOO_SLOW, 0)
+    assert (ended.state, ended.failure, ended.changed) == ("failed", TOO_SLOW, 0)
 
 
 async def test_one_whose_events_were_slow_to_find_once_goes_on(store, db, failed):
@@ -207,7 +207,7 @@ async def test_one_whose_events_were_slow_to_find_once_goes_on(store, db, failed
     async with too_slow(store, {"times": TRIES - 1}):
         assert await BulkWorker(store.bulk_actions, owner="w").run_once()
 
-    assert (await store.bulk_actions.get("r"))["state"] == "done"
+    assert (await store.bulk_actions.get("r")).state == "done"
     assert sum(await histories(db, failed)) == LIMIT
 
 

@@ -489,12 +489,12 @@ REPLAY = Instruction(Action.REPLAY, "r", "ann", "127.0.0.1")
 
 
 async def replay_one(store, event_id):
-    await store.bulk_actions.one(event_id, REPLAY)
+    await store.bulk_actions.apply(event_id, REPLAY)
 
 
 async def replay_in_bulk(store, _):
     await store.bulk_actions.start(
-        REPLAY, wanted='{"event_type": "a"}', limit=1, per_second=None, matched=1
+        REPLAY, filters='{"event_type": "a"}', limit=1, per_second=None, matched=1
     )
     taken = await store.bulk_actions.take("w")
     while await store.bulk_actions.step(taken):
