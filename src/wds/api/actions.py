@@ -40,18 +40,18 @@ class ActionHandlers:
     async def replay(self, request: web.Request) -> web.Response:
         """Deliver an event again, with the full retry schedule.
 
-        It is due at once. Its earlier attempts stay on record, and who asked and when is added to
-        its `history`. A final event is replayed whatever its outcome; one that waits after a
-        failure is tried now. One that is being delivered just now is left alone: 409.
+        It is due at once. Its earlier attempts stay on record; who asked, and when, is added to its
+        `history`. A final event is replayed whatever its outcome; one that waits after a failure
+        is tried now. An event that is being delivered is not changed: 409.
         """
         return await self._one(request, Action.REPLAY)
 
     async def cancel(self, request: web.Request) -> web.Response:
         """Stop retrying an event.
 
-        It ends as FAILED_PERMANENTLY; a replay of a delivered event that was not attempted yet
-        goes back to DELIVERED. If an attempt is under way that is not cut short (`cancelling`):
-        the event ends with its outcome.
+        It ends as FAILED_PERMANENTLY, or as DELIVERED if it was delivered, then replayed and not
+        attempted since. An attempt under way is not interrupted (`cancelling`): the event ends with
+        it.
         """
         return await self._one(request, Action.CANCEL)
 
@@ -73,10 +73,10 @@ class ActionHandlers:
     async def replay_all(self, request: web.Request) -> web.Response:
         """Replay every event that matches, oldest first, in the background.
 
-        The answer is the bulk action; ask for it again under its `request_id` to see how far it
-        is. It survives the death of any process. Events never attempted or being delivered just
-        now are left alone, and so is whatever arrives after the request. With `dry_run`, nothing
-        is done and the answer says how many are meant.
+        The answer is the bulk action; get it by its `request_id` to see its progress. It survives
+        the death of any process. Events that were never attempted, that are being delivered, or
+        that arrive after the request are not changed. With `dry_run`, nothing is changed and the
+        answer has the number of events that match.
         """
         return await self._bulk(request, Action.REPLAY, action_schemas.BulkReplayRequestSchema())
 
@@ -102,7 +102,7 @@ class ActionHandlers:
         return json_answer(bulk_json(bulk_action), 202 if new else 200)
 
     async def bulk_action(self, request: web.Request) -> web.Response:
-        """Show a bulk action and how far it is."""
+        """Show a bulk action and its progress."""
         return json_answer(bulk_json(await self._service.get_bulk(_request_id(request))))
 
     async def bulk_actions(self, _request: web.Request) -> web.Response:
@@ -111,7 +111,7 @@ class ActionHandlers:
         return json_answer({"bulk_actions": [bulk_json(each) for each in recent]})
 
     async def stop(self, request: web.Request) -> web.Response:
-        """Stop a bulk action after the chunk under way; what it has changed stays so."""
+        """Stop a bulk action after the chunk under way; changed events stay changed."""
         stopped = await self._service.end_bulk(_request_id(request), _remote(request))
         return json_answer(bulk_json(stopped))
 

@@ -44,11 +44,11 @@ class EventHandlers:
         self._schema = event_schemas.SearchRequestSchema()
 
     async def search(self, request: web.Request) -> web.Response:
-        """Find events, in the order asked for, and count all that match.
+        """Find events, in the order of `sort`, and count all that match.
 
-        All filters must hold; of several values one must fit. A page with payloads may be shorter
-        than `limit`: it ends at 8 MiB of them. For the next page pass `next_cursor` back as
-        `cursor`; it stays right while events arrive.
+        An event must match all filters, and one value of a filter with several. A page with
+        payloads may be shorter than `limit`: it ends at 8 MiB of payload. For the next page, send
+        `next_cursor` as `cursor`; no event is repeated or left out while others arrive.
         """
         loaded = schemas.load(self._schema, parse_request(await request.read() or b"{}"))
         event_filter = event_schemas.filter_of(loaded)
@@ -88,8 +88,8 @@ class EventHandlers:
     async def export(self, request: web.Request) -> web.StreamResponse:
         """Stream every event that matches, one JSON object a line.
 
-        What arrives after the request is left out. An answer that ends without its last chunk is
-        not whole: the store failed meanwhile.
+        Events that arrive after the request are left out. An answer that ends without its last
+        chunk is incomplete: the store failed meanwhile.
         """
         loaded = schemas.load(
             event_schemas.ExportRequestSchema(), parse_request(await request.read() or b"{}")

@@ -356,7 +356,7 @@ async def test_counting_fetches_no_document_but_what_a_key_names(db, name):
 async def test_counting_what_is_not_kept_fetches_no_document(db, chosen):
     spans = [(T0, T0 + timedelta(seconds=50)), (T0 + timedelta(seconds=60), NEVER)]
     wanted = match(EventFilter(**chosen))
-    pipelines = [rollup_queries.tally(spans, wanted), rollup_queries.kinds(spans)]
+    pipelines = [rollup_queries.count_pairs(spans, wanted), rollup_queries.count_kinds(spans)]
     for pipeline in pipelines:
         command = {"aggregate": "events", "pipeline": pipeline, "cursor": {}}
         plan, stats = await explain(db, {**command, "hint": indexes.COVERING_INDEX})
@@ -378,7 +378,7 @@ async def test_whether_a_stretch_holds_a_live_event_is_seen_in_a_few_keys(db, ho
     begin = T0 + timedelta(seconds=FINISHED, hours=hours_later)
     command = {
         "find": "events",
-        "filter": rollup_queries.live_in((begin, begin + rollup_queries.HOUR)),
+        "filter": rollup_queries.live_events((begin, begin + rollup_queries.HOUR)),
         "projection": {"_id": 1},
         "limit": 1,
         "hint": rollup_queries.LIVE_INDEX,

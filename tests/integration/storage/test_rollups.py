@@ -15,7 +15,7 @@ from wds.domain.event_filter import SORTS, EventFilter
 from wds.domain.operator_actions import Action, Instruction
 from wds.storage import event_queries, event_reader, lease_queries, rollups
 from wds.storage.event_queries import match
-from wds.storage.rollup_queries import HOUR, start_of
+from wds.storage.rollup_queries import HOUR, hour_of
 
 STATUSES = [Status.DELIVERED, Status.DELIVERED, Status.FAILED_PERMANENTLY]
 TYPES = ["a", "b", None]
@@ -24,7 +24,7 @@ TYPES = ["a", "b", None]
 @pytest.fixture
 def now() -> datetime:
     """Return a full hour, some hours ago."""
-    return start_of(datetime.now(UTC)) - 3 * HOUR
+    return hour_of(datetime.now(UTC)) - 3 * HOUR
 
 
 async def put(
@@ -96,7 +96,7 @@ def drawn(rng, now) -> dict:
     """Draw filters: few at once, mostly, so that they match something."""
     given = {name: rng.choice(values) for name, values in CHOICES.items() if rng.random() < 0.3}
     begin = now - timedelta(seconds=rng.randrange(45 * 3600))
-    given["from_"] = rng.choice([None, begin, start_of(begin)])
+    given["from_"] = rng.choice([None, begin, hour_of(begin)])
     given["to"] = rng.choice([None, begin + timedelta(seconds=rng.randrange(90_000))])
     return given
 
@@ -129,7 +129,7 @@ def in_order(events, sort) -> list[str]:
 async def keep_all(store, now) -> None:
     """Keep what can be kept, one hour not wholly."""
     horizon = now - 20 * HOUR + timedelta(minutes=17)
-    await store.rollups._keep([start_of(now) - n * HOUR for n in range(40, 19, -1)], horizon)
+    await store.rollups._extend([hour_of(now) - n * HOUR for n in range(40, 19, -1)], horizon)
 
 
 async def test_counts_are_exact_for_any_filters_before_while_and_after_hours_are_kept(
@@ -146,7 +146,7 @@ async def test_counts_are_exact_for_any_filters_before_while_and_after_hours_are
             for name, key in (
                 ("by_status", lambda each: each["status"]),
                 ("by_event_type", lambda each: each["event_type"] or ""),
-                ("histogram", lambda each: start_of(each["received_at"])),
+                ("histogram", lambda each: hour_of(each["received_at"])),
             ):
                 found = {each["_id"]: each["count"] for each in counts[name]}
                 assert found == Counter(map(key, expected)), given
@@ -219,7 +219,7 @@ def _every(rng, store, now) -> list:
         horizon = now - timedelta(minutes=rng.randrange(40 * 60))
         batch = [now - n * HOUR for n in range(40, last, -1) if now - n * HOUR < horizon]
         if batch:
-            await store.rollups._keep(batch, horizon)
+            await store.rollups._extend(batch, horizon)
 
     async def reopen() -> None:
         await store.rollups.reopen([now - n * HOUR for n in range(41) if rng.random() < 0.5])
@@ -243,7 +243,7 @@ async def test_pages_and_totals_agree_with_a_model_whatever_becomes_of_the_count
     rng = random.Random(10)
     choices = _every(rng, store, now)
     some_time_ago = {"$set": {"reopened_at": now - HOUR}}
-    kept_in = store.rollups._kept_in
+    kept_in = store.rollups._counted_hours
 
     async def kept_in_and_changed(*span, **order):
         kept = await kept_in(*span, **order)
@@ -251,7 +251,7 @@ async def test_pages_and_totals_agree_with_a_model_whatever_becomes_of_the_count
             await rng.choice(choices)()
         return kept
 
-    monkeypatch.setattr(store.rollups, "_kept_in", kept_in_and_changed)
+    monkeypatch.setattr(store.rollups, "_counted_hours", kept_in_and_changed)
     for _ in range(40):
         await store.rollups._hours.update_many({}, some_time_ago)
         await choices[0]()
@@ -323,7 +323,7 @@ async def test_an_hour_of_too_many_kinds_is_counted_by_status_and_type_alone(
     monkeypatch.setattr(rollups, "MAX_KINDS", 2)
     for number in range(3):
         await put(db, now, source=f"source-{number}")
-    await store.rollups._keep([now], now + timedelta(minutes=30))
+    await store.rollups._extend([now], now + timedelta(minutes=30))
     await put(db, now + timedelta(minutes=40), source="source-0")
     await store.rollups.advance()
     assert await kept_alone(store, db) == 4
@@ -342,7 +342,7 @@ async def test_an_hour_is_kept_up_to_the_margin_and_then_further(store, db, now)
     for minute in (1, 20, 40):
         await put(db, now + timedelta(minutes=minute))
     for minute, kept in ((0, 0), (30, 2), (60, 3)):
-        await store.rollups._keep([now], now + timedelta(minutes=minute))
+        await store.rollups._extend([now], now + timedelta(minutes=minute))
         assert await kept_alone(store, db) == kept
         assert await total(store) == 3
 
@@ -368,14 +368,14 @@ async def test_an_hour_with_a_live_event_is_kept_once_that_is_final(store, db, n
 async def test_a_backlog_is_not_counted_again_and_again(store, db, now, monkeypatch):
     """Counting would be for nothing, and cost about a second for a million events."""
     counted = []
-    tally = store.rollups._tally
+    tally = store.rollups._count
 
     async def noted(pipeline):
         spans = [each["received_at"] for each in pipeline[0]["$match"]["$or"]]
         counted.extend((span["$gte"], span["$lt"]) for span in spans)
         return await tally(pipeline)
 
-    monkeypatch.setattr(store.rollups, "_tally", noted)
+    monkeypatch.setattr(store.rollups, "_count", noted)
     for number in range(20):
         await put(db, now + timedelta(minutes=number), Status.DELIVERING)
     await put(db, now - 5 * HOUR)
@@ -403,7 +403,7 @@ async def test_a_reopened_hour_is_counted_anew_and_not_kept_for_a_while(store, d
 
 async def test_a_reopening_while_an_hour_is_being_counted_prevails(store, db, now, monkeypatch):
     event_id = await put(db, now)
-    tally = store.rollups._tally
+    tally = store.rollups._count
 
     async def tally_and_replay(pipeline):
         counted = await tally(pipeline)
@@ -411,7 +411,7 @@ async def test_a_reopening_while_an_hour_is_being_counted_prevails(store, db, no
         await db.events.update_one({"_id": event_id}, {"$set": {"status": "DELIVERING"}})
         return counted
 
-    monkeypatch.setattr(store.rollups, "_tally", tally_and_replay)
+    monkeypatch.setattr(store.rollups, "_count", tally_and_replay)
     await store.rollups.advance()
     monkeypatch.undo()
     assert await total(store, status=("DELIVERING",)) == 1
@@ -426,7 +426,7 @@ async def test_control_without_reopening_the_kept_count_is_wrong(store, db, now)
 
 async def test_replicas_that_count_the_same_hours_count_them_once(store, db, now, monkeypatch):
     await put(db, now)
-    tally = store.rollups._tally
+    tally = store.rollups._count
     other = rollups.Rollups(store._mongo)
 
     async def tally_twice(pipeline):
@@ -434,7 +434,7 @@ async def test_replicas_that_count_the_same_hours_count_them_once(store, db, now
         await other.advance()
         return counted
 
-    monkeypatch.setattr(store.rollups, "_tally", tally_twice)
+    monkeypatch.setattr(store.rollups, "_count", tally_twice)
     await store.rollups.advance()
     monkeypatch.undo()
     assert await kept_alone(store, db) == 1
@@ -453,7 +453,7 @@ async def test_a_replica_that_is_behind_does_not_count_again_what_another_has(
         return await has_live(span)
 
     monkeypatch.setattr(store.rollups, "_has_live", look_and_lag)
-    await store.rollups._keep([now], now + timedelta(minutes=10))
+    await store.rollups._extend([now], now + timedelta(minutes=10))
     assert await total(store) == 1
     await store.rollups.advance()
     assert await total(store) == 1
@@ -532,7 +532,7 @@ async def test_hours_in_which_events_may_have_been_deleted_are_not_trusted(store
 async def test_an_hour_is_dropped_only_after_everybody_has_ceased_to_trust_it(store, db):
     """Or who has begun to read it would take it for one without events."""
     store.rollups.keep_for(24 * 3600)
-    since = await store.rollups._whole_since()
+    since = await store.rollups._trusted_since()
     old, lately_trusted = since - 2 * HOUR, since - HOUR
     await db.hour_kinds.insert_many([{"_id": old}, {"_id": lately_trusted}])
     await store.rollups.advance()

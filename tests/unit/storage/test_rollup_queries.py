@@ -21,12 +21,12 @@ def kept(hour: int, minutes: int) -> dict:
 
 
 def test_without_kept_hours_the_whole_range_is_counted():
-    assert rollup_queries.gaps((at(0), at(90)), []) == [(at(0), at(90))]
+    assert rollup_queries.uncounted_spans((at(0), at(90)), []) == [(at(0), at(90))]
 
 
 def test_what_lies_between_and_around_kept_hours_is_counted():
     counted = [kept(2, 60), kept(1, 60), kept(4, 20)]
-    assert rollup_queries.gaps((at(30), at(400)), counted) == [
+    assert rollup_queries.uncounted_spans((at(30), at(400)), counted) == [
         (at(30), at(60)),
         (at(180), at(240)),
         (at(260), at(400)),
@@ -34,7 +34,7 @@ def test_what_lies_between_and_around_kept_hours_is_counted():
 
 
 def test_a_range_that_is_kept_whole_needs_no_counting():
-    assert rollup_queries.gaps((at(60), at(180)), [kept(1, 60), kept(2, 60)]) == []
+    assert rollup_queries.uncounted_spans((at(60), at(180)), [kept(1, 60), kept(2, 60)]) == []
 
 
 @given(
@@ -49,7 +49,10 @@ def test_kept_hours_and_gaps_together_are_the_range_exactly_once(counted, begin,
         for each in (kept(hour, minutes) for hour, minutes in counted.items())
         if span[0] <= each["_id"] < span[1] and each["until"] <= span[1]
     ]
-    parts = [*((each["_id"], each["until"]) for each in usable), *rollup_queries.gaps(span, usable)]
+    parts = [
+        *((each["_id"], each["until"]) for each in usable),
+        *rollup_queries.uncounted_spans(span, usable),
+    ]
     parts.sort()
     covered = [part for part in parts if part[0] < part[1]]
     if span[0] < span[1]:
@@ -59,7 +62,7 @@ def test_kept_hours_and_gaps_together_are_the_range_exactly_once(counted, begin,
 
 def test_an_instant_belongs_to_its_hour_in_utc():
     east = timezone(timedelta(hours=5, minutes=30))
-    assert rollup_queries.start_of(datetime(2026, 3, 1, 5, 45, 1, tzinfo=east)) == T0
+    assert rollup_queries.hour_of(datetime(2026, 3, 1, 5, 45, 1, tzinfo=east)) == T0
 
 
 def test_sums_add_up_by_status_type_and_hour_with_the_commonest_types_first():
@@ -100,18 +103,20 @@ def test_events_may_be_where_some_are_known_and_where_nothing_is_counted():
     for newest_first in (False, True):
         order = places[::-1] if newest_first else places
         span = (at(0), at(400))
-        assert rollup_queries.places(span, counted, there, newest_first=newest_first) == order
+        assert (
+            rollup_queries.possible_spans(span, counted, there, newest_first=newest_first) == order
+        )
 
 
 def test_places_near_each_other_are_one_and_none_beyond_an_hour():
     counted = [kept(hour, 60) for hour in range(1, 5)]
     there = [found(1, 0, 55), found(2, 1, 55), found(4, 0, 60)]
-    assert rollup_queries.places((at(60), at(300)), counted, there, newest_first=False) == [
+    assert rollup_queries.possible_spans((at(60), at(300)), counted, there, newest_first=False) == [
         (at(60), at(175)),
         (at(240), at(300)),
     ]
     ends = (at(-10_000), at(10_000))
-    assert rollup_queries.places(ends, counted, [], newest_first=False) == [
+    assert rollup_queries.possible_spans(ends, counted, [], newest_first=False) == [
         (at(-10_000), at(60)),
         (at(300), at(10_000)),
     ]
@@ -121,7 +126,9 @@ def test_an_hour_that_changes_while_it_is_read_is_looked_through():
     span, counted = (at(0), at(180)), [kept(0, 60), kept(1, 60), kept(2, 30)]
     reopened = {"_id": at(60), "first": None, "last": None}
     extended = found(2, 25, 40)
-    assert rollup_queries.places(span, counted, [reopened, extended], newest_first=False) == [
+    assert rollup_queries.possible_spans(
+        span, counted, [reopened, extended], newest_first=False
+    ) == [
         (at(60), at(120)),
         (at(145), at(180)),
     ]
@@ -133,7 +140,9 @@ def test_no_place_is_beyond_the_span_that_is_read_however_far_counts_were_extend
         (found(0, 10, 60), [(at(10), at(45))]),
         (found(0, 50, 60), [(at(30), at(45))]),
     ):
-        assert rollup_queries.places(span, counted, [extended], newest_first=False) == expected
+        assert (
+            rollup_queries.possible_spans(span, counted, [extended], newest_first=False) == expected
+        )
 
 
 def test_what_is_added_to_a_kind_makes_its_stretch_longer():
@@ -144,10 +153,10 @@ def test_what_is_added_to_a_kind_makes_its_stretch_longer():
         {"_id": {"hour": at(0), **kind}, "count": 1, "first": at(9), "last": at(9)},
         {"_id": {"hour": at(0), **other}, "count": 1, "first": at(8), "last": at(8)},
     ]
-    assert rollup_queries.added(kept_kinds, tallied, rollup_queries.KIND) == [
+    assert rollup_queries.add(kept_kinds, tallied, rollup_queries.KIND) == [
         {**kind, "count": 3, "first": at(5), "last": at(9)},
         {**other, "count": 1, "first": at(8), "last": at(8)},
     ]
-    assert rollup_queries.added([], tallied, rollup_queries.PAIR) == [
+    assert rollup_queries.add([], tallied, rollup_queries.PAIR) == [
         {"status": "x", "event_type": "x", "count": 2}
     ]
