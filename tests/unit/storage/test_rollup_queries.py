@@ -1,4 +1,4 @@
-"""The arithmetic of kept counts: what a range still needs counting, and sums."""
+"""Spans and sums of rollups: what of a span is still to be counted, and the total."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def kept(hour: int, minutes: int) -> dict:
     return {"_id": at(60 * hour), "until": at(60 * hour + minutes)}
 
 
-def test_without_kept_hours_the_whole_range_is_counted():
+def test_uncounted_spans_are_the_whole_span_without_counted_hours():
     assert rollup_queries.uncounted_spans((at(0), at(90)), []) == [(at(0), at(90))]
 
 
-def test_what_lies_between_and_around_kept_hours_is_counted():
+def test_uncounted_spans_lie_between_and_around_counted_hours():
     counted = [kept(2, 60), kept(1, 60), kept(4, 20)]
     assert rollup_queries.uncounted_spans((at(30), at(400)), counted) == [
         (at(30), at(60)),
@@ -33,7 +33,7 @@ def test_what_lies_between_and_around_kept_hours_is_counted():
     ]
 
 
-def test_a_range_that_is_kept_whole_needs_no_counting():
+def test_uncounted_spans_are_empty_if_all_is_counted():
     assert rollup_queries.uncounted_spans((at(60), at(180)), [kept(1, 60), kept(2, 60)]) == []
 
 
@@ -42,7 +42,7 @@ def test_a_range_that_is_kept_whole_needs_no_counting():
     st.integers(0, 1300),
     st.integers(0, 1300),
 )
-def test_kept_hours_and_gaps_together_are_the_range_exactly_once(counted, begin, end):
+def test_uncounted_spans_and_counted_hours_cover_the_span_once(counted, begin, end):
     span = (at(begin), at(end))
     usable = [
         each
@@ -60,12 +60,12 @@ def test_kept_hours_and_gaps_together_are_the_range_exactly_once(counted, begin,
     assert all(one[1] == two[0] for one, two in pairwise(covered))
 
 
-def test_an_instant_belongs_to_its_hour_in_utc():
+def test_hour_of_an_instant_is_in_utc():
     east = timezone(timedelta(hours=5, minutes=30))
     assert rollup_queries.hour_of(datetime(2026, 3, 1, 5, 45, 1, tzinfo=east)) == T0
 
 
-def test_sums_add_up_by_status_type_and_hour_with_the_commonest_types_first():
+def test_summary_adds_up_by_status_type_and_hour_commonest_first():
     def one(hour: int, status: str, kind: str | None, count: int) -> dict:
         return {
             "_id": {"hour": at(60 * hour), "status": status, "event_type": kind},
@@ -96,7 +96,7 @@ def found(hour: int, first: float, last: float) -> dict:
     }
 
 
-def test_events_may_be_where_some_are_known_and_where_nothing_is_counted():
+def test_possible_spans_are_known_events_and_uncounted_time():
     counted = [kept(4, 60), kept(3, 30), kept(2, 60), kept(1, 60)]
     there = [found(1, 5, 10), found(4, 59, 60)]
     places = [(at(0), at(60)), (at(65), at(70)), (at(210), at(240)), (at(299), at(400))]
@@ -108,7 +108,7 @@ def test_events_may_be_where_some_are_known_and_where_nothing_is_counted():
         )
 
 
-def test_places_near_each_other_are_one_and_none_beyond_an_hour():
+def test_possible_spans_near_each_other_are_joined_up_to_an_hour():
     counted = [kept(hour, 60) for hour in range(1, 5)]
     there = [found(1, 0, 55), found(2, 1, 55), found(4, 0, 60)]
     assert rollup_queries.possible_spans((at(60), at(300)), counted, there, newest_first=False) == [
@@ -122,7 +122,7 @@ def test_places_near_each_other_are_one_and_none_beyond_an_hour():
     ]
 
 
-def test_an_hour_that_changes_while_it_is_read_is_looked_through():
+def test_possible_spans_contain_an_hour_reopened_while_it_is_read():
     span, counted = (at(0), at(180)), [kept(0, 60), kept(1, 60), kept(2, 30)]
     reopened = {"_id": at(60), "first": None, "last": None}
     extended = found(2, 25, 40)
@@ -134,7 +134,7 @@ def test_an_hour_that_changes_while_it_is_read_is_looked_through():
     ]
 
 
-def test_no_place_is_beyond_the_span_that_is_read_however_far_counts_were_extended_meanwhile():
+def test_possible_spans_end_with_the_span_if_counts_are_extended():
     span, counted = (at(0), at(45)), [kept(0, 30)]
     for extended, expected in (
         (found(0, 10, 60), [(at(10), at(45))]),
@@ -145,7 +145,7 @@ def test_no_place_is_beyond_the_span_that_is_read_however_far_counts_were_extend
         )
 
 
-def test_what_is_added_to_a_kind_makes_its_stretch_longer():
+def test_add_extends_first_and_last_of_a_kind():
     kind = dict.fromkeys(rollup_queries.KIND, "x")
     kept_kinds = [{**kind, "count": 2, "first": at(5), "last": at(7)}]
     other = {**kind, "source": "y"}
