@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from prometheus_async import aio
 
-from wds.actions.bulk_worker import BulkWorker, working
+from wds.actions.bulk_worker import BulkWorker
+from wds.actions.service import ActionService
 from wds.api import actions, events as api_events
 from wds.concurrency.group_commit import GroupCommit
 from wds.console import routes
@@ -243,7 +244,7 @@ _TYPE = openapi.header("X-Event-Type", "Used where the payload names no type")
 _ERRORS = (400, 401, 408, 409, 413, 415, 422, 503)
 
 
-def operations(ingest: Ingest, store: Store, operating: actions.Operate) -> list[openapi.Operation]:
+def operations(ingest: Ingest, store: Store, service: ActionService) -> list[openapi.Operation]:
     """Return every route of the service but the documents' own."""
     health = {200: ("Yes", schemas.HealthSchema)}
     ready = {**health, 503: ("No", schemas.HealthSchema)}
@@ -293,8 +294,8 @@ def operations(ingest: Ingest, store: Store, operating: actions.Operate) -> list
             example=_EXAMPLE,
             parameters=_SOURCE_HEADERS,
         ),
-        *api_events.operations(store),
-        *actions.operations(operating),
+        *api_events.operations(store.reader, store.rollups, store.now),
+        *actions.operations(service),
         openapi.Operation(
             "GET",
             "/metrics",
@@ -337,18 +338,25 @@ def create_app(
     named = {**(sources or {}), DEFAULT: default(settings.hmac_secrets)}
     ingest = Ingest(named, store, tracer)
     worker = BulkWorker(store.bulk_actions, owner=heartbeat.owner_name())
-    operating = actions.Operate(settings, store, worker.wake)
+    service = ActionService(
+        store.bulk_actions,
+        store.reader,
+        store.rollups,
+        now=store.now,
+        rate_limit=settings.rate_limit,
+        wake=worker.wake,
+    )
 
     async def drain(_: web.Application) -> None:
         await ingest.drain()
 
     async def work(_: web.Application) -> AsyncIterator[None]:
-        async with working(worker):
+        async with worker.running():
             yield
 
-    openapi.register(app, operations(ingest, store, operating))
+    openapi.register(app, operations(ingest, store, service))
     openapi.serve_document(app, "wds: webhook ingest")
-    routes.add_to(app, settings, store, operating, guard)
+    routes.add_to(app, settings, store, service, guard)
     app.cleanup_ctx.append(work)
     app.on_cleanup.append(drain)
     return app

@@ -1,4 +1,4 @@
-"""Wire shapes of reading events: filters, searches, exports, and events with their attempts."""
+"""JSON shapes of reading events: filters, searches, exports, and events with their attempts."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ MAX_PAGE = 500
 MAX_INTEGER = 2**31 - 1
 MAX_STATUS_CODE = 999
 MAX_SKIP = 100_000
-"""Skipping reads what it skips; a cursor goes to any depth at the same cost."""
+"""MongoDB reads the events that it skips; a cursor costs the same at any depth."""
 
 
 class Cursor(fields.Field[tuple[str, Position]]):
-    """An opaque position in the order of a search: read as (sort, position)."""
+    """An opaque position in the order of a search. Loaded as (sort, position)."""
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[str, Position]:  # noqa: ANN401
         try:
@@ -63,7 +63,7 @@ class Cursor(fields.Field[tuple[str, Position]]):
 
 
 def cursor_after(position: Position, sort: str = NEWEST_FIRST) -> str:
-    """Return the cursor for what follows this position in this order."""
+    """Return the cursor for the events that follow `position` in this order."""
     milliseconds = round(position.received_at.timestamp() * 1000)
     text = f"{sort}:{position.attempt_count}:{milliseconds}:{position.event_id}"
     return base64.urlsafe_b64encode(text.encode()).decode("ascii")
@@ -122,7 +122,7 @@ def filter_of(loaded: Mapping[str, Any]) -> EventFilter:
 
 
 class SearchRequestSchema(FilterSchema):
-    """Filters, page and extras of a search; no field is required."""
+    """Filters, page and options of a search; no field is required."""
 
     sort = fields.String(
         load_default=NEWEST_FIRST,
@@ -143,7 +143,7 @@ class SearchRequestSchema(FilterSchema):
 
 
 class ExportRequestSchema(FilterSchema):
-    """Filters and extras of an export; no field is required."""
+    """Filters and options of an export; no field is required."""
 
     sort = fields.String(
         load_default=NEWEST_FIRST, validate=validate.OneOf([NEWEST_FIRST, OLDEST_FIRST])
@@ -165,18 +165,18 @@ class AttemptSchema(ma.Schema):
 
 
 class LeaseSchema(ma.Schema):
-    """Which dispatcher has the event now."""
+    """The dispatcher that has a lease on the event."""
 
     owner = fields.String()
     since = fields.DateTime()
 
 
 class HistorySchema(ma.Schema):
-    """What an operator did to an event."""
+    """A replay or a cancel of an event by an operator."""
 
     action = fields.String(validate=validate.OneOf([str(action) for action in Action]))
     at = fields.DateTime()
-    by = fields.String(metadata={"description": "Who, in their own words; not proven."})
+    by = fields.String(metadata={"description": "Who, in their own words; not verified."})
     remote = fields.String(metadata={"description": "The address the request came from."})
     reason = fields.String(allow_none=True)
     request_id = fields.String()
@@ -185,7 +185,7 @@ class HistorySchema(ma.Schema):
 
 
 class EventSchema(ma.Schema):
-    """An event. `payload` is what was received, character for character, where asked for."""
+    """An event. `payload`, if asked for, is character for character what was received."""
 
     id = fields.String()
     source = fields.String()
@@ -204,10 +204,12 @@ class EventSchema(ma.Schema):
     trace = fields.Dict(keys=fields.String(), values=fields.String(), allow_none=True)
     attempts = fields.List(fields.Nested(AttemptSchema))
     attempts_before = fields.Integer(
-        metadata={"description": "Attempts before the last replay, which began the schedule anew."}
+        metadata={
+            "description": "Attempts before the last replay, which restarted the retry schedule."
+        }
     )
     cancelling = fields.Boolean(
-        metadata={"description": "Ends with the attempt under way, whatever comes of it."}
+        metadata={"description": "The event ends with the attempt under way, whatever its outcome."}
     )
     history = fields.List(
         fields.Nested(HistorySchema), metadata={"description": "Replays and cancels, oldest first."}
@@ -223,7 +225,7 @@ class HourSchema(ma.Schema):
 
 
 class AggregationsSchema(ma.Schema):
-    """Counts over everything that the filters match, not only over this page."""
+    """Counts of all events that the filters match, not only of this page."""
 
     by_status = fields.Dict(keys=fields.String(), values=fields.Integer())
     by_event_type = fields.Dict(

@@ -15,15 +15,17 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
-from wds.api import action_schemas
+from wds.actions.service import REFUSALS
+from wds.api import action_schemas, event_schemas
 from wds.console import event_query
 from wds.console.auth import read_form
-from wds.console.events import can_cancel, can_replay, find_event
+from wds.console.events import find_event
 from wds.console.paths import bulk_action_path, event_path
 from wds.console.rendering import page
 from wds.domain.errors import Detail, Refusal, StoreUnavailableError
 from wds.domain.event_filter import filter_text
-from wds.domain.operator_actions import Action, Instruction
+from wds.domain.operator_actions import Action, Instruction, obstacle
+from wds.encoding import instant_text
 from wds.ingestion.payload import parse_request
 from wds.web import schemas
 
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from datetime import datetime
 
-    from wds.api.actions import Operate
+    from wds.actions.service import ActionService
     from wds.storage.event_reader import EventReader
     from wds.storage.lease_queries import Document
 
@@ -50,11 +52,11 @@ class ActionForms:
     """Handlers of the forms; they follow the same rules as the API's handlers."""
 
     def __init__(
-        self, reader: EventReader, operate: Operate, now: Callable[[], Awaitable[datetime]]
+        self, reader: EventReader, service: ActionService, now: Callable[[], Awaitable[datetime]]
     ) -> None:
-        """Create the handlers; `operate` does the work, `now` returns the database's time."""
+        """Create the handlers; `service` does the work, `now` returns the database's time."""
         self._reader = reader
-        self._operate = operate
+        self._service = service
         self._now = now
 
     # -- one event -----------------------------------------------------------------------------
@@ -64,8 +66,10 @@ class ActionForms:
 
         async def show(request: web.Request) -> web.StreamResponse:
             event = await find_event(self._reader, request)
-            possible = can_replay(event) if action is Action.REPLAY else can_cancel(event)
-            context = _one_context(action, event, possible=possible)
+            verdict = obstacle(action, event)
+            context = _one_context(action, event, possible=verdict is None)
+            if verdict is not None:
+                context["obstacle"] = REFUSALS[verdict][1]
             return page(request, "confirm_one.html", context)
 
         return show
@@ -79,7 +83,7 @@ class ActionForms:
                 loaded = schemas.load(
                     action_schemas.InstructionSchema(), _request_json(form, "request_id")
                 )
-                changed = await self._operate.change(
+                result = await self._service.apply(
                     request.match_info["id"], _instruction(request, action, loaded)
                 )
             except Refusal as refusal:
@@ -91,9 +95,9 @@ class ActionForms:
                 context.update(refusal=refusal, form=form)
                 return page(request, "confirm_one.html", context, refusal.status)
             notice = "replayed" if action is Action.REPLAY else "cancelled"
-            if action is Action.CANCEL and "cancelling" in changed.event:
+            if action is Action.CANCEL and "cancelling" in result.event:
                 notice = "cancelling"
-            path = event_path(changed.event["_id"])
+            path = event_path(result.event["_id"])
             raise web.HTTPSeeOther(path + f"?notice={notice}")
 
         return submit
@@ -110,7 +114,7 @@ class ActionForms:
             now = await self._now()
             body = query.filter_json(now)
             # Events that arrive while the user decides were not on the page.
-            body.setdefault("to", event_query.iso_instant(now))
+            body.setdefault("to", instant_text(now))
             return await self._bulk_page(request, action, body, {"back": query.url_with()})
 
         return show
@@ -132,17 +136,17 @@ class ActionForms:
                 loaded = schemas.load(
                     schema, {**body, **_request_json(form, *_BULK_FIELDS[action])}
                 )
-                started, _ = await self._operate.begin(
+                started, _ = await self._service.begin_bulk(
                     _instruction(request, action, loaded),
                     filter_text(body),
                     limit=loaded.get("limit"),
-                    per_second=loaded.get("per_second", self._operate.per_second),
+                    per_second=loaded.get("per_second", self._service.default_per_second),
                 )
             except Refusal as refusal:
                 if refusal.status not in _CORRECTABLE:
                     raise
                 return await self._bulk_page(request, action, body, form, refusal)
-            raise web.HTTPSeeOther(bulk_action_path(started["_id"]))
+            raise web.HTTPSeeOther(bulk_action_path(started.request_id))
 
         return submit
 
@@ -156,16 +160,18 @@ class ActionForms:
     ) -> web.Response:
         """Show the bulk form for the filters in `body`, filled in with `form`."""
         filters = filter_text(body)
+        loaded = schemas.load(event_schemas.FilterSchema(), json.loads(filters))
+        event_filter = event_schemas.filter_of(loaded)
         counts: dict[str, int] | None = None
         with suppress(StoreUnavailableError):  # It takes too long to count; the page says so.
-            counts = await self._operate.meant(action, filters)
+            counts = await self._service.count_matching(action, event_filter)
         context = {
             "action": action,
             "filters": filters,
             "filter_pairs": filter_pairs(json.loads(filters)),
             "counts": counts,
             "total": None if counts is None else sum(counts.values()),
-            "per_second": self._operate.per_second,
+            "per_second": self._service.default_per_second,
             "request_id": secrets.token_hex(16),
             "form": form,
             "back_url": _back_url(form),
@@ -192,6 +198,7 @@ def _one_context(action: Action, event: Document, *, possible: bool) -> dict[str
         "possible": possible,
         "request_id": secrets.token_hex(16),
         "form": {},
+        "obstacle": None,
         "refusal": None,
     }
 

@@ -18,6 +18,7 @@ from wds.console.paths import HOME
 from wds.domain.deliveries import Status
 from wds.domain.errors import Refusal
 from wds.domain.event_filter import FILTERS as EVENT_FILTERS, NEWEST_FIRST
+from wds.encoding import instant_text
 from wds.web import schemas
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class EventQuery:
         start, end = self.bounds(now)
         for name, instant in (("from", start), ("to", end)):
             if instant is not None:
-                body[name] = iso_instant(instant)
+                body[name] = instant_text(instant)
         return body
 
     # -- links to this query with something changed --------------------------------------------
@@ -242,11 +243,6 @@ def _url(path: str, pairs: Sequence[tuple[str, str]]) -> str:
 def reverse_sort(sort: str) -> str:
     """Return the name of the reverse order."""
     return sort[1:] if sort.startswith("-") else f"-{sort}"
-
-
-def iso_instant(instant: datetime) -> str:
-    """Return an instant as the API writes it: ISO 8601, UTC, with milliseconds."""
-    return instant.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def datetime_local(instant: datetime) -> str:

@@ -21,6 +21,7 @@ from wds.console.timeline import timeline
 from wds.domain.deliveries import Status
 from wds.domain.errors import Refusal
 from wds.domain.events import ID_LENGTH
+from wds.domain.operator_actions import can_cancel, can_replay
 from wds.storage import event_queries
 from wds.storage.replicas import BACKLOG_CAP
 from wds.telemetry.metrics import SILENCE
@@ -187,17 +188,6 @@ async def find_event(reader: EventReader, request: web.Request) -> Document:
     if event is None:
         raise Refusal(404, "not_found", "no event has this id; it may have been deleted by age")
     return {**event, "id": event["_id"]}
-
-
-def can_replay(event: Document) -> bool:
-    """Tell whether a replay would change this event now."""
-    tried = event["attempt_count"] > event.get("attempts_before", 0)
-    return "lease" not in event and ("next_attempt_at" not in event or tried)
-
-
-def can_cancel(event: Document) -> bool:
-    """Tell whether a cancel would change this event now."""
-    return "next_attempt_at" in event and "cancelling" not in event
 
 
 def _payload_view(payload: bytes) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from wds.web import swagger
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
 
-    from wds.api.actions import Operate
+    from wds.actions.service import ActionService
     from wds.config import Settings
     from wds.storage.store import Store
     from wds.web.operator_access import Guard
@@ -41,7 +41,7 @@ _CACHE_FOREVER = "public, max-age=31536000, immutable"
 
 
 def add_to(
-    app: web.Application, settings: Settings, store: Store, operate: Operate, guard: Guard
+    app: web.Application, settings: Settings, store: Store, service: ActionService, guard: Guard
 ) -> None:
     """Add the console to `app`.
 
@@ -51,7 +51,7 @@ def add_to(
     auth = SessionAuth(settings, guard, store.revoked_sessions)
     files = templating.StaticFiles()
     templating.set_up(app, files, has_login=auth.has_login)
-    routes = [*_public_routes(auth, files), *_session_routes(auth, store, operate)]
+    routes = [*_public_routes(auth, files), *_session_routes(auth, store, service)]
     patterns = _add_routes(app, routes)
     swagger_routes = swagger.routes(console=HOME)
     _add_routes(app, [(method, path, html_errors(show)) for method, path, show in swagger_routes])
@@ -93,12 +93,12 @@ def _public_routes(auth: SessionAuth, files: templating.StaticFiles) -> list[Rou
     ]
 
 
-def _session_routes(auth: SessionAuth, store: Store, operate: Operate) -> list[Route]:
+def _session_routes(auth: SessionAuth, store: Store, service: ActionService) -> list[Route]:
     """Return the routes that need a session. The last one answers 404 to any other path."""
     counts = EventCounts(store.reader, store.rollups)
     events = EventPages(store.reader, store.replicas, counts, store.now)
-    forms = ActionForms(store.reader, operate, store.now)
-    bulk_actions = BulkActionPages(store.bulk_actions, operate, store.now)
+    forms = ActionForms(store.reader, service, store.now)
+    bulk_actions = BulkActionPages(service, store.now)
 
     async def not_found(_: web.Request) -> web.StreamResponse:
         raise Refusal(404, "not_found", HTTPStatus.NOT_FOUND.description)

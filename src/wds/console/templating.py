@@ -14,10 +14,11 @@ import aiohttp_jinja2
 from jinja2 import PackageLoader, StrictUndefined
 
 from wds import __version__
-from wds.console.event_query import datetime_local, iso_instant
+from wds.console.event_query import datetime_local
 from wds.console.json_view import escape_invisible
 from wds.console.paths import HOME
 from wds.domain.deliveries import Status
+from wds.encoding import instant_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -137,7 +138,7 @@ def bar_title(bar: Bar) -> str:
 FILTERS: dict[str, Callable[..., str]] = {
     "status_label": status_label,
     "utc_time": utc_time,
-    "iso_instant": iso_instant,
+    "instant_text": instant_text,
     "duration": duration,
     "ago": ago,
     "due_in": due_in,

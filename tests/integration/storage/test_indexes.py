@@ -12,9 +12,8 @@ from tests.support import new_event
 from wds.domain.deliveries import Settlement, Status
 from wds.domain.event_filter import OLDEST_FIRST, SORTS, EventFilter, Position
 from wds.domain.events import derived_id
-from wds.domain.operator_actions import Action, Instruction
+from wds.domain.operator_actions import Action, Instruction, affected_events
 from wds.storage import action_queries, event_queries, indexes, lease_queries, rollup_queries
-from wds.storage.bulk_actions import matching
 from wds.storage.event_queries import match
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -293,7 +292,7 @@ async def test_a_page_and_a_bulk_action_name_their_index(store, db):
     )
     await store.bulk_actions.start(
         Instruction(Action.REPLAY, "r", "ann", "127.0.0.1"),
-        wanted='{"event_type": "type.7"}',
+        filters='{"event_type": "type.7"}',
         limit=5,
         per_second=None,
         matched=None,
@@ -318,7 +317,7 @@ def test_more_stretches_than_are_merged_are_read_in_order_of_time():
     ("action", "status"), [(Action.REPLAY, "RECEIVED"), (Action.CANCEL, "DELIVERED")]
 )
 def test_where_nothing_is_to_be_done_nothing_is_looked_for(action, status):
-    assert matching(action, f'{{"status": "{status}"}}', datetime.now(UTC)) is None
+    assert affected_events(action, EventFilter(status=[status]), datetime.now(UTC)) is None
 
 
 @pytest.mark.parametrize(("name", "index"), [("a key", "key"), ("an id", "_id_")])
@@ -357,7 +356,7 @@ async def test_counting_fetches_no_document_but_what_a_key_names(db, name):
 async def test_counting_what_is_not_kept_fetches_no_document(db, chosen):
     spans = [(T0, T0 + timedelta(seconds=50)), (T0 + timedelta(seconds=60), NEVER)]
     wanted = match(EventFilter(**chosen))
-    pipelines = [rollup_queries.tally(spans, wanted), rollup_queries.kinds(spans)]
+    pipelines = [rollup_queries.count_pairs(spans, wanted), rollup_queries.count_kinds(spans)]
     for pipeline in pipelines:
         command = {"aggregate": "events", "pipeline": pipeline, "cursor": {}}
         plan, stats = await explain(db, {**command, "hint": indexes.COVERING_INDEX})
@@ -379,7 +378,7 @@ async def test_whether_a_stretch_holds_a_live_event_is_seen_in_a_few_keys(db, ho
     begin = T0 + timedelta(seconds=FINISHED, hours=hours_later)
     command = {
         "find": "events",
-        "filter": rollup_queries.live_in((begin, begin + rollup_queries.HOUR)),
+        "filter": rollup_queries.live_events((begin, begin + rollup_queries.HOUR)),
         "projection": {"_id": 1},
         "limit": 1,
         "hint": rollup_queries.LIVE_INDEX,
@@ -393,7 +392,7 @@ async def test_whether_a_stretch_holds_a_live_event_is_seen_in_a_few_keys(db, ho
 
 @pytest.mark.parametrize("action", Action)
 async def test_the_next_chunk_of_a_bulk_action_is_found_in_index_order(db, action):
-    wanted = matching(action, '{"event_type": "type.7"}', datetime.now(UTC))
+    wanted = match(affected_events(action, EventFilter(event_type=["type.7"]), datetime.now(UTC)))
     place = Position(T0 + timedelta(seconds=1000), "0")
     command = find(event_queries.after(wanted, OLDEST, place), OLDEST, 500)
     plan, stats = await explain(db, command)
@@ -406,7 +405,7 @@ async def test_the_next_chunk_of_a_bulk_action_is_found_in_index_order(db, actio
 async def test_a_chunk_of_a_bulk_action_is_changed_by_id(db, action):
     found = await db.events.find({}, {"_id": 1}).limit(50).to_list(None)
     instruction = Instruction(action, "r", "ann", "127.0.0.1")
-    wanted = action_queries.wanted([each["_id"] for each in found], instruction)
+    wanted = action_queries.applicable([each["_id"] for each in found], instruction)
     command = {"update": "events", "updates": [{"q": wanted, "u": [], "multi": True}]}
     command["updates"][0]["u"] = action_queries.update(instruction)
     plan, stats = await explain(db, command)

@@ -15,17 +15,17 @@ from wds.storage.event_queries import match
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
-def test_no_filter_matches_every_instant():
+def test_match_without_filters_covers_every_instant():
     first = datetime.min.replace(tzinfo=UTC)
     assert match(EventFilter()) == {"received_at": {"$gte": first}}
 
 
-def test_from_is_included_and_to_excluded():
+def test_match_includes_from_and_excludes_to():
     later = NOW.replace(hour=13)
     assert match(EventFilter(from_=NOW, to=later)) == {"received_at": {"$gte": NOW, "$lt": later}}
 
 
-def test_what_an_operator_looks_for_is_compared_and_not_interpreted():
+def test_match_compares_values_and_never_interprets_them():
     query = match(
         EventFilter(
             status=["$where"], event_type=["$gt", "a"], idempotency_key="$ne", source=["$x"]
@@ -37,7 +37,7 @@ def test_what_an_operator_looks_for_is_compared_and_not_interpreted():
     assert query["source"] == {"$in": ["$x"]}
 
 
-def test_an_id_prefix_is_a_range_of_ids():
+def test_match_turns_an_id_prefix_into_a_range_of_ids():
     query = match(EventFilter(id_prefix="0af"))["_id"]
     assert [
         each
@@ -46,7 +46,7 @@ def test_an_id_prefix_is_a_range_of_ids():
     ] == ["0af", "0af" + "0" * 29, "0af" + "f" * 29]
 
 
-def test_a_cursor_at_the_end_of_time_bounds_no_more_than_the_calendar_does():
+def test_time_span_after_the_last_instant_stays_within_the_calendar():
     """Anybody can write one, and there is no instant after it."""
     last = Position(datetime.max.replace(microsecond=999_000, tzinfo=UTC), "e1")
     order = SORTS[NEWEST_FIRST]
@@ -59,7 +59,7 @@ def test_a_cursor_at_the_end_of_time_bounds_no_more_than_the_calendar_does():
 
 
 @pytest.mark.parametrize("sort", SORTS)
-def test_a_cursor_narrows_the_filters_and_never_widens_them(sort):
+def test_after_narrows_a_query_and_never_widens_it(sort):
     query = match(EventFilter(status=["DELIVERED"], to=NOW, id_prefix="a", min_attempts=2))
     narrowed = event_queries.after(query, SORTS[sort], Position(NOW, "e1", 3))
     assert query.items() <= narrowed.items()
@@ -67,7 +67,7 @@ def test_a_cursor_narrows_the_filters_and_never_widens_them(sort):
     assert again["$and"][: len(narrowed["$and"])] == narrowed["$and"]
 
 
-def test_after_a_position_come_equal_instants_with_later_ids():
+def test_after_includes_equal_instants_with_later_ids():
     narrowed = event_queries.after(match(EventFilter()), SORTS["received_at"], Position(NOW, "e1"))
     assert narrowed["$and"] == [
         {"received_at": {"$gte": NOW}},
@@ -87,7 +87,7 @@ def test_after_a_position_come_equal_instants_with_later_ids():
         ("-attempt_count", 0, Position(NOW, "e1", 4), [{"$gte": 2}, {"$in": [1]}, {"$in": [0]}]),
     ],
 )
-def test_an_order_by_attempts_is_of_parts_that_an_index_has_in_order(sort, least, position, said):
+def test_split_by_attempts_gives_parts_that_an_index_has_in_order(sort, least, position, said):
     order = SORTS[sort]
     parts = event_queries.split_by_attempts(match(EventFilter(min_attempts=least)), order, position)
     assert [part.query["attempt_count"] for part in parts] == said
@@ -99,7 +99,7 @@ def test_an_order_by_attempts_is_of_parts_that_an_index_has_in_order(sort, least
 
 
 @pytest.mark.parametrize("sort", ["received_at", "-received_at"])
-def test_a_cursor_bounds_the_span_and_includes_its_own_instant(sort):
+def test_time_span_after_a_position_includes_its_instant(sort):
     query = match(EventFilter(from_=NOW.replace(hour=1), to=NOW.replace(hour=20)))
     begin, end = event_queries.time_span(
         event_queries.after(query, SORTS[sort], Position(NOW, "e1"))
@@ -124,7 +124,7 @@ def test_a_cursor_bounds_the_span_and_includes_its_own_instant(sort):
         ({"source": ["a"], "status": ["DELIVERED"], "idempotency_key": "k"}, False),
     ],
 )
-def test_filters_that_no_index_has_together_are_known(given, scattered):
+def test_is_scattered_tells_filters_that_no_index_has_together(given, scattered):
     assert event_queries.is_scattered(match(EventFilter(**given))) is scattered
 
 
@@ -136,7 +136,7 @@ def test_filters_that_no_index_has_together_are_known(given, scattered):
         ({"min_attempts": 2, "last_status_code": [500]}, "search_code"),
     ],
 )
-def test_counting_needs_only_what_the_index_that_is_hinted_at_holds(outcome, index):
+def test_counts_need_only_fields_of_the_hinted_index(outcome, index):
     keys = {index.document["name"]: index.document["key"] for index in indexes.EVENT_INDEXES}
     everything = match(
         EventFilter(
@@ -165,7 +165,7 @@ def test_counting_needs_only_what_the_index_that_is_hinted_at_holds(outcome, ind
         ({"event_type": ["a"]}, "search_time"),
     ],
 )
-def test_the_index_to_count_by_is_the_one_that_leaves_least(chosen, index):
+def test_hint_is_the_most_selective_index(chosen, index):
     assert event_queries.hint(match(EventFilter(**chosen))) == index
     assert (
         event_queries.hint(event_queries.narrow(match(EventFilter(**chosen)), {"status": "x"}))
@@ -181,5 +181,5 @@ def test_the_index_to_count_by_is_the_one_that_leaves_least(chosen, index):
     ],
     ids=["counts", "page"],
 )
-def test_everything_can_be_written_as_bson(document):
+def test_pipelines_can_be_encoded_as_bson(document):
     assert bson.decode(bson.encode(document), bson.CodecOptions(tz_aware=True)) == document
