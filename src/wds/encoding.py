@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import UTC
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+
+def instant_text(instant: datetime) -> str:
+    """Write an instant as ISO 8601 in UTC with milliseconds, such as 2026-03-01T12:00:00.250Z."""
+    return instant.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
 
 def json_default(value: object) -> object:
     """Return an instance of a subclass of int, float or str as the built-in type itself.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wds.actions.bulk_worker import BulkWorker, working
+from wds.actions.bulk_worker import BulkWorker
+from wds.actions.service import ActionService
 from wds.api import actions, events
 from wds.console import routes as console_routes
 from wds.ingestion import routes as ingest_routes
@@ -54,10 +55,17 @@ def create_app(
     writer = GroupWriter(store.writer, tracer)
     handlers = IngestHandlers(every_source, writer, tracer)
     worker = BulkWorker(store.bulk_actions, owner=heartbeat.owner_name())
-    operate = actions.Operate(settings, store, worker.wake)
+    service = ActionService(
+        store.bulk_actions,
+        store.reader,
+        store.rollups,
+        now=store.now,
+        rate_limit=settings.rate_limit,
+        wake=worker.wake,
+    )
 
     async def run_bulk_worker(_: web.Application) -> AsyncIterator[None]:
-        async with working(worker):
+        async with worker.running():
             yield
 
     async def drain(_: web.Application) -> None:
@@ -67,13 +75,13 @@ def create_app(
         app,
         [
             *ingest_routes.operations(handlers),
-            *events.operations(store),
-            *actions.operations(operate),
+            *events.operations(store.reader, store.rollups, store.now),
+            *actions.operations(service),
             *monitoring_routes.operations({"mongodb": store.ping}, ready="Can it store events?"),
         ],
     )
     openapi.serve_document(app, "wds: webhook ingest")
-    console_routes.add_to(app, settings, store, operate, guard)
+    console_routes.add_to(app, settings, store, service, guard)
     app.cleanup_ctx.append(run_bulk_worker)
     app.on_cleanup.append(drain)
     return app

@@ -1,4 +1,4 @@
-"""A real Chromium before a real service. the variable CHROMIUM says where it is."""
+"""A real Chromium and a real service. The environment variable CHROMIUM is the browser's path."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ PHONE = {"width": 360, "height": 740}
 
 
 @dataclass
-class Eye:
-    """One page of the browser, and everything on it that should not have happened."""
+class WatchedPage:
+    """A page of the browser, and the errors, warnings and dialogs that it caused."""
 
     page: Page
     faults: list[str] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Eye:
         self.page.on("dialog", self._dialog)
 
     def _console(self, message):
-        # The browser reports every answer from 400 on; those are asked for on purpose.
+        # The browser reports every answer of 400 and above. The tests cause those on purpose.
         if message.type in {"error", "warning"} and "Failed to load resource" not in message.text:
             self.faults.append(f"{message.type}: {message.text}")
 
@@ -58,34 +58,34 @@ async def chromium():
 
 @pytest.fixture
 async def open_page(chromium):
-    """Return a function that opens a page as asked for; no page may have done what it must not."""
-    eyes = []
+    """Return a function that opens a page; at the end, no page may have caused a fault."""
+    pages = []
 
-    async def opened(url=None, *, viewport=DESKTOP, scheme="light", **options):
+    async def open_one(url=None, *, viewport=DESKTOP, scheme="light", **options):
         context = await chromium.new_context(
             viewport=viewport, color_scheme=scheme, reduced_motion="reduce", **options
         )
         context.set_default_timeout(15_000)
-        eye = Eye(await context.new_page())
-        eye.watch()
-        eyes.append(eye)
+        watched = WatchedPage(await context.new_page())
+        watched.watch()
+        pages.append(watched)
         if url is not None:
-            await eye.page.goto(url)
-        return eye.page
+            await watched.page.goto(url)
+        return watched.page
 
     def forgive():
-        """Forget what a control made go wrong on purpose."""
-        for eye in eyes:
-            eye.faults.clear()
+        """Forget the faults that a control caused on purpose."""
+        for watched in pages:
+            watched.faults.clear()
 
-    opened.forgive = forgive
-    yield opened
-    assert [fault for eye in eyes for fault in eye.faults] == []
+    open_one.forgive = forgive
+    yield open_one
+    assert [fault for watched in pages for fault in watched.faults] == []
 
 
 @pytest.fixture
-def serving(engines, store):
-    """Return a context manager that serves the console under given settings; gives its address."""
+def serve(engines, store):
+    """Return a function that serves the console with some settings and yields its URL."""
 
     @asynccontextmanager
     async def run(**changes):
@@ -97,15 +97,15 @@ def serving(engines, store):
 
 
 @pytest.fixture
-async def url(serving):
-    """Give the address of a service without a token."""
-    async with serving() as address:
+async def url(serve):
+    """Return the URL of a service without a token."""
+    async with serve() as address:
         yield address
 
 
 @pytest.fixture
-async def past(db, store):  # noqa: ARG001 - the store makes the indexes
-    """Insert some hundred events with a past, and a fleet."""
+async def stored_events(db, store):  # noqa: ARG001 - the store makes the indexes
+    """Insert some 300 events of all statuses, received over the last day, and three replicas."""
     now = history.utc_now()
     documents = [*history.past(now, 300), *history.waiting(now, random.Random(1))]
     await db.events.insert_many(documents)

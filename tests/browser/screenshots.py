@@ -1,4 +1,4 @@
-"""Take the pictures of the documents: `make screenshots`. Run by pytest, for its fixtures."""
+"""Take the screenshots in the documents: `make screenshots`. Run by pytest, for its fixtures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests import history
 from tests.browser.conftest import DESKTOP, PHONE
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
-TOKEN = "a-token-for-the-pictures"
+TOKEN = "a-token-for-the-screenshots"
 
 
 @pytest.fixture
@@ -23,8 +23,8 @@ async def busy_day(db, store):  # noqa: ARG001 - the store makes the indexes
     return documents
 
 
-def telling(documents):
-    """Return the id of an event that arrived at the third attempt."""
+def third_attempt_delivered(documents):
+    """Return the id of an event that was delivered at the third attempt."""
     return next(
         each["_id"]
         for each in documents
@@ -33,23 +33,23 @@ def telling(documents):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_take_pictures(open_page, url, busy_day, scheme):
+async def test_screenshots_of_list_and_event(open_page, url, busy_day, scheme):
     page = await open_page(f"{url}/console?limit=25", scheme=scheme)
     await page.screenshot(path=IMAGES / f"console-{scheme}.png")
-    await page.goto(f"{url}/console/events/{telling(busy_day)}")
+    await page.goto(f"{url}/console/events/{third_attempt_delivered(busy_day)}")
     await page.screenshot(path=IMAGES / f"console-event-{scheme}.png")
 
 
-async def test_take_pictures_of_a_phone(open_page, url, busy_day):
+async def test_screenshots_on_a_phone(open_page, url, busy_day):
     page = await open_page(f"{url}/console?limit=25", viewport=PHONE)
     await page.screenshot(path=IMAGES / "console-phone.png")
-    await page.goto(f"{url}/console/events/{telling(busy_day)}")
+    await page.goto(f"{url}/console/events/{third_attempt_delivered(busy_day)}")
     await page.screenshot(path=IMAGES / "console-event-phone.png")
 
 
-async def test_take_pictures_of_what_needs_a_decision(open_page, serving, busy_day):
+async def test_screenshots_of_login_and_bulk_replay(open_page, serve, busy_day):
     assert busy_day
-    async with serving(WDS_OPERATOR_TOKEN=TOKEN) as url:
+    async with serve(WDS_OPERATOR_TOKEN=TOKEN) as url:
         page = await open_page(f"{url}/console", viewport=DESKTOP)
         await page.screenshot(path=IMAGES / "console-login.png", clip=_top(620))
         await page.get_by_label("Operators' token").fill(TOKEN)

@@ -1,4 +1,4 @@
-"""The console as people use it: every view, by mouse, by keyboard, on a phone, scripts off."""
+"""The console in a real browser: by mouse, by keyboard, on a phone, without JavaScript."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from playwright.async_api import expect
 
 from tests.browser.conftest import DESKTOP, PHONE
 from tests.support import new_event
-from wds.console.event_query import stamp
-from wds.console.events import FIELDS
+from wds.console.event_query import datetime_local
+from wds.console.events import FILTER_FIELDS
 from wds.domain.errors import StoreUnavailableError
 from wds.storage.replicas import Replicas
 
@@ -36,16 +36,18 @@ VIEWS = {
 }
 
 
-def named(past):
+def event_ids_by_name(stored_events):
     return {
-        "failed": next(each["_id"] for each in past if each["status"] == "FAILED_PERMANENTLY"),
-        "waiting": next(each["_id"] for each in past if each["status"] == "DELIVERING"),
+        "failed": next(
+            each["_id"] for each in stored_events if each["status"] == "FAILED_PERMANENTLY"
+        ),
+        "waiting": next(each["_id"] for each in stored_events if each["status"] == "DELIVERING"),
     }
 
 
 @pytest.fixture
-async def bulk_action(db, past):
-    """Write down a bulk action that was stopped, and one that another process works on."""
+async def bulk_action(db, stored_events):
+    """Insert a bulk action that was stopped, and one that another process works on."""
     stopped = {
         "_id": "r1",
         "action": "replay",
@@ -59,8 +61,8 @@ async def bulk_action(db, past):
         "examined": 20,
         "changed": 18,
         "state": "stopped",
-        "started_at": past[0]["received_at"],
-        "finished_at": past[0]["received_at"],
+        "started_at": stored_events[0]["received_at"],
+        "finished_at": stored_events[0]["received_at"],
     }
     until = datetime(2199, 1, 1, tzinfo=UTC)
     running = {**stopped, "_id": "r2", "state": "running", "matched": None}
@@ -70,14 +72,14 @@ async def bulk_action(db, past):
 
 
 async def open_all(page):
-    """Open whatever is folded."""
-    folded = page.locator("details:not([open]) > summary")
-    while await folded.count():
-        await folded.first.click()
+    """Open all details elements."""
+    closed = page.locator("details:not([open]) > summary")
+    while await closed.count():
+        await closed.first.click()
 
 
-async def serious(page):
-    """Return the serious and critical faults that axe-core finds on a page."""
+async def axe_violations(page):
+    """Return the serious and critical violations that axe-core finds on a page."""
     found = await Axe().run(page)
     return [
         (each["id"], each["impact"], [node["html"] for node in each["nodes"]][:3])
@@ -86,7 +88,7 @@ async def serious(page):
     ]
 
 
-async def inside(page):
+async def overflow_px(page):
     """Return by how many pixels a page is wider than its window."""
     return await page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
 
@@ -101,26 +103,26 @@ async def ids(page):
 
 @pytest.mark.parametrize("name", VIEWS)
 @pytest.mark.usefixtures("bulk_action")
-async def test_every_view_is_accessible_and_fits_light_and_dark_wide_and_narrow(
-    open_page, url, past, name
+async def test_every_view_is_accessible_and_fits_in_both_schemes_and_sizes(
+    open_page, url, stored_events, name
 ):
-    address = url + VIEWS[name].format(**named(past))
-    grounds = set()
+    address = url + VIEWS[name].format(**event_ids_by_name(stored_events))
+    backgrounds = set()
     page = await open_page(address)
     for scheme in ("light", "dark"):
         await page.emulate_media(color_scheme=scheme)
         for viewport in (DESKTOP, PHONE):
             await page.set_viewport_size(viewport)
             await open_all(page)
-            assert await serious(page) == []
-            assert await inside(page) <= 0
-            grounds.add(await page.evaluate("getComputedStyle(document.body).backgroundColor"))
-    assert len(grounds) == 2
+            assert await axe_violations(page) == []
+            assert await overflow_px(page) <= 0
+            backgrounds.add(await page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert len(backgrounds) == 2
 
 
-@pytest.mark.usefixtures("past")
-async def test_a_phone_shows_of_each_event_what_there_is(open_page, url):
-    """A line for what a finished event has not makes a page of them longer for nothing."""
+@pytest.mark.usefixtures("stored_events")
+async def test_event_list_on_a_phone_hides_empty_cells(open_page, url):
+    """There each cell is a line. A line without a value would only make the page longer."""
     page = await open_page(f"{url}/console?range=all&status=DELIVERED&limit=25", viewport=PHONE)
     row = page.locator("table.events tbody tr").first
     await expect(row.locator("td[data-label=Attempts]")).to_be_visible()
@@ -129,33 +131,33 @@ async def test_a_phone_shows_of_each_event_what_there_is(open_page, url):
     await expect(row.locator("td[data-label='Next attempt']")).to_be_visible()
 
 
-async def test_control_axe_finds_a_fault_that_is_there(open_page, url):
+async def test_control_axe_finds_a_missing_label(open_page, url):
     page = await open_page(f"{url}/console")
     await page.evaluate("document.querySelector('#find').labels[0].remove()")
     await page.evaluate("document.querySelector('#find').placeholder = ''")
-    assert [each[0] for each in await serious(page)] == ["label"]
+    assert [each[0] for each in await axe_violations(page)] == ["label"]
 
 
-async def test_the_root_opens_the_console(open_page, url):
+async def test_root_opens_the_console(open_page, url):
     page = await open_page(url)
     await expect(page).to_have_title("Events · wds")
     assert page.url == f"{url}/console"
 
 
-async def test_the_events_page_tells_totals_due_events_and_replicas(open_page, url, past):
+async def test_event_list_shows_totals_due_events_and_replicas(open_page, url, stored_events):
     page = await open_page(f"{url}/console?range=all")
-    counts = Counter(each["status"] for each in past)
+    counts = Counter(each["status"] for each in stored_events)
     for name, status in (("Delivered", "DELIVERED"), ("Failed", "FAILED_PERMANENTLY")):
         await expect(page.get_by_role("link", name=re.compile(f"^{name} ")).first).to_contain_text(
             str(counts[status])
         )
-    await expect(page.locator(".tile", has_text="Due now")).to_contain_text("oldest for")
+    await expect(page.locator(".tile", has_text="Due now")).to_contain_text("oldest due for")
     await expect(page.get_by_role("row", name=re.compile("worker-2"))).to_contain_text("Silent")
 
 
-async def test_a_tile_filters_and_lets_go_again(open_page, url, past):
+async def test_status_tile_filters_and_unfilters(open_page, url, stored_events):
     page = await open_page(f"{url}/console?range=all&limit=200")
-    failed = {each["_id"] for each in past if each["status"] == "FAILED_PERMANENTLY"}
+    failed = {each["_id"] for each in stored_events if each["status"] == "FAILED_PERMANENTLY"}
     tile = page.locator(".tile[data-status=FAILED_PERMANENTLY]")
     await tile.click()
     await expect(page).to_have_url(re.compile("status=FAILED_PERMANENTLY"))
@@ -164,22 +166,24 @@ async def test_a_tile_filters_and_lets_go_again(open_page, url, past):
     await expect(page).not_to_have_url(re.compile("status="))
 
 
-async def test_a_bar_of_the_histogram_narrows_the_range(open_page, url, past):
+async def test_histogram_bar_narrows_the_range(open_page, url, stored_events):
     page = await open_page(f"{url}/console?range=all&limit=200")
     bar = page.locator(".histogram a").nth(3)
-    said = await bar.get_attribute("aria-label")
+    label = await bar.get_attribute("aria-label")
     await bar.click()
     await expect(page).to_have_url(re.compile("from=.*&to="))
-    start, end = re.findall(r"\d{4}-\d\d-\d\d \d\d:\d\d", said)
+    start, end = re.findall(r"\d{4}-\d\d-\d\d \d\d:\d\d", label)
     expected = {
-        each["_id"] for each in past if start <= f"{each['received_at']:%Y-%m-%d %H:%M}" < end
+        each["_id"]
+        for each in stored_events
+        if start <= f"{each['received_at']:%Y-%m-%d %H:%M}" < end
     }
     assert set(await ids(page)) == expected
     assert expected
 
 
 async def fill_in(page, fields):
-    """Fill in fields of the filters, by their titles, as a hand does, and apply them."""
+    """Fill in filter fields by their labels, as a user does, and apply them."""
     form = page.locator("#filters form")
     if not await form.is_visible():
         await page.locator("#filters > summary").click()
@@ -196,19 +200,19 @@ async def fill_in(page, fields):
 
 
 @pytest.fixture
-async def told_apart(past, db):
-    """Make three events of the past differ in what they otherwise share; return the past anew."""
-    for event, (name, value) in zip(past, TOLD_APART.items(), strict=False):
+async def distinct_events(stored_events, db):
+    """Give three events a source, destination or key of their own; return all, newest first."""
+    for event, (name, value) in zip(stored_events, DISTINCT_FIELDS.items(), strict=False):
         event[name] = value
         await db.events.update_one({"_id": event["_id"]}, {"$set": {name: value}})
-    return sorted(past, key=lambda each: (each["received_at"], each["_id"]), reverse=True)
+    return sorted(stored_events, key=lambda each: (each["received_at"], each["_id"]), reverse=True)
 
 
-TOLD_APART = {"source": "github", "destination": "archive", "idempotency_key": "order-17"}
+DISTINCT_FIELDS = {"source": "github", "destination": "archive", "idempotency_key": "order-17"}
 
 
-async def test_every_filter_that_can_be_filled_in_finds_what_it_says(open_page, url, told_apart):
-    newest = told_apart
+async def test_filter_form_finds_what_each_field_says(open_page, url, distinct_events):
+    newest = distinct_events
     some = newest[7]
     start, end = newest[90]["received_at"], newest[40]["received_at"]
     hour_ago = newest[0]["received_at"] - timedelta(hours=1)
@@ -220,7 +224,7 @@ async def test_every_filter_that_can_be_filled_in_finds_what_it_says(open_page, 
         ),
         "event_type": ({"Type": "push"}, lambda each: each["event_type"] == "push"),
         "id_prefix": (
-            {"Event id begins with": some["_id"][:9]},
+            {"Event id starts with": some["_id"][:9]},
             lambda each: each["_id"][:9] == some["_id"][:9],
         ),
         "idempotency_key": (
@@ -229,21 +233,21 @@ async def test_every_filter_that_can_be_filled_in_finds_what_it_says(open_page, 
         ),
         "source": ({"Source": "github"}, lambda each: each["source"] == "github"),
         "destination": ({"Destination": "archive"}, lambda each: each["destination"] == "archive"),
-        "min_attempts": ({"Attempts at least": "3"}, lambda each: each["attempt_count"] >= 3),
+        "min_attempts": ({"Minimum attempts": "3"}, lambda each: each["attempt_count"] >= 3),
         "last_status_code": (
-            {"Last answer (0: none)": "0"},
+            {"Last response (0: none)": "0"},
             lambda each: each.get("last_status_code") == 0,
         ),
         "from to": (
             {
-                "Received from (UTC)": stamp(start),
-                "Received before (UTC)": stamp(end),
+                "Received from (UTC)": datetime_local(start),
+                "Received before (UTC)": datetime_local(end),
                 "Range": "",
             },
             lambda each: start <= each["received_at"] < end,
         ),
         "min_attempts event_type": (
-            {"Type": "push", "Attempts at least": "2"},
+            {"Type": "push", "Minimum attempts": "2"},
             lambda each: each["event_type"] == "push" and each["attempt_count"] >= 2,
         ),
     }
@@ -264,25 +268,25 @@ async def test_every_filter_that_can_be_filled_in_finds_what_it_says(open_page, 
     await expect(page).not_to_have_url(re.compile("min_attempts"))
 
     await page.goto(f"{url}/console?range=all&limit=200")
-    await fill_in(page, {"Order": "attempt_count", "Events a page": "100"})
+    await fill_in(page, {"Order": "attempt_count", "Events per page": "100"})
     fewest = sorted(newest, key=lambda each: (each["attempt_count"], each["received_at"]))
     assert await ids(page) == [each["_id"] for each in fewest[:100]]
 
     fields = page.locator("#filters [name]")
     names = await fields.evaluate_all("fields => fields.map(field => field.name)")
     assert set(names) == {name for each in found for name in each.split()} | {"sort", "limit"}
-    assert set(names) >= {name for name, *_ in FIELDS}
+    assert set(names) >= {name for name, *_ in FILTER_FIELDS}
 
 
-async def test_a_filter_that_cannot_be_used_is_shown_where_it_was_typed(open_page, url):
+async def test_filter_form_marks_an_invalid_field(open_page, url):
     page = await open_page(f"{url}/console?id_prefix=xyz")
     await expect(page.get_by_role("alert")).to_contain_text("id_prefix")
-    field = page.get_by_label("Event id begins with")
+    field = page.get_by_label("Event id starts with")
     await expect(field).to_have_attribute("aria-invalid", "true")
     await expect(field).to_have_accessible_description(re.compile("lower-case hex"))
 
 
-async def test_pages_lead_forth_and_back(open_page, url, past):
+async def test_event_list_pages_lead_forth_and_back(open_page, url, stored_events):
     page = await open_page(f"{url}/console?range=all&limit=100")
     seen = [await ids(page)]
     while await page.get_by_role("link", name="Older").count():
@@ -292,26 +296,26 @@ async def test_pages_lead_forth_and_back(open_page, url, past):
         if (now := await ids(page)) != seen[-1]:
             seen.append(now)
     flat = [each for some in seen for each in some]
-    assert sorted(flat) == sorted(each["_id"] for each in past)
+    assert sorted(flat) == sorted(each["_id"] for each in stored_events)
     async with page.expect_navigation():
         await page.get_by_role("link", name="Newer").click()
     assert await ids(page) == seen[-2]
 
 
-async def test_find_opens_an_event(open_page, url, past):
+async def test_find_opens_an_event(open_page, url, stored_events):
     page = await open_page(f"{url}/console")
-    await page.get_by_role("searchbox").fill(past[5]["_id"])
+    await page.get_by_role("searchbox").fill(stored_events[5]["_id"])
     await page.keyboard.press("Enter")
-    await expect(page).to_have_url(f"{url}/console/events/{past[5]['_id']}")
+    await expect(page).to_have_url(f"{url}/console/events/{stored_events[5]['_id']}")
 
 
-async def test_an_event_shows_its_attempts_payload_and_headers(open_page, url, past):
-    event = next(each for each in past if each["attempt_count"] == 3)
+async def test_event_page_shows_attempts_payload_and_headers(open_page, url, stored_events):
+    event = next(each for each in stored_events if each["attempt_count"] == 3)
     page = await open_page(f"{url}/console/events/{event['_id']}")
     await expect(page.get_by_text(re.compile(r"Attempt [123] (failed|delivered)"))).to_have_count(3)
     await page.get_by_text("Response body").last.click()
     await expect(page.locator(".timeline pre").last).to_contain_text("ok")
-    await expect(page.get_by_label("Payload, pretty-printed")).to_be_visible()
+    await expect(page.get_by_label("Payload, formatted")).to_be_visible()
     await page.get_by_text("Raw", exact=True).click()
     await expect(page.get_by_label("Payload as received")).to_have_text(event["payload"].decode())
     await expect(page.get_by_text("GitHub-Hookshot/044aadd")).to_be_visible()
@@ -321,36 +325,36 @@ async def test_an_event_shows_its_attempts_payload_and_headers(open_page, url, p
     assert path.read_bytes() == event["payload"]
 
 
-async def test_figures_renew_themselves_while_somebody_looks(open_page, url, past, db):
+async def test_totals_refresh_while_the_page_is_visible(open_page, url, stored_events, db):
     page = await open_page(f"{url}/console?range=all")
-    before = Counter(each["status"] for each in past)["DELIVERED"]
+    before = Counter(each["status"] for each in stored_events)["DELIVERED"]
     tile = page.locator(".tile[data-status=DELIVERED] .figure")
     await expect(tile).to_have_text(str(before))
     await db.events.update_one({"status": "RECEIVED"}, {"$set": {"status": "DELIVERED"}})
     await expect(tile).to_have_text(str(before + 1), timeout=20_000)
 
 
-async def test_the_id_is_copied(open_page, url, past):
+async def test_copy_button_copies_the_event_id(open_page, url, stored_events):
     page = await open_page(
-        f"{url}/console/events/{past[0]['_id']}",
+        f"{url}/console/events/{stored_events[0]['_id']}",
         permissions=["clipboard-read", "clipboard-write"],
     )
     await page.get_by_role("button", name="Copy").first.click()
     await expect(page.get_by_role("button", name="Copied")).to_be_visible()
-    assert await page.evaluate("navigator.clipboard.readText()") == past[0]["_id"]
+    assert await page.evaluate("navigator.clipboard.readText()") == stored_events[0]["_id"]
 
 
 # -- actions ---------------------------------------------------------------------------------
 
 
-async def test_an_event_is_replayed_after_a_confirmation(open_page, url, past, db):
-    event = named(past)["failed"]
+async def test_replay_form_replays_an_event(open_page, url, stored_events, db):
+    event = event_ids_by_name(stored_events)["failed"]
     page = await open_page(f"{url}/console/events/{event}")
     await page.get_by_role("link", name="Replay…").click()
     await expect(page.get_by_role("heading", level=1)).to_have_text("Replay this event?")
     assert "history" not in await db.events.find_one({"_id": event})
-    await page.get_by_label("Who you are").fill("ada")
-    await page.get_by_label("Why").fill("the receiver is back")
+    await page.get_by_label("Your name").fill("ada")
+    await page.get_by_label("Reason").fill("the receiver is back")
     await page.get_by_role("button", name="Replay the event").click()
     await expect(page.get_by_role("status")).to_contain_text("due again")
     await expect(page.locator(".timeline")).to_contain_text(
@@ -360,8 +364,8 @@ async def test_an_event_is_replayed_after_a_confirmation(open_page, url, past, d
     assert entry["by"] == "ada"
 
 
-async def test_an_event_is_cancelled_after_a_confirmation(open_page, url, past, db):
-    event = named(past)["waiting"]
+async def test_cancel_form_cancels_an_event(open_page, url, stored_events, db):
+    event = event_ids_by_name(stored_events)["waiting"]
     page = await open_page(f"{url}/console/events/{event}")
     await page.get_by_role("link", name="Cancel…").click()
     await page.get_by_role("button", name="Cancel the event").click()
@@ -369,8 +373,8 @@ async def test_an_event_is_cancelled_after_a_confirmation(open_page, url, past, 
     assert (await db.events.find_one({"_id": event}))["status"] == "FAILED_PERMANENTLY"
 
 
-async def test_many_events_are_replayed_and_the_progress_is_seen(open_page, url, past, db):
-    failed = [each["_id"] for each in past if each["status"] == "FAILED_PERMANENTLY"]
+async def test_bulk_replay_form_replays_and_shows_progress(open_page, url, stored_events, db):
+    failed = [each["_id"] for each in stored_events if each["status"] == "FAILED_PERMANENTLY"]
     page = await open_page(f"{url}/console?status=FAILED_PERMANENTLY&range=all")
     await page.get_by_role("link", name="Replay these…").click()
     await expect(page.get_by_role("heading", level=1)).to_have_text(f"Replay {len(failed)} events?")
@@ -386,8 +390,8 @@ async def test_many_events_are_replayed_and_the_progress_is_seen(open_page, url,
 
 
 @pytest.mark.usefixtures("bulk_action")
-async def test_many_events_are_cancelled_and_a_bulk_action_is_stopped(open_page, url, past, db):
-    waiting = sum(each["status"] == "RECEIVED" for each in past)
+async def test_bulk_cancel_form_cancels_and_stop_button_stops(open_page, url, stored_events, db):
+    waiting = sum(each["status"] == "RECEIVED" for each in stored_events)
     page = await open_page(f"{url}/console?status=RECEIVED")
     await page.get_by_role("link", name="Cancel these…").click()
     await page.get_by_role("link", name="Back", exact=True).click()
@@ -407,18 +411,18 @@ async def test_many_events_are_cancelled_and_a_bulk_action_is_stopped(open_page,
 # -- login -----------------------------------------------------------------------------------
 
 
-async def test_login_wrong_token_and_logout(open_page, serving, past):
-    async with serving(WDS_OPERATOR_TOKEN=TOKEN) as url:
-        wanted = f"{url}/console/events/{past[0]['_id']}"
+async def test_login_with_wrong_then_right_token_and_logout(open_page, serve, stored_events):
+    async with serve(WDS_OPERATOR_TOKEN=TOKEN) as url:
+        wanted = f"{url}/console/events/{stored_events[0]['_id']}"
         page = await open_page(wanted)
         field = page.get_by_label("Operators' token")
         await expect(field).to_be_focused()
-        assert await serious(page) == []
+        assert await axe_violations(page) == []
         await field.fill("wrong")
         await page.keyboard.press("Enter")
-        await expect(page.get_by_role("alert")).to_contain_text("This is not the token")
+        await expect(page.get_by_role("alert")).to_contain_text("The token is wrong")
         await expect(field).to_have_attribute("aria-invalid", "true")
-        assert await serious(page) == []
+        assert await axe_violations(page) == []
         await field.fill(TOKEN)
         await page.keyboard.press("Enter")
         await expect(page).to_have_url(wanted)
@@ -432,10 +436,10 @@ async def test_login_wrong_token_and_logout(open_page, serving, past):
         await expect(field).to_be_visible()
 
 
-async def test_the_api_is_shown_to_whoever_is_logged_in_and_no_other_document(open_page, serving):
+async def test_swagger_ui_shows_this_services_document_and_no_other(open_page, serve):
     foreign = "https://evil.example/x.json"
     asked = set()
-    async with serving(WDS_OPERATOR_TOKEN=TOKEN) as url:
+    async with serve(WDS_OPERATOR_TOKEN=TOKEN) as url:
         page = await open_page(f"{url}/console/login")
         await log_in(page)
         page.on("request", lambda request: asked.add(request.url.partition("?")[0]))
@@ -460,21 +464,21 @@ async def test_the_api_is_shown_to_whoever_is_logged_in_and_no_other_document(op
         await expect(page).to_have_url(f"{url}/console")
 
 
-# -- foreign pages ---------------------------------------------------------------------------
+# -- other sites -----------------------------------------------------------------------------
 
 
-ELSEWHERE = "http://localhost:9/"
-"""Another site, in the same browser and with the same cookies; nothing listens there."""
+OTHER_SITE = "http://localhost:9/"
+"""Another site, in the same browser with the same cookies. Nothing listens there."""
 
 
-async def visit(page, html):
-    """Look at a foreign page that consists of `html`."""
+async def visit_other_site(page, html):
+    """Open a page of the other site that consists of `html`."""
 
     async def answer(route):
         await route.fulfill(body=html, content_type="text/html")
 
-    await page.route(ELSEWHERE, answer)
-    await page.goto(ELSEWHERE)
+    await page.route(OTHER_SITE, answer)
+    await page.goto(OTHER_SITE)
 
 
 async def log_in(page):
@@ -485,35 +489,39 @@ async def log_in(page):
 
 @pytest.mark.parametrize("changes", [{}, {"WDS_OPERATOR_TOKEN": TOKEN}], ids=["local", "token"])
 @pytest.mark.parametrize("action", ["console/events/{}/replay", "webhooks/events/{}/replay"])
-@pytest.mark.usefixtures("past")
-async def test_a_foreign_page_cannot_act(open_page, serving, db, changes, action):
+@pytest.mark.usefixtures("stored_events")
+async def test_form_on_another_site_cannot_act(open_page, serve, db, changes, action):
     event = (await db.events.find_one({"status": "FAILED_PERMANENTLY"}))["_id"]
-    async with serving(**changes) as url:
+    async with serve(**changes) as url:
         page = await open_page(f"{url}/console")
         if changes:
             await log_in(page)
         where = f"{url}/{action.format(event)}"
-        await visit(page, f"<form method=post action='{where}'><button>win</button></form>")
+        await visit_other_site(
+            page, f"<form method=post action='{where}'><button>win</button></form>"
+        )
         async with page.expect_response(where) as answered:
             await page.get_by_role("button", name="win").click()
         assert (await answered.value).status in {401, 403}
     assert not await db.events.count_documents({"history": {"$exists": True}})
 
 
-async def test_a_foreign_page_cannot_frame_the_console(open_page, serving, past):
-    async with serving(WDS_OPERATOR_OPEN="true") as url:
+async def test_frame_on_another_site_cannot_show_the_console(open_page, serve, stored_events):
+    async with serve(WDS_OPERATOR_OPEN="true") as url:
         page = await open_page()
-        await visit(page, f"<iframe src='{url}/console/events/{past[0]['_id']}'></iframe>")
+        await visit_other_site(
+            page, f"<iframe src='{url}/console/events/{stored_events[0]['_id']}'></iframe>"
+        )
         frame = page.frames[1]
-        assert past[0]["_id"] not in await frame.locator("html").inner_text()
+        assert stored_events[0]["_id"] not in await frame.locator("html").inner_text()
         open_page.forgive()  # the browser reports that it refused
 
 
-async def test_a_link_from_elsewhere_opens_the_view_it_names(open_page, serving, past):
-    async with serving(WDS_OPERATOR_TOKEN=TOKEN) as url:
+async def test_link_on_another_site_opens_its_view(open_page, serve, stored_events):
+    async with serve(WDS_OPERATOR_TOKEN=TOKEN) as url:
         page = await open_page(f"{url}/console")
         await log_in(page)
-        wanted = f"{url}/console/events/{past[0]['_id']}"
+        wanted = f"{url}/console/events/{stored_events[0]['_id']}"
         elsewhere = "http://localhost:9/"
         link = f"<a href='{wanted}'>look</a>"
         await page.route(
@@ -521,7 +529,7 @@ async def test_a_link_from_elsewhere_opens_the_view_it_names(open_page, serving,
         )
         await page.goto(elsewhere)
         await page.get_by_role("link", name="look").click()
-        await expect(page.locator("#event-id")).to_have_text(past[0]["_id"])
+        await expect(page.locator("#event-id")).to_have_text(stored_events[0]["_id"])
 
 
 # -- keyboard, no JavaScript -----------------------------------------------------------------
@@ -535,7 +543,7 @@ async def focused(page):
 
 
 async def tab_to(page, wanted, most=80):
-    """Press Tab until what has the focus matches; every stop must be seen to have it."""
+    """Press Tab until the focused element's text matches."""
     for _ in range(most):
         await page.keyboard.press("Tab")
         if re.search(wanted, await focused(page)):
@@ -544,12 +552,12 @@ async def tab_to(page, wanted, most=80):
 
 
 async def follow(page):
-    """Press Enter on what leads to another page, and return when that has come whole."""
+    """Press Enter on a link or button, and wait until the next page has loaded."""
     async with page.expect_navigation():
         await page.keyboard.press("Enter")
 
 
-async def test_the_keyboard_alone_is_enough(open_page, url, past, db):
+async def test_keyboard_alone_is_enough_to_replay(open_page, url, stored_events, db):
     page = await open_page(f"{url}/console?range=all")
     await page.keyboard.press("Tab")
     assert await focused(page) == "Skip to content"
@@ -572,18 +580,18 @@ async def test_the_keyboard_alone_is_enough(open_page, url, past, db):
     await follow(page)
     await expect(page.get_by_role("status")).to_contain_text("due again")
     assert await db.events.count_documents({"history.by": "ada"}) == 1
-    assert past
+    assert stored_events
 
 
-async def test_a_bar_can_be_chosen_by_keyboard(open_page, url, past):
+async def test_histogram_bar_can_be_chosen_by_keyboard(open_page, url, stored_events):
     page = await open_page(f"{url}/console?range=all")
-    assert past
+    assert stored_events
     await tab_to(page, r"^\d{4}-\d\d-\d\d ")
     await follow(page)
     await expect(page).to_have_url(re.compile("from="))
 
 
-async def test_without_javascript_everything_works(open_page, url, past, db):
+async def test_console_works_without_javascript(open_page, url, stored_events, db):
     page = await open_page(f"{url}/console?range=all&limit=25", java_script_enabled=False)
     await page.locator(".histogram a").first.click()
     await expect(page).to_have_url(re.compile("from="))
@@ -599,30 +607,29 @@ async def test_without_javascript_everything_works(open_page, url, past, db):
     await page.get_by_label("Yes, replay them").check()
     await page.get_by_role("button", name=re.compile("^Replay ")).click()
     await expect(page.get_by_text("Done")).to_be_visible(timeout=20_000)
-    failed = [each for each in past if each["status"] == "FAILED_PERMANENTLY"]
+    failed = [each for each in stored_events if each["status"] == "FAILED_PERMANENTLY"]
     assert await db.events.count_documents({"history": {"$exists": True}}) == len(failed)
 
 
-async def test_the_page_comes_back_by_itself_when_the_service_does(open_page, url, monkeypatch):
-
-    async def away(*_):
+async def test_error_page_reloads_once_the_service_answers(open_page, url, monkeypatch):
+    async def unavailable(*_):
         raise StoreUnavailableError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Replicas, "backlog", away)
+        patch.setattr(Replicas, "backlog", unavailable)
         page = await open_page(f"{url}/console")
         await expect(page.get_by_role("alert")).to_contain_text("MongoDB does not answer")
-        assert await serious(page) == []
+        assert await axe_violations(page) == []
     await expect(page.get_by_role("heading", name="Events", exact=True)).to_be_visible(
         timeout=20_000
     )
 
 
-async def test_a_large_payload_opens_quickly(open_page, url, store):
+async def test_event_page_of_a_large_payload_loads_quickly(open_page, url, store):
     event = new_event(b'{"a":[' + b'{"key":"value","n":1},' * 40_000 + b"1]}")
     await store.writer.insert([event])
     page = await open_page(f"{url}/console/events/{event.id}")
-    await expect(page.get_by_text("Cut here").first).to_be_visible()
+    await expect(page.get_by_text("Truncated").first).to_be_visible()
     took = await page.evaluate(
         "performance.timing.loadEventEnd - performance.timing.navigationStart"
     )

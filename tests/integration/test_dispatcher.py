@@ -155,7 +155,7 @@ async def test_a_replayed_event_has_the_whole_schedule_before_it_again(
     async with running(replace(settings, **QUICK), store, receiver.url):
         await eventually(lambda: statuses(db), all_are(Status.FAILED_PERMANENTLY))
         instruction = Instruction(Action.REPLAY, "r", "ann", "127.0.0.1")
-        await store.bulk_actions.one(event.id, instruction)
+        await store.bulk_actions.apply(event.id, instruction)
         await eventually(lambda: asyncio.sleep(0, len(receiver.requests)), lambda n: n == 10)
         await eventually(lambda: statuses(db), all_are(Status.FAILED_PERMANENTLY))
     numbers = [int(request.headers["webhook-attempt"]) for request in receiver.requests]
@@ -200,7 +200,9 @@ async def test_a_cancelled_event_is_sent_no_more(settings, store, db, receiver):
     await store.writer.insert([event])
     async with running(replace(settings, **QUICK), store, receiver.url) as dispatcher:
         await eventually(lambda: asyncio.sleep(0, len(receiver.requests)))
-        await store.bulk_actions.one(event.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1"))
+        await store.bulk_actions.apply(
+            event.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1")
+        )
         release.set()
         await eventually(lambda: statuses(db), all_are(Status.FAILED_PERMANENTLY))
         assert await dispatcher.run_once() > 0  # nothing is due
@@ -223,7 +225,7 @@ async def test_the_log_of_an_attempt_that_was_cancelled_promises_no_retry(
     with capture_logs() as lines:
         async with running(replace(settings, **QUICK), store, receiver.url):
             await eventually(lambda: asyncio.sleep(0, len(receiver.requests)))
-            await store.bulk_actions.one(
+            await store.bulk_actions.apply(
                 event.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1")
             )
             release.set()
@@ -242,7 +244,9 @@ async def test_a_cancelled_event_whose_dispatcher_died_is_none_that_failed(
     await store.writer.insert([cancelled, *rest])
     await clock_caught_up(store)
     await store.queue.claim("default", 1 + others, owner="doomed", lease_s=60, max_attempts=5)
-    await store.bulk_actions.one(cancelled.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1"))
+    await store.bulk_actions.apply(
+        cancelled.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1")
+    )
     last = {"$set": {"attempt_count": 5}}
     await db.events.update_many({"_id": {"$ne": cancelled.id}}, last)
     past = [{"$set": {"next_attempt_at": {"$subtract": ["$$NOW", 1000]}}}]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from bson import Int64
 
 from wds.domain.deliveries import Status
-from wds.encoding import json_default
+from wds.encoding import instant_text, json_default
 from wds.web.error_envelope import json_answer
 
 
@@ -37,3 +38,15 @@ def test_json_default_refuses_other_types_without_quoting_them(value):
     with pytest.raises(TypeError) as caught:
         json_answer({"a": value})
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("instant", "text"),
+    [
+        (datetime(2026, 3, 1, 12, tzinfo=UTC), "2026-03-01T12:00:00.000Z"),
+        (datetime(2026, 3, 1, 12, 0, 0, 250_900, tzinfo=UTC), "2026-03-01T12:00:00.250Z"),
+        (datetime(2026, 3, 1, tzinfo=timezone(timedelta(hours=2))), "2026-02-28T22:00:00.000Z"),
+    ],
+)
+def test_instant_text_is_utc_with_milliseconds(instant, text):
+    assert instant_text(instant) == text

@@ -1,8 +1,8 @@
-"""Carries bulk actions out, in any process that serves operators: one at a time, out of the way.
+"""Carries out bulk actions, in every process that serves operators: one at a time.
 
-Between two chunks it rests as long as the last one took, so that at most half of one connection's
-time goes into it and senders are served meanwhile. If the process dies, the lease of the bulk
-action expires and another process goes on (`bulk`).
+Between two chunks it sleeps as long as the last one took. So at most half of one connection's time
+goes into bulk actions, and senders are served meanwhile. If the process dies, the lease of the bulk
+action expires and another process continues (`storage.bulk_actions`).
 """
 
 from __future__ import annotations
@@ -21,65 +21,73 @@ from wds.telemetry import metrics
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
-    from wds.storage.bulk_actions import BulkActions, Taken
+    from wds.storage.bulk_actions import BulkActions, HeldBulkAction
 
 log = structlog.get_logger(__name__)
 
-LOOK_EVERY_S = 2.0
-"""Seconds between looks for bulk actions that another process left."""
+POLL_INTERVAL_S = 2.0
+"""Seconds between polls for bulk actions that other processes have begun or left."""
 TOO_SLOW = "finding the next events takes too long; begin another over a shorter range of time"
 
 
 class BulkWorker:
     """Works on the bulk actions of one database; `wake` when there is a new one."""
 
-    def __init__(self, bulk: BulkActions, *, owner: str) -> None:
-        """Take what to work on, and this process's name."""
-        self._bulk = bulk
+    def __init__(self, bulk_actions: BulkActions, *, owner: str) -> None:
+        """Lease bulk actions in the name of this process, `owner`."""
+        self._bulk_actions = bulk_actions
         self._owner = owner
         self._woken = asyncio.Event()
 
     def wake(self) -> None:
-        """Look for bulk actions now."""
+        """Poll for bulk actions now."""
         self._woken.set()
 
     async def run_once(self) -> bool:
-        """Carry one bulk action out to its end; False if none was free.
+        """Carry out one bulk action to its end; False if none was free.
 
         Raises:
-            StoreUnavailableError: what was not finished goes on when its lease has expired.
+            StoreUnavailableError: the bulk action continues when its lease has expired.
         """
-        taken = await self._bulk.take(self._owner)
-        if taken is None:
+        held = await self._bulk_actions.take(self._owner)
+        if held is None:
             return False
-        facts = {"request_id": taken.document["_id"], "action": taken.document["action"]}
-        log.info("bulk_action_taken", **facts, changed=taken.document["changed"])
+        taken = held.bulk_action
+        facts = {"request_id": taken.request_id, "action": taken.action}
+        log.info("bulk_action_taken", **facts, changed=taken.changed)
         try:
-            await self._work(taken)
+            await self._carry_out(held)
         except SearchTooSlowError:
             log.warning("bulk_action_too_slow", **facts)
-            await self._bulk.fail(taken, TOO_SLOW)
+            await self._bulk_actions.fail(held, TOO_SLOW)
         except StoreUnavailableError:
             raise
         except Exception as error:
-            # It would fail for whoever took it next, and keep all others waiting.
+            # It would fail in the next process as well, and hold up all others.
             log.exception("bulk_action_crashed", **facts)
-            await self._bulk.fail(taken, type(error).__name__)
-        log.info("bulk_action_left", **facts, **_progress(taken))
+            await self._bulk_actions.fail(held, type(error).__name__)
+        left = held.bulk_action
+        log.info(
+            "bulk_action_left",
+            **facts,
+            state=left.state,
+            examined=left.examined,
+            changed=left.changed,
+        )
         return True
 
-    async def _work(self, taken: Taken) -> None:
+    async def _carry_out(self, held: HeldBulkAction) -> None:
         more = True
         while more:
             began = time.monotonic()
-            before = taken.document["changed"]
-            more = await self._bulk.step(taken)
-            changed = taken.document["changed"] - before
-            metrics.EVENTS_CHANGED.labels(taken.document["action"]).inc(changed)
+            before = held.bulk_action
+            more = await self._bulk_actions.step(held)
+            changed = held.bulk_action.changed - before.changed
+            metrics.EVENTS_CHANGED.labels(before.action).inc(changed)
             await asyncio.sleep(time.monotonic() - began)
 
     async def run(self) -> None:
-        """Work until cancelled, waiting where there is nothing to do or MongoDB is away."""
+        """Work until cancelled; wait while there is nothing to do or MongoDB is unavailable."""
         while True:
             self._woken.clear()
             worked = False
@@ -88,17 +96,12 @@ class BulkWorker:
             except StoreUnavailableError as error:
                 log.warning("bulk_action_waits", cause=str(error))
             except Exception:
-                # A defect here must be seen, and must not end the service.
+                # A defect must be logged, and must not end the service.
                 log.exception("bulk_worker_crashed")
             if not worked:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._woken.wait(), LOOK_EVERY_S)
+                    await asyncio.wait_for(self._woken.wait(), POLL_INTERVAL_S)
 
-
-def _progress(taken: Taken) -> dict[str, object]:
-    return {name: taken.document[name] for name in ("state", "examined", "changed")}
-
-
-def working(worker: BulkWorker) -> AbstractAsyncContextManager[None]:
-    """Run `worker` inside the block."""
-    return beside(worker.run())
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """Run inside the block."""
+        return beside(self.run())

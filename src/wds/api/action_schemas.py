@@ -1,4 +1,4 @@
-"""The wire shapes of replay, cancel and bulk actions."""
+"""JSON shapes of replay, cancel and bulk actions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import marshmallow as ma
 from marshmallow import fields, validate
 
 from wds.api.event_schemas import MAX_INTEGER, FilterSchema
+from wds.domain.event_filter import FILTERS
 from wds.domain.events import MAX_LABEL, is_label
 from wds.domain.operator_actions import Action, is_request_id
 from wds.web.schemas import StrictBoolean
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MAX_REASON = 1000
-SLOWEST = 0.001
-"""Least pace of a replay. At a far slower one events would be due after the year 9999, which
-Python cannot read."""
+MIN_PER_SECOND = 0.001
+"""Least `per_second` of a replay. At a far lower one events would be due after the year 9999,
+which Python cannot read."""
 STATES = ("running", "done", "stopped", "failed")
 
 
@@ -37,14 +38,14 @@ def _request_id(value: str) -> None:
         raise ma.ValidationError(msg)
 
 
-def _pace(value: float) -> None:
-    if 0 < value < SLOWEST:
-        msg = f"Must be 0 or at least {SLOWEST:g}."
+def _per_second(value: float) -> None:
+    if 0 < value < MIN_PER_SECOND:
+        msg = f"Must be 0 or at least {MIN_PER_SECOND:g}."
         raise ma.ValidationError(msg)
 
 
 class InstructionSchema(ma.Schema):
-    """Who asks and why; no field is required."""
+    """The operator and the reason; no field is required."""
 
     request_id = fields.String(
         validate=_request_id,
@@ -60,10 +61,10 @@ class InstructionSchema(ma.Schema):
 
 
 class BulkRequestSchema(FilterSchema, InstructionSchema):
-    """Filters, of which at least one is required, and how to go about it."""
+    """Filters, of which at least one is required, and options of the bulk action."""
 
     dry_run = StrictBoolean(
-        load_default=False, metadata={"description": "Only count what would be meant."}
+        load_default=False, metadata={"description": "Only count the events that match."}
     )
     limit = fields.Integer(
         strict=True,
@@ -73,38 +74,38 @@ class BulkRequestSchema(FilterSchema, InstructionSchema):
 
     @ma.validates_schema
     def _filtered(self, data: Mapping[str, Any], **_: Any) -> None:  # noqa: ANN401
-        if not data.keys() & FilterSchema._declared_fields.keys():  # noqa: SLF001
+        if not any(spec.name in data for spec in FILTERS):
             msg = "Give at least one filter; `from` 1970-01-01 means every event."
             raise ma.ValidationError(msg)
 
 
 class BulkReplayRequestSchema(BulkRequestSchema):
-    """Which events to replay, and how fast."""
+    """Filters and options of a bulk replay."""
 
     per_second = fields.Float(
-        validate=[validate.Range(0, 100_000), _pace],
+        validate=[validate.Range(0, 100_000), _per_second],
         allow_nan=False,
         metadata={
-            "description": "How many become due in a second, so that new events get their turn;"
-            f" 0 for all at once, else at least {SLOWEST:g}. Default: half of WDS_RATE_LIMIT."
+            "description": "Events that become due per second, so that new events get their turn;"
+            f" 0 for all at once, else at least {MIN_PER_SECOND:g}; default: half of WDS_RATE_LIMIT"
         },
     )
 
 
 class ChangedSchema(ma.Schema):
-    """What became of an instruction for one event."""
+    """The result of a replay or cancel of one event."""
 
     id = fields.String()
     status = fields.String(metadata={"description": "The event's status now."})
     request_id = fields.String()
-    repeated = fields.Boolean(metadata={"description": "It was done by an earlier request."})
+    repeated = fields.Boolean(metadata={"description": "An earlier request has done it."})
     cancelling = fields.Boolean(
-        metadata={"description": "The attempt under way goes on; nothing comes after it."}
+        metadata={"description": "The attempt under way is finished; none follows it."}
     )
 
 
 class BulkSchema(ma.Schema):
-    """A bulk action and how far it is."""
+    """A bulk action and its progress."""
 
     request_id = fields.String()
     action = fields.String(validate=validate.OneOf([str(action) for action in Action]))
@@ -119,21 +120,27 @@ class BulkSchema(ma.Schema):
     per_second = fields.Float(allow_none=True)
     matched = fields.Integer(
         allow_none=True,
-        metadata={"description": "Events that matched at its start; null if that took too long."},
+        metadata={
+            "description": "Events that matched at its start; null if counting took too long."
+        },
     )
-    examined = fields.Integer(metadata={"description": "Events looked at."})
+    examined = fields.Integer(metadata={"description": "Events examined."})
     changed = fields.Integer(metadata={"description": "Events replayed or cancelled."})
     skipped = fields.Integer(
-        metadata={"description": "Events looked at to which there was nothing to do then."}
+        metadata={"description": "Events examined and not changed: there was nothing to do."}
     )
     started_at = fields.DateTime()
     finished_at = fields.DateTime(allow_none=True)
 
 
 class BulkAnswerSchema(BulkSchema):
-    """A bulk action that was begun before; or how many events are meant, of a dry run."""
+    """A bulk action that was begun before, or the counts of a dry run."""
 
-    dry_run = fields.Boolean(metadata={"description": "Only with `action` and the counts."})
+    dry_run = fields.Boolean(
+        metadata={
+            "description": "True in the answer to a dry run, which has only `action` and counts."
+        }
+    )
     by_status = fields.Dict(keys=fields.String(), values=fields.Integer())
 
 

@@ -1,18 +1,28 @@
-"""Wire shapes of reading events: filters, searches, exports, and events with their attempts."""
+"""JSON shapes of reading events: filters, searches, exports, and events with their attempts."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import marshmallow as ma
 from marshmallow import fields, validate
 
+from wds.domain.event_filter import (
+    FILTERS,
+    NEWEST_FIRST,
+    OLDEST_FIRST,
+    SORTS,
+    EventFilter,
+    FilterKind,
+    Position,
+    is_id_prefix,
+)
 from wds.domain.events import ID_LENGTH, MAX_LABEL
 from wds.domain.operator_actions import Action
-from wds.storage.event_queries import NEWEST_FIRST, OLDEST_FIRST, SORTS, Position, is_id_prefix
 from wds.storage.rollup_queries import MAX_EVENT_TYPES
 from wds.web.schemas import (
     Instant,
@@ -24,16 +34,19 @@ from wds.web.schemas import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from wds.domain.event_filter import FilterSpec
 
 MAX_PAGE = 500
 MAX_INTEGER = 2**31 - 1
+MAX_STATUS_CODE = 999
 MAX_SKIP = 100_000
-"""Skipping reads what it skips; a cursor goes to any depth at the same cost."""
+"""MongoDB reads the events that it skips; a cursor costs the same at any depth."""
 
 
 class Cursor(fields.Field[tuple[str, Position]]):
-    """An opaque position in the order of a search: read as (sort, position)."""
+    """An opaque position in the order of a search. Loaded as (sort, position)."""
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[str, Position]:  # noqa: ANN401
         try:
@@ -50,7 +63,7 @@ class Cursor(fields.Field[tuple[str, Position]]):
 
 
 def cursor_after(position: Position, sort: str = NEWEST_FIRST) -> str:
-    """Return the cursor for what follows this position in this order."""
+    """Return the cursor for the events that follow `position` in this order."""
     milliseconds = round(position.received_at.timestamp() * 1000)
     text = f"{sort}:{position.attempt_count}:{milliseconds}:{position.event_id}"
     return base64.urlsafe_b64encode(text.encode()).decode("ascii")
@@ -62,32 +75,39 @@ def _id_prefix(value: str) -> None:
         raise ma.ValidationError(msg)
 
 
-class FilterSchema(ma.Schema):
-    """Which events: all that every filter given here fits."""
+_VALUES: Mapping[FilterKind, Callable[..., fields.Field[Any]]] = {
+    FilterKind.STATUS: status_field,
+    FilterKind.LABEL: label,
+    FilterKind.STATUS_CODE: partial(
+        fields.Integer, strict=True, validate=validate.Range(0, MAX_STATUS_CODE)
+    ),
+    FilterKind.KEY: partial(fields.String, validate=[validate.Length(1, MAX_LABEL), printable]),
+    FilterKind.ID_PREFIX: partial(fields.String, validate=_id_prefix),
+    FilterKind.COUNT: partial(fields.Integer, strict=True, validate=validate.Range(0, MAX_INTEGER)),
+    FilterKind.INSTANT: Instant,
+}
+"""Kind of a filter -> field of one value."""
 
-    status = OneOrMany(status_field(), metadata={"description": "One or several."})
-    event_type = OneOrMany(label(), metadata={"description": "One or several."})
-    source = OneOrMany(label(), metadata={"description": "One or several."})
-    destination = OneOrMany(label(), metadata={"description": "One or several."})
-    last_status_code = OneOrMany(
-        fields.Integer(strict=True, validate=validate.Range(0, 999)),
-        metadata={"description": "Of the last attempt, one or several; 0 is no answer."},
-    )
-    idempotency_key = fields.String(
-        validate=[validate.Length(1, MAX_LABEL), printable],
-        metadata={"description": "Exactly this one."},
-    )
-    id_prefix = fields.String(
-        validate=_id_prefix,
-        metadata={"description": "What the event's id begins with.", "pattern": "^[0-9a-f]{1,32}$"},
-    )
-    min_attempts = fields.Integer(
-        strict=True,
-        validate=validate.Range(0, MAX_INTEGER),
-        metadata={"description": "At least so many attempts were started."},
-    )
-    from_ = Instant(data_key="from", metadata={"description": "Received at or after."})
-    to = Instant(metadata={"description": "Received before."})
+
+def _field(spec: FilterSpec) -> fields.Field[Any]:
+    metadata = {"description": spec.description}
+    if spec.kind is FilterKind.ID_PREFIX:
+        metadata["pattern"] = f"^[0-9a-f]{{1,{ID_LENGTH}}}$"
+    value = _VALUES[spec.kind]
+    if spec.many:
+        return OneOrMany(value(), data_key=spec.wire_name, metadata=metadata)
+    return value(data_key=spec.wire_name, metadata=metadata)
+
+
+class FilterSchema(ma.Schema):
+    """Which events: those that match every filter given here."""
+
+    class Meta:
+        """One field for each of `FILTERS`."""
+
+        include: ClassVar[dict[str, fields.Field[Any]]] = {
+            spec.name: _field(spec) for spec in FILTERS
+        }
 
     @ma.validates_schema
     def _range(self, data: Mapping[str, Any], **_: Any) -> None:  # noqa: ANN401
@@ -96,13 +116,13 @@ class FilterSchema(ma.Schema):
             raise ma.ValidationError(msg, "to")
 
 
-def filters_of(loaded: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a loaded request that `filters.match` takes."""
-    return {name: loaded[name] for name in FilterSchema._declared_fields if name in loaded}  # noqa: SLF001
+def filter_of(loaded: Mapping[str, Any]) -> EventFilter:
+    """Return the filter in a request that a `FilterSchema` has loaded."""
+    return EventFilter(**{spec.name: loaded[spec.name] for spec in FILTERS if spec.name in loaded})
 
 
 class SearchRequestSchema(FilterSchema):
-    """Filters, page and extras of a search; no field is required."""
+    """Filters, page and options of a search; no field is required."""
 
     sort = fields.String(
         load_default=NEWEST_FIRST,
@@ -123,7 +143,7 @@ class SearchRequestSchema(FilterSchema):
 
 
 class ExportRequestSchema(FilterSchema):
-    """Filters and extras of an export; no field is required."""
+    """Filters and options of an export; no field is required."""
 
     sort = fields.String(
         load_default=NEWEST_FIRST, validate=validate.OneOf([NEWEST_FIRST, OLDEST_FIRST])
@@ -145,18 +165,18 @@ class AttemptSchema(ma.Schema):
 
 
 class LeaseSchema(ma.Schema):
-    """Which dispatcher has the event now."""
+    """The dispatcher that has a lease on the event."""
 
     owner = fields.String()
     since = fields.DateTime()
 
 
 class HistorySchema(ma.Schema):
-    """What an operator did to an event."""
+    """A replay or a cancel of an event by an operator."""
 
     action = fields.String(validate=validate.OneOf([str(action) for action in Action]))
     at = fields.DateTime()
-    by = fields.String(metadata={"description": "Who, in their own words; not proven."})
+    by = fields.String(metadata={"description": "Who, in their own words; not verified."})
     remote = fields.String(metadata={"description": "The address the request came from."})
     reason = fields.String(allow_none=True)
     request_id = fields.String()
@@ -165,7 +185,7 @@ class HistorySchema(ma.Schema):
 
 
 class EventSchema(ma.Schema):
-    """An event. `payload` is what was received, character for character, where asked for."""
+    """An event. `payload`, if asked for, is character for character what was received."""
 
     id = fields.String()
     source = fields.String()
@@ -184,10 +204,12 @@ class EventSchema(ma.Schema):
     trace = fields.Dict(keys=fields.String(), values=fields.String(), allow_none=True)
     attempts = fields.List(fields.Nested(AttemptSchema))
     attempts_before = fields.Integer(
-        metadata={"description": "Attempts before the last replay, which began the schedule anew."}
+        metadata={
+            "description": "Attempts before the last replay, which restarted the retry schedule."
+        }
     )
     cancelling = fields.Boolean(
-        metadata={"description": "Ends with the attempt under way, whatever comes of it."}
+        metadata={"description": "The event ends with the attempt under way, whatever its outcome."}
     )
     history = fields.List(
         fields.Nested(HistorySchema), metadata={"description": "Replays and cancels, oldest first."}
@@ -203,7 +225,7 @@ class HourSchema(ma.Schema):
 
 
 class AggregationsSchema(ma.Schema):
-    """Counts over everything that the filters match, not only over this page."""
+    """Counts of all events that the filters match, not only of this page."""
 
     by_status = fields.Dict(keys=fields.String(), values=fields.Integer())
     by_event_type = fields.Dict(

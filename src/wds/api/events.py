@@ -1,11 +1,10 @@
-"""The operators' read routes: search, export, one event, its exact payload."""
+"""The operators' routes that read events: search, export, one event, its exact payload."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from contextlib import aclosing
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -14,86 +13,93 @@ from aiohttp import web
 from wds.api import event_schemas
 from wds.domain.deliveries import Status
 from wds.domain.errors import Refusal, StoreUnavailableError
+from wds.encoding import instant_text
 from wds.storage import event_queries
 from wds.web import schemas
 from wds.web.json_body import is_json, parse_request
 from wds.web.openapi import Operation
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from datetime import datetime
+
+    from wds.domain.event_filter import EventFilter
+    from wds.storage.event_reader import EventReader
     from wds.storage.lease_queries import Document
-    from wds.storage.store import Store
+    from wds.storage.rollups import Rollups
 
 log = structlog.get_logger(__name__)
 
 
-class Search:
-    """Handlers over one store's archive and kept counts."""
+class EventHandlers:
+    """Handlers of the routes, over what reads and counts events."""
 
-    def __init__(self, store: Store) -> None:
-        """Take the store to read."""
-        self._archive = store.reader
-        self._rollups = store.rollups
-        self._now = store.now
+    def __init__(
+        self, reader: EventReader, rollups: Rollups, now: Callable[[], Awaitable[datetime]]
+    ) -> None:
+        """Read by `reader`, count by `rollups` if they can; `now` returns the database's time."""
+        self._reader = reader
+        self._rollups = rollups
+        self._now = now
         self._schema = event_schemas.SearchRequestSchema()
 
     async def search(self, request: web.Request) -> web.Response:
-        """Find events, in the order asked for, and count all that match.
+        """Find events, in the order of `sort`, and count all that match.
 
-        All filters must hold; of several values one must fit. A page with payloads may be shorter
-        than `limit`: it ends at 8 MiB of them. For the next page pass `next_cursor` back as
-        `cursor`; it stays right while events arrive.
+        An event must match all filters, and one value of a filter with several. A page with
+        payloads may be shorter than `limit`: it ends at 8 MiB of payload. For the next page, send
+        `next_cursor` as `cursor`; no event is repeated or left out while others arrive.
         """
-        wanted = schemas.load(self._schema, parse_request(await request.read() or b"{}"))
-        given = event_schemas.filters_of(wanted)
-        match = event_queries.match(**given)
-        _, after = wanted.get("cursor", (None, None))
+        loaded = schemas.load(self._schema, parse_request(await request.read() or b"{}"))
+        event_filter = event_schemas.filter_of(loaded)
+        query = event_queries.match(event_filter)
+        _, after = loaded.get("cursor", (None, None))
         (page, more), counts = await asyncio.gather(
-            self._archive.page(
-                match,
-                sort=wanted["sort"],
-                skip=wanted["skip"],
-                limit=wanted["limit"],
+            self._reader.page(
+                query,
+                sort=loaded["sort"],
+                skip=loaded["skip"],
+                limit=loaded["limit"],
                 after=after,
-                include_payload=wanted["include_payload"],
+                include_payload=loaded["include_payload"],
             ),
-            self._counts(
-                match, kept=given.keys() <= event_queries.KEPT, aggregations=wanted["aggregations"]
-            ),
+            self._counts(event_filter, query, aggregations=loaded["aggregations"]),
         )
         next_cursor = None
         if more:
-            next_cursor = event_schemas.cursor_after(
-                event_queries.position_of(page[-1]), wanted["sort"]
-            )
+            last = event_queries.position_of(page[-1])
+            next_cursor = event_schemas.cursor_after(last, loaded["sort"])
         answer = {"next_cursor": next_cursor, **counts}
         rest = json.dumps(answer, separators=(",", ":"))
         events = ",".join(event_json(document) for document in page)
         return _json_text(f'{{"events":[{events}],{rest[1:]}')
 
-    async def _counts(self, match: Document, *, kept: bool, aggregations: bool) -> dict[str, Any]:
-        """Count all that matches, from what is `kept` of such filters or from an index."""
-        source = self._rollups if kept else self._archive
+    async def _counts(
+        self, event_filter: EventFilter, query: Document, *, aggregations: bool
+    ) -> dict[str, Any]:
+        """Count all events that match, by the rollups or from an index."""
+        source = self._rollups if event_filter.counted_by_rollups else self._reader
         if not aggregations:
-            return {"total": await source.total(match)}
-        counts = await source.counts(match)
+            return {"total": await source.total(query)}
+        counts = await source.counts(query)
         total = sum(each["count"] for each in counts["by_status"])
         return {"total": total, "aggregations": _aggregations(counts)}
 
     async def export(self, request: web.Request) -> web.StreamResponse:
         """Stream every event that matches, one JSON object a line.
 
-        What arrives after the request is left out. An answer that ends without its last chunk is
-        not whole: the store failed meanwhile.
+        Events that arrive after the request are left out. An answer that ends without its last
+        chunk is incomplete: the store failed meanwhile.
         """
-        wanted = schemas.load(
+        loaded = schemas.load(
             event_schemas.ExportRequestSchema(), parse_request(await request.read() or b"{}")
         )
-        match = event_queries.narrowed(
-            event_queries.match(**event_schemas.filters_of(wanted)),
+        query = event_queries.narrow(
+            event_queries.match(event_schemas.filter_of(loaded)),
             {"received_at": {"$lt": await self._now()}},
         )
-        pages = self._archive.export(
-            match, sort=wanted["sort"], include_payload=wanted["include_payload"]
+        pages = self._reader.export(
+            query, sort=loaded["sort"], include_payload=loaded["include_payload"]
         )
         async with aclosing(pages):
             # The first page is read before the status is sent, so that it can still be a 503.
@@ -115,11 +121,11 @@ class Search:
 
     async def event(self, request: web.Request) -> web.Response:
         """Show one event whole: state, attempts, history, headers, payload."""
-        return _json_text(event_json(await self._found(request)))
+        return _json_text(event_json(await self._get(request)))
 
     async def payload(self, request: web.Request) -> web.Response:
         """Return the payload's exact bytes under its own content type."""
-        document = await self._found(request)
+        document = await self._get(request)
         return web.Response(
             body=document["payload"],
             headers={
@@ -129,16 +135,18 @@ class Search:
             },
         )
 
-    async def _found(self, request: web.Request) -> Document:
-        document = await self._archive.get(request.match_info["id"])
+    async def _get(self, request: web.Request) -> Document:
+        document = await self._reader.get(request.match_info["id"])
         if document is None:
             raise Refusal(404, "not_found", "no event has this id")
         return document
 
 
-def operations(store: Store) -> list[Operation]:
-    """Return the operators' routes for reading."""
-    handlers = Search(store)
+def operations(
+    reader: EventReader, rollups: Rollups, now: Callable[[], Awaitable[datetime]]
+) -> list[Operation]:
+    """Return the routes that read events."""
+    handlers = EventHandlers(reader, rollups, now)
     found = {200: ("The event", event_schemas.EventSchema)}
     exact: dict[int, tuple[str, None]] = {200: ("The exact bytes received", None)}
     lines: dict[int, tuple[str, None]] = {200: ("An event a line", None)}
@@ -189,17 +197,19 @@ def _aggregations(counts: Document) -> dict[str, Any]:
         "by_status": by_status,
         "by_event_type": {each["_id"]: each["count"] for each in counts["by_event_type"]},
         "histogram": [
-            {"hour": instant(each["_id"]), "count": each["count"]} for each in counts["histogram"]
+            {"hour": instant_text(each["_id"]), "count": each["count"]}
+            for each in counts["histogram"]
         ],
     }
 
 
 def event_json(document: Document) -> str:
-    """Return an event as JSON text; the payload is spliced in as it was received.
+    """Return a stored event as JSON text, with the payload inserted as it was received.
 
-    Reading and writing it again could change numbers, repeated keys and lone surrogates.
+    Parsing and writing the payload again could change numbers, repeated keys and lone surrogates.
     """
     lease = document.get("lease")
+    finished_at, next_attempt_at = document.get("finished_at"), document.get("next_attempt_at")
     event = {
         "id": document["_id"],
         "source": document["source"],
@@ -208,21 +218,23 @@ def event_json(document: Document) -> str:
         "content_type": document["content_type"],
         "headers": document["headers"],
         "payload_sha256": document["payload_sha256"].hex(),
-        "received_at": instant(document["received_at"]),
-        "finished_at": instant(document.get("finished_at")),
+        "received_at": instant_text(document["received_at"]),
+        "finished_at": finished_at and instant_text(finished_at),
         "destination": document["destination"],
         "status": document["status"],
         "attempt_count": document["attempt_count"],
-        "next_attempt_at": instant(document.get("next_attempt_at")),
+        "next_attempt_at": next_attempt_at and instant_text(next_attempt_at),
         "trace": document.get("trace"),
-        "lease": lease and {"owner": lease["owner"], "since": instant(lease["since"])},
+        "lease": lease and {"owner": lease["owner"], "since": instant_text(lease["since"])},
         "attempts": [
-            {**attempt, "timestamp": instant(attempt["timestamp"])}
+            {**attempt, "timestamp": instant_text(attempt["timestamp"])}
             for attempt in document["attempts"]
         ],
         "attempts_before": document.get("attempts_before", 0),
         "cancelling": "cancelling" in document,
-        "history": [{**each, "at": instant(each["at"])} for each in document.get("history", [])],
+        "history": [
+            {**each, "at": instant_text(each["at"])} for each in document.get("history", [])
+        ],
     }
     text = json.dumps(event, separators=(",", ":"))
     if "payload" not in document:
@@ -234,15 +246,8 @@ def event_json(document: Document) -> str:
 
 
 def _in_one_line(text: str) -> str:
-    """Replace line breaks in a JSON text: strings have none, so they are white space."""
+    """Replace the line breaks of a JSON text, which are white space: its strings have none."""
     return text.replace("\n", " ").replace("\r", " ")
-
-
-def instant(value: datetime | None) -> str | None:
-    """Write an instant as ISO 8601 in UTC with milliseconds."""
-    if value is None:
-        return None
-    return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _json_text(text: str) -> web.Response:

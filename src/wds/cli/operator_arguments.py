@@ -14,11 +14,11 @@ from wds.cli import remote
 from wds.config import Settings, local_host
 from wds.domain.deliveries import Status
 from wds.domain.errors import SettingsError
+from wds.domain.event_filter import NEWEST_FIRST, SORTS, WIRE_NAMES
 from wds.domain.operator_actions import Action
-from wds.storage.event_queries import NEWEST_FIRST, SORTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     Add = Callable[[str, Any, str], argparse.ArgumentParser]
 
@@ -91,21 +91,7 @@ def _add_instruction(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--request-id", help="the same again does nothing twice, and follows it")
 
 
-_FILTERS = (
-    "status",
-    "event_type",
-    "source",
-    "destination",
-    "last_status_code",
-    "idempotency_key",
-    "id_prefix",
-    "min_attempts",
-    "from",
-    "to",
-)
-
-
-def _given(arguments: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+def _given(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
     values = vars(arguments)
     return {name: values[name] for name in names if values.get(name) is not None}
 
@@ -118,7 +104,7 @@ def _search(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return asyncio.run(
         remote.search(
             _target(arguments, environ),
-            _given(arguments, _FILTERS),
+            _given(arguments, WIRE_NAMES),
             sort=arguments.sort,
             limit=arguments.limit,
             payload=arguments.payload,
@@ -128,7 +114,7 @@ def _search(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def _change(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    filters = _given(arguments, _FILTERS)
+    filters = _given(arguments, WIRE_NAMES)
     extras = _given(arguments, ("limit", "per_second"))
     if arguments.ids and (filters or extras or arguments.dry_run):
         raise SettingsError(["give ids or filters, not both; the other options are for filters"])

@@ -25,7 +25,7 @@ from tenacity import RetryError
 
 from wds.cli.api_client import ComeBackError, patiently, progress
 from wds.domain.errors import WdsError
-from wds.storage.event_queries import NEWEST_FIRST, OLDEST_FIRST
+from wds.domain.event_filter import NEWEST_FIRST, OLDEST_FIRST
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence

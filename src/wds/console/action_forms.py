@@ -1,8 +1,8 @@
-"""What the console does to events, each after a page that says what is about to happen.
+"""The forms that replay or cancel events: one event, or all that match a query.
 
-The page carries a request id, so a form that is sent twice does its work once. A bulk action is
-about exactly the filters that the page counted: they travel with the form, with the range's
-instants filled in.
+Each form is on a page that says what is about to happen. It carries a request id, so that a form
+that is submitted twice does its work once. A bulk form also carries the exact filters by which its
+page counted, with the range as instants.
 """
 
 from __future__ import annotations
@@ -11,197 +11,206 @@ import json
 import secrets
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, quote
+from urllib.parse import parse_qsl
 
 from aiohttp import web
 
-from wds.api import action_schemas
-from wds.api.actions import REFUSED, bulk_json, filters_json
+from wds.actions.service import REFUSALS
+from wds.api import action_schemas, event_schemas
 from wds.console import event_query
-from wds.console.auth import HOME, form_of, page
-from wds.console.events import address, can_cancel, can_replay
+from wds.console.auth import read_form
+from wds.console.events import find_event
+from wds.console.paths import bulk_action_path, event_path
+from wds.console.rendering import page
 from wds.domain.errors import Detail, Refusal, StoreUnavailableError
-from wds.domain.operator_actions import Action, Instruction
+from wds.domain.event_filter import filter_text
+from wds.domain.operator_actions import Action, Instruction, obstacle
+from wds.encoding import instant_text
 from wds.web import schemas
 from wds.web.json_body import parse_request
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
+    from datetime import datetime
 
-    from wds.api.actions import Operate
-    from wds.console.events import Console
+    from wds.actions.service import ActionService
+    from wds.storage.event_reader import EventReader
     from wds.storage.lease_queries import Document
-    from wds.storage.store import Store
 
-    Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+    Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-ACTIONS = f"{HOME}/actions"
 _NUMBERS = ("limit", "per_second")
+_BULK_FIELDS = {
+    Action.REPLAY: ("request_id", "limit", "per_second"),
+    Action.CANCEL: ("request_id", "limit"),
+}
+_CORRECTABLE = {409, 422}
+"""Statuses of refusals that are shown on the form, so that the user can change it."""
 
 
-class Confirm:
-    """Handlers over one store, by the same rules as the API's."""
+class ActionForms:
+    """Handlers of the forms; they follow the same rules as the API's handlers."""
 
-    def __init__(self, store: Store, console: Console, operate: Operate) -> None:
-        """Take what reads and what changes."""
-        self._store = store
-        self._console = console
-        self._operate = operate
+    def __init__(
+        self, reader: EventReader, service: ActionService, now: Callable[[], Awaitable[datetime]]
+    ) -> None:
+        """Create the handlers; `service` does the work, `now` returns the database's time."""
+        self._reader = reader
+        self._service = service
+        self._now = now
 
     # -- one event -----------------------------------------------------------------------------
 
-    def ask_one(self, action: Action) -> Answer:
-        """Return a handler that asks whether to do this to one event."""
+    def show_one(self, action: Action) -> Handler:
+        """Return a handler that shows the form for one event."""
 
-        async def ask(request: web.Request) -> web.StreamResponse:
-            event = await self._console.found(request)
-            possible = can_replay(event) if action is Action.REPLAY else can_cancel(event)
-            return page(request, "confirm_one.html", _one(action, event, possible=possible))
+        async def show(request: web.Request) -> web.StreamResponse:
+            event = await find_event(self._reader, request)
+            verdict = obstacle(action, event)
+            context = _one_context(action, event, possible=verdict is None)
+            if verdict is not None:
+                context["obstacle"] = REFUSALS[verdict][1]
+            return page(request, "confirm_one.html", context)
 
-        return ask
+        return show
 
-    def do_one(self, action: Action) -> Answer:
-        """Return a handler that does it, and leads back to the event."""
+    def submit_one(self, action: Action) -> Handler:
+        """Return a handler that acts on one event and redirects to its page."""
 
-        async def do(request: web.Request) -> web.StreamResponse:
-            given = await form_of(request)
+        async def submit(request: web.Request) -> web.StreamResponse:
+            form = await read_form(request)
             try:
-                loaded = schemas.load(action_schemas.InstructionSchema(), _of(given, "request_id"))
-                changed = await self._operate.change(
+                loaded = schemas.load(
+                    action_schemas.InstructionSchema(), _request_json(form, "request_id")
+                )
+                result = await self._service.apply(
                     request.match_info["id"], _instruction(request, action, loaded)
                 )
             except Refusal as refusal:
-                if refusal.status not in {409, 422}:
+                if refusal.status not in _CORRECTABLE:
                     raise
-                event = await self._console.found(request)
-                context = _one(
-                    action, event, possible=refusal.status != web.HTTPConflict.status_code
-                )
-                context.update(refusal=refusal, given=given)
+                event = await find_event(self._reader, request)
+                possible = refusal.status != web.HTTPConflict.status_code
+                context = _one_context(action, event, possible=possible)
+                context.update(refusal=refusal, form=form)
                 return page(request, "confirm_one.html", context, refusal.status)
-            done = "replayed" if action is Action.REPLAY else "cancelled"
-            if action is Action.CANCEL and "cancelling" in changed.event:
-                done = "cancelling"
-            raise web.HTTPSeeOther(address(changed.event["_id"]) + f"?notice={done}")
+            notice = "replayed" if action is Action.REPLAY else "cancelled"
+            if action is Action.CANCEL and "cancelling" in result.event:
+                notice = "cancelling"
+            path = event_path(result.event["_id"])
+            raise web.HTTPSeeOther(path + f"?notice={notice}")
 
-        return do
+        return submit
 
-    # -- many ----------------------------------------------------------------------------------
+    # -- all that match ------------------------------------------------------------------------
 
-    def ask_all(self, action: Action) -> Answer:
-        """Return a handler that counts what a view's filters mean, and asks."""
+    def show_bulk(self, action: Action) -> Handler:
+        """Return a handler that counts what a query matches and shows the form."""
 
-        async def ask(request: web.Request) -> web.StreamResponse:
-            asked = event_query.read(request.query.items())
-            if asked.problems:
-                raise web.HTTPFound(asked.link())
-            now = await self._store.now()
-            body = asked.body(now)
-            # What arrives while somebody makes up their mind was not on the page.
-            body.setdefault("to", event_query.exact(now))
-            return await self._all_page(request, action, body, {"back": asked.link()})
+        async def show(request: web.Request) -> web.StreamResponse:
+            query = event_query.parse(request.query.items())
+            if query.problems:
+                raise web.HTTPFound(query.url_with())
+            now = await self._now()
+            body = query.filter_json(now)
+            # Events that arrive while the user decides were not on the page.
+            body.setdefault("to", instant_text(now))
+            return await self._bulk_page(request, action, body, {"back": query.url_with()})
 
-        return ask
+        return show
 
-    def do_all(self, action: Action) -> Answer:
-        """Return a handler that begins a bulk action, and leads to its progress."""
+    def submit_bulk(self, action: Action) -> Handler:
+        """Return a handler that starts a bulk action and redirects to its page."""
 
-        async def do(request: web.Request) -> web.StreamResponse:
-            given = await form_of(request)
-            body = parse_request(given.get("filters", "").encode())
+        async def submit(request: web.Request) -> web.StreamResponse:
+            form = await read_form(request)
+            body = parse_request(form.get("filters", "").encode())
             try:
-                if "sure" not in given:
-                    raise _unsure()
+                if "sure" not in form:
+                    raise _not_confirmed()
                 schema = (
                     action_schemas.BulkReplayRequestSchema()
                     if action is Action.REPLAY
                     else action_schemas.BulkRequestSchema()
                 )
-                loaded = schemas.load(schema, {**body, **_of(given, "request_id", *_MORE[action])})
-                begun, _ = await self._operate.begin(
+                loaded = schemas.load(
+                    schema, {**body, **_request_json(form, *_BULK_FIELDS[action])}
+                )
+                started, _ = await self._service.begin_bulk(
                     _instruction(request, action, loaded),
-                    filters_json(body),
+                    filter_text(body),
                     limit=loaded.get("limit"),
-                    per_second=loaded.get("per_second", self._operate.per_second),
+                    per_second=loaded.get("per_second", self._service.default_per_second),
                 )
             except Refusal as refusal:
-                if refusal.status not in {409, 422}:
+                if refusal.status not in _CORRECTABLE:
                     raise
-                return await self._all_page(request, action, body, given, refusal)
-            raise web.HTTPSeeOther(_address(begun))
+                return await self._bulk_page(request, action, body, form, refusal)
+            raise web.HTTPSeeOther(bulk_action_path(started.request_id))
 
-        return do
+        return submit
 
-    async def _all_page(
+    async def _bulk_page(
         self,
         request: web.Request,
         action: Action,
         body: Mapping[str, Any],
-        given: Mapping[str, str],
+        form: Mapping[str, str],
         refusal: Refusal | None = None,
     ) -> web.Response:
-        wanted = filters_json(body)
-        meant: dict[str, int] | None = None
-        with suppress(StoreUnavailableError):  # counting takes too long: the page says so
-            meant = await self._operate.meant(action, wanted)
+        """Show the bulk form for the filters in `body`, filled in with `form`."""
+        filters = filter_text(body)
+        loaded = schemas.load(event_schemas.FilterSchema(), json.loads(filters))
+        event_filter = event_schemas.filter_of(loaded)
+        counts: dict[str, int] | None = None
+        with suppress(StoreUnavailableError):  # It takes too long to count; the page says so.
+            counts = await self._service.count_matching(action, event_filter)
         context = {
             "action": action,
-            "filters": wanted,
-            "chips": _chips(json.loads(wanted)),
-            "meant": meant,
-            "total": None if meant is None else sum(meant.values()),
-            "per_second": self._operate.per_second,
+            "filters": filters,
+            "filter_pairs": filter_pairs(json.loads(filters)),
+            "counts": counts,
+            "total": None if counts is None else sum(counts.values()),
+            "per_second": self._service.default_per_second,
             "request_id": secrets.token_hex(16),
-            "given": given,
-            "back": _back(given),
+            "form": form,
+            "back_url": _back_url(form),
             "refusal": refusal,
-            "problems_of": _problems(refusal),
+            "problems": _problems_by_field(refusal),
         }
         status = 200 if refusal is None else refusal.status
-        return page(request, "confirm_all.html", context, status)
-
-    # -- bulk actions --------------------------------------------------------------------------
-
-    async def actions(self, request: web.Request) -> web.StreamResponse:
-        """List the latest bulk actions."""
-        found = await self._store.bulk_actions.recent()
-        now = await self._store.now()
-        return page(request, "actions.html", {"bulks": [_bulk(each) for each in found], "now": now})
-
-    async def action(self, request: web.Request) -> web.StreamResponse:
-        """Show a bulk action and how far it is."""
-        found = await self._store.bulk_actions.get(request.match_info["request_id"])
-        if found is None:
-            raise Refusal(404, "not_found", "no bulk action has this request id")
-        bulk = _bulk(found)
-        context = {"bulk": bulk, "chips": _chips(bulk["filters"]), "now": await self._store.now()}
-        return page(request, "action.html", context)
-
-    async def stop(self, request: web.Request) -> web.StreamResponse:
-        """Stop a bulk action after the chunk under way, and lead back to it."""
-        raise web.HTTPSeeOther(_address(await self._operate.end(request)))
+        return page(request, "confirm_bulk.html", context, status)
 
 
-_MORE = {Action.REPLAY: ("limit", "per_second"), Action.CANCEL: ("limit",)}
+def filter_pairs(filters: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return each filter's name and value, from the JSON of a bulk action."""
+    return [
+        (name, str(each))
+        for name, value in filters.items()
+        for each in (value if isinstance(value, list) else [value])
+    ]
 
 
-def _one(action: Action, event: Document, *, possible: bool) -> dict[str, Any]:
+def _one_context(action: Action, event: Document, *, possible: bool) -> dict[str, Any]:
     return {
         "action": action,
         "event": event,
         "possible": possible,
         "request_id": secrets.token_hex(16),
-        "given": {},
+        "form": {},
+        "obstacle": None,
         "refusal": None,
-        "already": REFUSED,
     }
 
 
-def _of(given: Mapping[str, str], *names: str) -> dict[str, Any]:
-    """Return the filled-in fields of a form as the API takes them; what is no number stays text."""
+def _request_json(form: Mapping[str, str], *names: str) -> dict[str, Any]:
+    """Return the filled-in fields as JSON for the API. Text that is not a number stays text.
+
+    The API's schema then refuses it.
+    """
     body: dict[str, Any] = {}
     for name in (*names, "by", "reason"):
-        text = given.get(name, "").strip()
+        text = form.get(name, "").strip()
         if not text:
             continue
         body[name] = text
@@ -221,37 +230,19 @@ def _instruction(request: web.Request, action: Action, loaded: Mapping[str, Any]
     )
 
 
-def _back(given: Mapping[str, str]) -> str:
-    """Return the address of the view that a form came from: the console's, whatever it says."""
-    return event_query.read(parse_qsl(given.get("back", "").partition("?")[2])).link()
+def _back_url(form: Mapping[str, str]) -> str:
+    """Return the URL of the list that a form came from. It is in the console, whatever was sent."""
+    query_string = form.get("back", "").partition("?")[2]
+    return event_query.parse(parse_qsl(query_string)).url_with()
 
 
-def _unsure() -> Refusal:
-    problem = Detail("sure", "Tick the box to go on.")
+def _not_confirmed() -> Refusal:
+    problem = Detail("sure", "Tick the box to confirm.")
     return Refusal(422, "invalid_request", "nothing was done yet", (problem,))
 
 
-def _problems(refusal: Refusal | None) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+def _problems_by_field(refusal: Refusal | None) -> dict[str, list[str]]:
+    problems: dict[str, list[str]] = {}
     for detail in refusal.details if refusal else ():
-        found.setdefault(detail.field.split(".")[0], []).append(detail.message)
-    return found
-
-
-def _chips(wanted: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [
-        (name, str(each))
-        for name, value in wanted.items()
-        for each in (value if isinstance(value, list) else [value])
-    ]
-
-
-def _bulk(document: Document) -> dict[str, Any]:
-    shown = bulk_json(document)
-    shown.update(started_at=document["started_at"], finished_at=document.get("finished_at"))
-    bounds = [each for each in (shown["limit"], shown["matched"]) if each is not None]
-    return {**shown, "address": _address(document), "most": min(bounds, default=None)}
-
-
-def _address(document: Document) -> str:
-    return f"{ACTIONS}/{quote(document['_id'], safe='')}"
+        problems.setdefault(detail.field.split(".")[0], []).append(detail.message)
+    return problems

@@ -1,7 +1,8 @@
-"""Answers that cost much, asked for once by all who want them and kept for a while.
+"""Single-flight cache: concurrent callers share one query, and its result is kept for a while.
 
-An answer stays good for `FACTOR` times as long as it took, within bounds. So however many look at
-a page, counting for it takes at most one part in `FACTOR` of the database's time a process.
+A result is kept for `KEEP_FACTOR` times as long as its query took, within bounds. So however many
+people watch a page, its counts use about one part in `KEEP_FACTOR` of the database's time per
+process.
 """
 
 from __future__ import annotations
@@ -16,41 +17,41 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FACTOR = 10
-LEAST_S = 1.0
-MOST_S = 60.0
-MOST_KEPT = 64
-"""Answers remembered; the oldest are forgotten first."""
+KEEP_FACTOR = 10
+MIN_KEEP_S = 1.0
+MAX_KEEP_S = 60.0
+MAX_ENTRIES = 64
+"""Results kept; the oldest goes first."""
 
 
-class Recall(Generic[T]):
-    """Answers by question. A failed question is not remembered."""
+class SingleFlightCache(Generic[T]):
+    """Query results by key. A query that fails is not kept."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Take a clock, in seconds."""
+        """Create an empty cache; `clock` returns seconds."""
         self._clock = clock
-        self._known: OrderedDict[Hashable, tuple[asyncio.Task[T], float]] = OrderedDict()
+        self._entries: OrderedDict[Hashable, tuple[asyncio.Task[T], float]] = OrderedDict()
 
-    async def ask(self, question: Hashable, find: Callable[[], Awaitable[T]]) -> T:
-        """Return the answer to `question`, by `find` where it is not known any more.
+    async def get(self, key: Hashable, query: Callable[[], Awaitable[T]]) -> T:
+        """Return the result for `key`, by running `query` unless a result is kept.
 
-        Whoever asks while another is being answered waits for the same answer.
+        A caller that comes while the query runs waits for the same result, or the same error.
         """
-        task, good_until = self._known.get(question, (None, 0.0))
-        if task is None or (task.done() and self._clock() >= good_until):
-            task = asyncio.create_task(self._find(question, find))
-            self._known[question] = (task, 0.0)
-            self._known.move_to_end(question)
-            while len(self._known) > MOST_KEPT:
-                self._known.popitem(last=False)
-        # One who no longer waits must not take the answer from the others.
+        task, expires_at = self._entries.get(key, (None, 0.0))
+        if task is None or (task.done() and self._clock() >= expires_at):
+            task = asyncio.create_task(self._run(key, query))
+            self._entries[key] = (task, 0.0)
+            self._entries.move_to_end(key)
+            while len(self._entries) > MAX_ENTRIES:
+                self._entries.popitem(last=False)
+        # A caller that is cancelled must not cancel the query that others wait for.
         return await asyncio.shield(task)
 
-    async def _find(self, question: Hashable, find: Callable[[], Awaitable[T]]) -> T:
-        began = self._clock()
-        answer = await find()
+    async def _run(self, key: Hashable, query: Callable[[], Awaitable[T]]) -> T:
+        started_at = self._clock()
+        result = await query()
         now = self._clock()
-        good_for_s = min(max((now - began) * FACTOR, LEAST_S), MOST_S)
-        if question in self._known:
-            self._known[question] = (self._known[question][0], now + good_for_s)
-        return answer
+        keep_s = min(max((now - started_at) * KEEP_FACTOR, MIN_KEEP_S), MAX_KEEP_S)
+        if key in self._entries:
+            self._entries[key] = (self._entries[key][0], now + keep_s)
+        return result

@@ -1,8 +1,9 @@
-"""What the address bar of the console says: filters, range, order, place. Pure.
+"""The query string of the events page: filters, time range, order and position. Pure.
 
-A view is the whole of a query string, so it can be shared. Names and meanings are those of the
-search API, and beside them `range`, a length of time that ends now, and `before`, a cursor read
-backwards. Without a range it is the last day, or all time where an id or a key is asked for.
+A query string is all there is to a list of events, so it can be bookmarked and shared. Names and
+meanings are those of the search API, and two more: `range`, a length of time that ends now, and
+`before`, a cursor that is read backwards. Without a range the query covers the last day, or all
+time where it names an event by id prefix or idempotency key.
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from wds.api import event_schemas
+from wds.console.paths import HOME
 from wds.domain.deliveries import Status
 from wds.domain.errors import Refusal
-from wds.storage import event_queries
+from wds.domain.event_filter import FILTERS as EVENT_FILTERS, NEWEST_FIRST
+from wds.encoding import instant_text
 from wds.web import schemas
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from wds.storage.event_queries import Position
+    from wds.domain.event_filter import EventFilter, Position
 
-PATH = "/console"
 RANGES = {
     "1h": ("1 hour", timedelta(hours=1)),
     "24h": ("24 hours", timedelta(hours=24)),
@@ -31,7 +33,7 @@ RANGES = {
     "30d": ("30 days", timedelta(days=30)),
     "all": ("All time", None),
 }
-"""Name in the address -> what it is called, and how long it is."""
+"""Name in the query string -> title and length."""
 DEFAULT_RANGE = "24h"
 PAGE_SIZES = (25, 50, 100, 200)
 DEFAULT_LIMIT = 50
@@ -41,27 +43,29 @@ SORTS = {
     "-attempt_count": "Most attempts first",
     "attempt_count": "Fewest attempts first",
 }
+"""Name in the query string -> title."""
 
-SEVERAL = ("status", "event_type", "source", "destination", "last_status_code")
-ONE = ("idempotency_key", "id_prefix", "min_attempts", "from", "to")
-FILTERS = (*SEVERAL, *ONE)
-PLACES = ("cursor", "before")
-KNOWN = (*FILTERS, "range", "sort", "limit", *PLACES)
+LIST_FILTERS = tuple(spec.wire_name for spec in EVENT_FILTERS if spec.many)
+SINGLE_FILTERS = tuple(spec.wire_name for spec in EVENT_FILTERS if not spec.many)
+FILTERS = (*LIST_FILTERS, *SINGLE_FILTERS)
+CURSORS = ("cursor", "before")
+PARAMETERS = (*FILTERS, "range", "sort", "limit", *CURSORS)
 _INTEGERS = {"last_status_code", "min_attempts", "limit"}
-_MOST_DIGITS = 9
+_MAX_DIGITS = 9
 
 Pairs = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
-class View:
-    """One view as asked for.
+class EventQuery:
+    """A parsed query string.
 
     Attributes:
-        pairs: the query string, without empty values.
-        problems: what is wrong, by name; then nothing can be found.
-        loaded: the request as `SearchRequestSchema` read it; empty if there are problems.
-        range: the name of the range, or "custom" where an instant is given.
+        pairs: its parameters, without empty values.
+        problems: error messages by parameter; if there are any, the query cannot be run.
+        loaded: the search request it stands for, as `SearchRequestSchema` loaded it; empty if
+            there are problems.
+        range: the name of the range, or "custom" where the query has `from` or `to`.
     """
 
     pairs: Pairs
@@ -70,180 +74,181 @@ class View:
     range: str
 
     @property
-    def backwards(self) -> bool:
-        """Tell whether the page before a place is wanted."""
-        return bool(self.all("before"))
+    def is_backwards(self) -> bool:
+        """Tell whether the query asks for the page that ends before a position."""
+        return bool(self.values("before"))
 
     @property
-    def first(self) -> bool:
-        """Tell whether this is the first page."""
-        return not any(self.all(name) for name in PLACES)
+    def is_first_page(self) -> bool:
+        """Tell whether the page starts at the beginning of the list."""
+        return not any(self.values(name) for name in CURSORS)
 
     @property
     def sort(self) -> str:
-        """Return the order's name."""
-        return str(self.loaded.get("sort", event_queries.NEWEST_FIRST))
+        """Return the name of the page's order."""
+        return str(self.loaded.get("sort", NEWEST_FIRST))
 
     @property
-    def reading(self) -> tuple[str, Position | None]:
-        """Return in which order to read, and from where."""
-        place = self.loaded.get("cursor")
-        order = flipped(self.sort) if self.backwards else self.sort
-        return order, None if place is None else place[1]
+    def read_order(self) -> tuple[str, Position | None]:
+        """Return in which order to read the events, and after which position.
+
+        That order is the reverse of the page's for a page that is read backwards.
+        """
+        cursor = self.loaded.get("cursor")
+        sort = reverse_sort(self.sort) if self.is_backwards else self.sort
+        return sort, None if cursor is None else cursor[1]
 
     @property
     def statuses(self) -> tuple[str, ...]:
-        """Return the statuses that are asked for; none means all."""
-        return tuple(self.all("status"))
+        """Return the statuses to filter by; empty means all."""
+        return tuple(self.values("status"))
 
-    def all(self, name: str) -> list[str]:
-        """Return the values of a parameter."""
+    def values(self, name: str) -> list[str]:
+        """Return all values of a parameter."""
         return [value for key, value in self.pairs if key == name]
 
-    def one(self, name: str) -> str:
+    def value(self, name: str) -> str:
         """Return the first value of a parameter, or ""."""
-        return next(iter(self.all(name)), "")
+        return next(iter(self.values(name)), "")
 
     def bounds(self, now: datetime) -> tuple[datetime | None, datetime | None]:
-        """Return from when (inclusive) to when (exclusive); None is without end."""
+        """Return the range's start (inclusive) and end (exclusive); None means unbounded."""
         length = RANGES[self.range][1] if self.range in RANGES else None
         if length is not None:
             return now - length, None
         return self.loaded.get("from_"), self.loaded.get("to")
 
-    def given(self, now: datetime) -> dict[str, Any]:
-        """Return the filters as `filters.match` takes them, with the instants of the range."""
-        bounds = zip(("from_", "to"), self.bounds(now), strict=True)
-        return {
-            **event_schemas.filters_of(self.loaded),
-            **{name: instant for name, instant in bounds if instant is not None},
-        }
+    def event_filter(self, now: datetime) -> EventFilter:
+        """Return the filter, with the range as instants."""
+        start, end = self.bounds(now)
+        return event_schemas.filter_of(self.loaded).replace(from_=start, to=end)
 
-    def body(self, now: datetime) -> dict[str, Any]:
-        """Return the filters as the JSON that the API takes, with the instants filled in."""
-        body = _body(self.pairs, FILTERS)
+    def filter_json(self, now: datetime) -> dict[str, Any]:
+        """Return the filter as JSON for the API, with the range as instants."""
+        body = _request_json(self.pairs, FILTERS)
         start, end = self.bounds(now)
         for name, instant in (("from", start), ("to", end)):
             if instant is not None:
-                body[name] = exact(instant)
+                body[name] = instant_text(instant)
         return body
 
-    # -- links: the same view but for something ------------------------------------------------
+    # -- links to this query with something changed --------------------------------------------
 
     @property
-    def here(self) -> str:
-        """Return the address of this very view."""
-        return _address(PATH, self.pairs)
+    def url(self) -> str:
+        """Return the URL of this query."""
+        return _url(HOME, self.pairs)
 
-    def link(self, path: str = PATH, **changes: str | Iterable[str] | None) -> str:
-        """Return the address of this view with parameters replaced; None leaves one out.
+    def url_with(self, path: str = HOME, **changes: str | Iterable[str] | None) -> str:
+        """Return the URL of this query with parameters replaced; None removes one.
 
-        `from` is spelled `from_`. The place is left out unless it is what changes.
+        Write `from_` for `from`. The cursor is dropped unless it is replaced.
         """
-        return self.replaced({name.rstrip("_"): value for name, value in changes.items()}, path)
+        return self._url_with({name.rstrip("_"): value for name, value in changes.items()}, path)
 
-    def replaced(self, new: Mapping[str, str | Iterable[str] | None], path: str = PATH) -> str:
-        """Do what `link` does, with the names as they are."""
-        kept = [(k, v) for k, v in self.pairs if k not in new and k not in PLACES]
-        for name, value in new.items():
+    def _url_with(self, changes: Mapping[str, str | Iterable[str] | None], path: str = HOME) -> str:
+        pairs = [(k, v) for k, v in self.pairs if k not in changes and k not in CURSORS]
+        for name, value in changes.items():
             values = [] if value is None else [value] if isinstance(value, str) else value
-            kept += [(name, each) for each in values]
-        return _address(path, kept)
+            pairs += [(name, each) for each in values]
+        return _url(path, pairs)
 
-    def without(self, name: str, value: str) -> str:
-        """Return the address of this view with one value of a parameter removed."""
-        return self.replaced({name: [each for each in self.all(name) if each != value]})
+    def url_without(self, name: str, value: str) -> str:
+        """Return the URL of this query without one value of a parameter."""
+        return self._url_with({name: [each for each in self.values(name) if each != value]})
 
-    def toggled(self, status: str) -> str:
-        """Return the address of this view with one status asked for, or no longer."""
-        on = self.statuses
-        return self.link(status=[s for s in Status if (s in on) != (s == status)])
+    def url_toggling(self, status: str) -> str:
+        """Return the URL of this query with one status added to the filter, or removed from it."""
+        current = self.statuses
+        return self.url_with(status=[s for s in Status if (s in current) != (s == status)])
 
-    def narrowed(self, start: datetime, end: datetime) -> str:
-        """Return the address of this view between two instants."""
-        return self.link(range=None, from_=stamp(start), to=stamp(end))
+    def url_between(self, start: datetime, end: datetime) -> str:
+        """Return the URL of this query for the time between two instants."""
+        return self.url_with(range=None, from_=datetime_local(start), to=datetime_local(end))
 
-    def ranged(self, name: str) -> str:
-        """Return the address of this view over a named range."""
-        return self.link(range=name, from_=None, to=None)
+    def url_for_range(self, name: str) -> str:
+        """Return the URL of this query for a named range."""
+        return self.url_with(range=name, from_=None, to=None)
 
-    def chips(self) -> list[tuple[str, str, str]]:
-        """Return the filters in force: name, value, and the address without it."""
-        return [(k, v, self.without(k, v)) for k, v in self.pairs if k in FILTERS]
+    def active_filters(self) -> list[tuple[str, str, str]]:
+        """Return each filter's name and value, and the URL without it."""
+        return [(k, v, self.url_without(k, v)) for k, v in self.pairs if k in FILTERS]
 
 
-def read(query: Iterable[tuple[str, str]]) -> View:
-    """Read a query string. Whatever is wrong is in the view's `problems`; nothing is raised."""
+def parse(query: Iterable[tuple[str, str]]) -> EventQuery:
+    """Parse a query string. Errors go into the query's `problems`; nothing is raised."""
     pairs = tuple((name, value.strip()) for name, value in query if value.strip())
+    names = {name for name, _ in pairs}
     problems: dict[str, list[str]] = {
-        name: ["There is no such filter."] for name, _ in pairs if name not in KNOWN
+        name: ["There is no such filter."] for name, _ in pairs if name not in PARAMETERS
     }
-    given = {name for name, _ in pairs}
-    for name in (*ONE, "range", "sort", "limit", *PLACES):
+    for name in (*SINGLE_FILTERS, "range", "sort", "limit", *CURSORS):
         if sum(each == name for each, _ in pairs) > 1:
             problems[name] = ["Must be given once."]
-    if given >= set(PLACES):
+    if names >= set(CURSORS):
         problems["before"] = ["Cannot be combined with cursor."]
-    if "range" in given and given & {"from", "to"}:
+    if "range" in names and names & {"from", "to"}:
         problems["range"] = ["Cannot be combined with from and to."]
-    body = _body(pairs, (*FILTERS, "sort", "limit", *PLACES))
-    body = {("cursor" if name in PLACES else name): value for name, value in body.items()}
+    body = _request_json(pairs, (*FILTERS, "sort", "limit", *CURSORS))
+    body = {("cursor" if name in CURSORS else name): value for name, value in body.items()}
     loaded: dict[str, Any] = {}
     try:
         loaded = schemas.load(_SCHEMA, body)
     except Refusal as refusal:
         for detail in refusal.details:
             name = detail.field.split(".")[0]
-            place = "before" if name == "cursor" and "before" in given else name
-            problems.setdefault(place, []).append(detail.message)
-    named = next((value for name, value in pairs if name == "range"), None)
-    if named is not None and named not in RANGES:
+            parameter = "before" if name == "cursor" and "before" in names else name
+            problems.setdefault(parameter, []).append(detail.message)
+    range_name = next((value for name, value in pairs if name == "range"), None)
+    if range_name is not None and range_name not in RANGES:
         problems["range"] = [f"Must be one of: {', '.join(RANGES)}."]
-    return View(pairs, problems, {} if problems else loaded, _range(named, given))
+    return EventQuery(
+        pairs, problems, {} if problems else loaded, range_name or _default_range(names)
+    )
 
 
 _SCHEMA = event_schemas.SearchRequestSchema()
 
 
-def _range(named: str | None, given: set[str]) -> str:
-    if named is not None:
-        return named
-    if given & {"from", "to"}:
+def _default_range(names: set[str]) -> str:
+    """Return the range of a query with these parameters and no `range`."""
+    if names & {"from", "to"}:
         return "custom"
-    return "all" if given & {"id_prefix", "idempotency_key"} else DEFAULT_RANGE
+    return "all" if names & {"id_prefix", "idempotency_key"} else DEFAULT_RANGE
 
 
-def _body(pairs: Pairs, names: Sequence[str]) -> dict[str, Any]:
-    """Return a request as the API takes it; text that is no number stays, to be refused there."""
+def _request_json(pairs: Pairs, names: Sequence[str]) -> dict[str, Any]:
+    """Return the parameters as JSON for the API. Text that is not a number stays text.
+
+    The API's schema then refuses it.
+    """
     body: dict[str, Any] = {}
-    for name, value in pairs:
+    for name, text in pairs:
         if name not in names:
             continue
-        read_: Any = value
-        if name in _INTEGERS and value.isascii() and value.isdigit() and len(value) <= _MOST_DIGITS:
-            read_ = int(value)
-        if name in SEVERAL:
-            body.setdefault(name, []).append(read_)
+        value: Any = text
+        if name in _INTEGERS and text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS:
+            value = int(text)
+        if name in LIST_FILTERS:
+            body.setdefault(name, []).append(value)
         else:
-            body[name] = read_
+            body[name] = value
     return body
 
 
-def _address(path: str, pairs: Sequence[tuple[str, str]]) -> str:
+def _url(path: str, pairs: Sequence[tuple[str, str]]) -> str:
     return f"{path}?{urlencode(pairs)}" if pairs else path
 
 
-def flipped(sort: str) -> str:
-    """Return the opposite order."""
+def reverse_sort(sort: str) -> str:
+    """Return the name of the reverse order."""
     return sort[1:] if sort.startswith("-") else f"-{sort}"
 
 
-def exact(instant: datetime) -> str:
-    """Write an instant as the API does: UTC, with milliseconds."""
-    return instant.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def datetime_local(instant: datetime) -> str:
+    """Return an instant as the value of a `datetime-local` input: UTC without an offset.
 
-
-def stamp(instant: datetime) -> str:
-    """Write an instant as a form's field takes it: UTC, no offset, nothing that is zero."""
+    Milliseconds, and then seconds, are left out where they are 0.
+    """
     text = instant.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds")
     return text.removesuffix(".000").removesuffix(":00")

@@ -1,8 +1,8 @@
-"""The histogram of the console: which bars, how wide in time, where on the canvas. Pure.
+"""The console's histogram: which bars, how much time each covers, and where they are drawn. Pure.
 
-Bars cover the range without a gap, so an hour in which nothing arrived is seen as such, and end
-where it ends: the first and the last are of the part of their bin that was counted. Instants are
-UTC; lengths on the canvas are units of the SVG's view box.
+The bars cover the range without a gap, so that an hour in which nothing arrived can be seen. They
+end where the range ends: the first and the last bar may cover only part of their bin. Instants are
+UTC. Positions and lengths are in units of the SVG's view box, `WIDTH` by `HEIGHT`.
 """
 
 from __future__ import annotations
@@ -18,21 +18,27 @@ if TYPE_CHECKING:
 
 WIDTH = 1000
 HEIGHT = 160
-BASE = HEIGHT - 1
-MOST_BARS = 200
-STACK = (Status.DELIVERED, Status.DELIVERING, Status.RECEIVED, Status.FAILED_PERMANENTLY)
-"""From the base line upwards: failures on top, where a thin slice still shows."""
-SLIVER = 2.0
-"""Least height of a part that is not empty."""
+BASELINE = HEIGHT - 1
+MAX_BARS = 200
+STACK_ORDER = (
+    Status.DELIVERED,
+    Status.DELIVERING,
+    Status.RECEIVED,
+    Status.FAILED_PERMANENTLY,
+)
+"""From the baseline upwards. Failures are on top, where even a thin segment can be seen."""
+MIN_SEGMENT_HEIGHT = 2.0
+"""Height of a segment whose count is small but not 0."""
 LABELS = 6
+"""About how many labels the time axis has."""
 
-_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # MongoDB's $dateTrunc counts its bins from here
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # where MongoDB's $dateTrunc starts counting bins
 _MINUTE, _HOUR, _DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """The time that one bar covers, in the terms of MongoDB's `$dateTrunc`."""
+    """The time that one bar covers, as `unit` and `binSize` of MongoDB's `$dateTrunc`."""
 
     unit: str
     size: int
@@ -49,13 +55,14 @@ BINS = (
     Bin("day", 28, 28 * _DAY, "28 days"),
     Bin("day", 364, 364 * _DAY, "52 weeks"),
 )
-_SPANS = ((20 * _MINUTE, 0), (2 * _HOUR, 1), (8 * _DAY, 2), (MOST_BARS * _DAY, 3))
-"""Hours are the rule: finer only where there would be hardly any, coarser past eight days."""
+_MAX_SPANS = ((20 * _MINUTE, 0), (2 * _HOUR, 1), (8 * _DAY, 2), (MAX_BARS * _DAY, 3))
+"""Longest range for each of the first bins, by index: hours for most ranges, finer bins where
+hours would be too few bars, coarser ones past eight days."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One outcome's share of a bar."""
+class Segment:
+    """The part of a bar that stands for one status."""
 
     status: str
     y: float
@@ -64,7 +71,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar: its time, its counts, and where it stands."""
+    """One bar: what time it covers, its counts by status, and where it is drawn."""
 
     start: datetime
     end: datetime
@@ -72,12 +79,12 @@ class Bar:
     total: int
     x: float
     width: float
-    parts: Sequence[Part]
+    segments: Sequence[Segment]
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A time written below the axis: where its bar begins, in percent of the width."""
+    """A label of the time axis, where a bar begins; `percent` of the width."""
 
     percent: float
     at: datetime
@@ -85,76 +92,76 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True)
-class Chart:
-    """Everything a template draws."""
+class Histogram:
+    """What the template draws; `max_total` is the count of the highest bar."""
 
     bin: Bin
     bars: Sequence[Bar]
-    top: int
+    max_total: int
     labels: Sequence[Label]
 
 
-def bin_for(start: datetime, end: datetime) -> Bin:
-    """Return how fine the bars between two instants are: at most `MOST_BARS` and a few."""
+def choose_bin(start: datetime, end: datetime) -> Bin:
+    """Return the finest suitable bin for a range: about `MAX_BARS` bars or fewer."""
     span = end - start
-    for longest, index in _SPANS:
-        if span <= longest:
+    for max_span, index in _MAX_SPANS:
+        if span <= max_span:
             return BINS[index]
-    return next((each for each in BINS[4:] if span / each.length <= MOST_BARS), BINS[-1])
+    return next((each for each in BINS[4:] if span / each.length <= MAX_BARS), BINS[-1])
 
 
-def floor(instant: datetime, bin_: Bin) -> datetime:
-    """Return the start of the bin that holds `instant`."""
+def bin_start(instant: datetime, bin_: Bin) -> datetime:
+    """Return the start of the bin that contains `instant`."""
     return instant - (instant - _EPOCH) % bin_.length
 
 
-def chart(
-    counted: Mapping[datetime, Mapping[str, int]], start: datetime, end: datetime, bin_: Bin
-) -> Chart:
+def layout(
+    counts: Mapping[datetime, Mapping[str, int]], start: datetime, end: datetime, bin_: Bin
+) -> Histogram:
     """Lay out the bars from `start` (inclusive) to `end` (exclusive).
 
-    `counted` has the counts by status of each bin that is not empty, by the bin's start.
+    `counts` has, by the start of each bin that is not empty, the number of events by status.
     """
-    first = floor(start, bin_)
+    first = bin_start(start, bin_)
     number = max(-((first - end) // bin_.length), 1)
-    bins = [first + place * bin_.length for place in range(number)]
-    totals = [sum(counted.get(each, {}).values()) for each in bins]
-    top = max(totals, default=0)
+    bins = [first + index * bin_.length for index in range(number)]
+    totals = [sum(counts.get(each, {}).values()) for each in bins]
+    max_total = max(totals, default=0)
     step = WIDTH / number
     gap = min(step * 0.2, 4.0)
     bars = [
         Bar(
             max(each, start),
             min(each + bin_.length, end),
-            counted.get(each, {}),
+            counts.get(each, {}),
             total,
-            round(place * step + gap / 2, 2),
+            round(index * step + gap / 2, 2),
             round(step - gap, 2),
-            _parts(counted.get(each, {}), top),
+            _segments(counts.get(each, {}), max_total),
         )
-        for place, (each, total) in enumerate(zip(bins, totals, strict=True))
+        for index, (each, total) in enumerate(zip(bins, totals, strict=True))
     ]
-    return Chart(bin_, bars, top, _labels([bar.start for bar in bars]))
+    return Histogram(bin_, bars, max_total, _labels([bar.start for bar in bars]))
 
 
-def _parts(counts: Mapping[str, int], top: int) -> list[Part]:
-    parts: list[Part] = []
-    y = float(BASE)
-    for status in STACK:
+def _segments(counts: Mapping[str, int], max_total: int) -> list[Segment]:
+    segments: list[Segment] = []
+    y = float(BASELINE)
+    for status in STACK_ORDER:
         count = counts.get(status, 0)
         if count:
-            height = max(count / top * (BASE - 8), SLIVER)
+            height = max(count / max_total * (BASELINE - 8), MIN_SEGMENT_HEIGHT)
             y -= height
-            parts.append(Part(str(status), round(y, 2), round(height, 2)))
-    return parts
+            segments.append(Segment(str(status), round(y, 2), round(height, 2)))
+    return segments
 
 
 def _labels(starts: Sequence[datetime]) -> list[Label]:
     every = max(1, -(-len(starts) // LABELS))
     return [
         Label(
-            round(place / len(starts) * 100, 2), starts[place], "start" if place == 0 else "middle"
+            round(index / len(starts) * 100, 2), starts[index], "start" if index == 0 else "middle"
         )
-        # One that begins past this would not end inside.
-        for place in range(0, max(1, len(starts) - every // 2), every)
+        # A label that begins later than this would not fit.
+        for index in range(0, max(1, len(starts) - every // 2), every)
     ]

@@ -1,8 +1,8 @@
-"""Text of strangers made fit to be looked at: JSON indented, invisible characters shown. Pure.
+"""Makes senders' text fit to read: JSON indented, invisible characters escaped. Pure.
 
-JSON is laid out from its own text, token by token, so that no number, repeated key or escape looks
-different from what was received; only white space between tokens changes. What comes out is plain
-text: escaping it for a page is the template's work.
+JSON is formatted from its own text, token by token. So no number, repeated key or escape looks
+different from what was received; only white space between tokens changes. The result is plain text:
+the templates escape it for HTML.
 """
 
 from __future__ import annotations
@@ -16,27 +16,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 INDENT = 2
-DEEPEST_INDENT = 32
+MAX_INDENT_DEPTH = 32
 """Levels after which indentation stops growing."""
-
-MOST_MARKS = 4096
-"""Characters of marks and white space that become one token."""
+MAX_PUNCTUATION = 4096
+"""Characters of punctuation and white space that become one token."""
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
-_KINDS = {'"': "string", "t": "word", "f": "word", "n": "word"}
+_KINDS = {'"': "string", "t": "literal", "f": "literal", "n": "literal"}
 
 
 class Token(NamedTuple):
-    """A run of text, and what it is: mark, key, string, number or word."""
+    """A run of text and its kind: punctuation, key, string, number or literal (true, null …)."""
 
     kind: str
     text: str
 
 
-def pretty(text: str, limit: int) -> tuple[list[Token], bool]:
-    """Lay out JSON with indentation; stop once `limit` characters are reached.
+def tokenize_json(text: str, limit: int) -> tuple[list[Token], bool]:
+    """Format JSON with indentation, as tokens, up to `limit` characters.
 
-    True with the tokens if all of it is there.
+    Returns the tokens and whether they are complete.
 
     Raises:
         ValueError: `text` is not JSON.
@@ -48,77 +47,77 @@ def pretty(text: str, limit: int) -> tuple[list[Token], bool]:
         raise ValueError(msg) from None
     tokens: list[Token] = []
     length = 0
-    for kind, piece in _merged(_laid_out(text)):
-        shown = visible(piece[: limit - length])
-        tokens.append(Token(kind, shown))
+    for kind, piece in _merge_punctuation(_indent(text)):
+        tokens.append(Token(kind, escape_invisible(piece[: limit - length])))
         length += len(piece)
         if length > limit:
             return tokens, False
     return tokens, True
 
 
-def _laid_out(text: str) -> Iterator[tuple[str, str]]:
+def _indent(text: str) -> Iterator[tuple[str, str]]:
     depth = 0
-    found = (match.group() for match in _TOKEN.finditer(text))
-    piece = next(found, None)
+    pieces = (match.group() for match in _TOKEN.finditer(text))
+    piece = next(pieces, None)
     while piece is not None:
-        following = next(found, None)
+        following = next(pieces, None)
         if piece in "{[" and following is not None and following in "}]":
-            yield "mark", piece + following
-            following = next(found, None)
+            yield "punctuation", piece + following
+            following = next(pieces, None)
         elif piece in "{[":
             depth += 1
-            yield "mark", piece + _line(depth)
+            yield "punctuation", piece + _line_break(depth)
         elif piece in "}]":
             depth -= 1
-            yield "mark", _line(depth) + piece
+            yield "punctuation", _line_break(depth) + piece
         elif piece == ",":
-            yield "mark", piece + _line(depth)
+            yield "punctuation", piece + _line_break(depth)
         elif piece == ":":
-            yield "mark", ": "
+            yield "punctuation", ": "
         else:
             kind = "key" if following == ":" else _KINDS.get(piece[0], "number")
             yield kind, piece
         piece = following
 
 
-def _merged(pieces: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Join marks that follow each other: fewer elements on the page.
+def _merge_punctuation(pieces: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Join consecutive punctuation, so that the page has fewer elements.
 
-    Not without end, or JSON of nothing but marks would be laid out whole to show its beginning.
+    At most `MAX_PUNCTUATION` at once: otherwise JSON that is all punctuation would be formatted
+    completely to show its beginning.
     """
-    marks = ""
+    pending = ""
     for kind, piece in pieces:
-        if kind == "mark":
-            marks += piece
-        if marks and (kind != "mark" or len(marks) >= MOST_MARKS):
-            yield "mark", marks
-            marks = ""
-        if kind != "mark":
+        if kind == "punctuation":
+            pending += piece
+        if pending and (kind != "punctuation" or len(pending) >= MAX_PUNCTUATION):
+            yield "punctuation", pending
+            pending = ""
+        if kind != "punctuation":
             yield kind, piece
-    if marks:
-        yield "mark", marks
+    if pending:
+        yield "punctuation", pending
 
 
-def _line(depth: int) -> str:
-    return "\n" + " " * INDENT * min(depth, DEEPEST_INDENT)
+def _line_break(depth: int) -> str:
+    return "\n" + " " * INDENT * min(depth, MAX_INDENT_DEPTH)
 
 
-def visible(text: str) -> str:
-    r"""Write characters that show nothing or reorder their neighbours as JSON's `\u` escapes.
+def escape_invisible(text: str) -> str:
+    r"""Replace characters that are invisible or reorder their neighbours by JSON's `\u` escapes.
 
-    Controls, formats such as the bidirectional overrides, lone surrogates, unassigned ones; line
-    ends and tabs stay.
+    Those are controls, format characters such as bidirectional overrides, lone surrogates and
+    unassigned code points. Line feeds and tabs stay.
     """
     if text.isprintable():
         return text
-    return "".join(each if _shows(each) else _escaped(each) for each in text)
+    return "".join(each if _is_visible(each) else _escape(each) for each in text)
 
 
-def _shows(character: str) -> bool:
+def _is_visible(character: str) -> bool:
     return character in "\n\t" or unicodedata.category(character)[0] != "C"
 
 
-def _escaped(character: str) -> str:
+def _escape(character: str) -> str:
     units = character.encode("utf-16-be", "surrogatepass").hex()
-    return "".join(f"\\u{units[place : place + 4]}" for place in range(0, len(units), 4))
+    return "".join(f"\\u{units[start : start + 4]}" for start in range(0, len(units), 4))

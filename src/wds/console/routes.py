@@ -1,7 +1,7 @@
-"""Which address of the console leads to what. All but the static files lie behind the doorway.
+"""The console's routes, and the objects behind them. All but login and static files need a session.
 
-Swagger UI has the console's origin, so its page is locked down like the console's. It is guarded
-like the API, whose document it shows.
+Swagger UI has the console's origin, so its page gets the console's headers. It is guarded like the
+API that it documents.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from wds.console import templating
-from wds.console.action_forms import ACTIONS, Confirm
-from wds.console.auth import HOME, LOGIN, Doorway, presentable
-from wds.console.events import Console
+from wds.console.action_forms import ActionForms
+from wds.console.auth import SessionAuth
+from wds.console.bulk_actions import BulkActionPages
+from wds.console.event_counts import EventCounts
+from wds.console.events import EventPages
+from wds.console.paths import ACTIONS, HOME, LOGIN
+from wds.console.rendering import html_errors
 from wds.domain.errors import Refusal
 from wds.domain.operator_actions import Action
 from wds.web import swagger
@@ -22,7 +26,7 @@ from wds.web import swagger
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
 
-    from wds.api.actions import Operate
+    from wds.actions.service import ActionService
     from wds.config import Settings
     from wds.storage.store import Store
     from wds.web.operator_access import Guard
@@ -30,87 +34,91 @@ if TYPE_CHECKING:
     Route = tuple[str, str, Handler]
 
 _EVENT = f"{HOME}/events/{{id}}"
-_ACTION = f"{ACTIONS}/{{request_id:[^/]+}}"  # any label, braces too
+_ACTION = f"{ACTIONS}/{{request_id:[^/]+}}"  # a request id may contain braces
 _STATIC = f"{HOME}/static/{{name}}"
-_KEEP = "public, max-age=31536000, immutable"
-"""The address of a static file changes with its contents."""
+_CACHE_FOREVER = "public, max-age=31536000, immutable"
+"""The URL of a static file changes with its contents."""
 
 
 def add_to(
-    app: web.Application, settings: Settings, store: Store, operate: Operate, guard: Guard
+    app: web.Application, settings: Settings, store: Store, service: ActionService, guard: Guard
 ) -> None:
-    """Add the console to `app`. Its routes are guarded by the doorway, not by `guard`.
+    """Add the console to `app`.
 
-    A browser that is logged in may also read what the API shows to operators.
+    `SessionAuth` guards its routes, not `guard`. A browser that is logged in may also read what
+    the API shows to operators.
     """
-    door = Doorway(settings, guard, store.revoked_sessions)
-    assets = templating.Assets()
-    templating.set_up(app, assets, has_login=door.has_login)
-    own = _add(app, [*_free(door, assets), *_guarded(door, store, operate)])
-    documents = swagger.routes(console=HOME)
-    _add(app, [(method, path, presentable(show)) for method, path, show in documents])
-    guard.exempt(own, door.knows)
+    auth = SessionAuth(settings, guard, store.revoked_sessions)
+    files = templating.StaticFiles()
+    templating.set_up(app, files, has_login=auth.has_login)
+    routes = [*_public_routes(auth, files), *_session_routes(auth, store, service)]
+    patterns = _add_routes(app, routes)
+    swagger_routes = swagger.routes(console=HOME)
+    _add_routes(app, [(method, path, html_errors(show)) for method, path, show in swagger_routes])
+    guard.exempt(patterns, auth.is_logged_in)
 
 
-def _add(app: web.Application, routes: list[Route]) -> set[str]:
-    """Add routes, and a HEAD for every GET; return their patterns."""
-    added = set()
+def _add_routes(app: web.Application, routes: list[Route]) -> set[str]:
+    """Add routes, with HEAD for every GET; return their patterns."""
+    patterns = set()
     for method, path, handler in routes:
         for each in (method, "HEAD") if method == "GET" else (method,):
             resource = app.router.add_route(each, path, handler).resource
-            added |= {resource.canonical} if resource else set()
-    return added
+            patterns |= {resource.canonical} if resource else set()
+    return patterns
 
 
-def _free(door: Doorway, assets: templating.Assets) -> list[Route]:
-    """Return the routes that need no session: they tell nothing of events."""
+def _public_routes(auth: SessionAuth, files: templating.StaticFiles) -> list[Route]:
+    """Return the routes that need no session. They reveal nothing about events."""
 
     async def home(_: web.Request) -> web.StreamResponse:
         raise web.HTTPFound(HOME)
 
     async def static(request: web.Request) -> web.StreamResponse:
-        found = assets.get(request.match_info["name"])
-        if found is None:
-            raise _no_file()
-        body, kind = found
-        headers = {"Cache-Control": _KEEP, "Content-Type": f"{kind}; charset=utf-8"}
+        file = files.get(request.match_info["name"])
+        if file is None:
+            raise Refusal(404, "not_found", "there is no such file")
+        body, content_type = file
+        headers = {
+            "Cache-Control": _CACHE_FOREVER,
+            "Content-Type": f"{content_type}; charset=utf-8",
+        }
         return web.Response(body=body, headers=headers)
 
     return [
-        ("GET", "/", presentable(home)),
-        ("GET", LOGIN, presentable(door.login_page)),
-        ("POST", LOGIN, presentable(door.login)),
-        ("GET", _STATIC, presentable(static)),
+        ("GET", "/", html_errors(home)),
+        ("GET", LOGIN, html_errors(auth.login_page)),
+        ("POST", LOGIN, html_errors(auth.login)),
+        ("GET", _STATIC, html_errors(static)),
     ]
 
 
-def _no_file() -> Refusal:
-    return Refusal(404, "not_found", "there is no such file")
+def _session_routes(auth: SessionAuth, store: Store, service: ActionService) -> list[Route]:
+    """Return the routes that need a session. The last one answers 404 to any other path."""
+    counts = EventCounts(store.reader, store.rollups)
+    events = EventPages(store.reader, store.replicas, counts, store.now)
+    forms = ActionForms(store.reader, service, store.now)
+    bulk_actions = BulkActionPages(service, store.now)
 
-
-def _guarded(door: Doorway, store: Store, operate: Operate) -> list[Route]:
-    console = Console(store)
-    confirm = Confirm(store, console, operate)
-
-    async def nothing(_: web.Request) -> web.StreamResponse:
+    async def not_found(_: web.Request) -> web.StreamResponse:
         raise Refusal(404, "not_found", HTTPStatus.NOT_FOUND.description)
 
     routes: list[Route] = [
-        ("GET", HOME, console.events),
-        ("GET", f"{HOME}/find", console.find),
-        ("GET", _EVENT, console.event),
-        ("GET", f"{_EVENT}/payload", console.payload),
-        ("GET", ACTIONS, confirm.actions),
-        ("GET", _ACTION, confirm.action),
-        ("POST", f"{_ACTION}/stop", confirm.stop),
-        ("POST", f"{HOME}/logout", door.logout),
+        ("GET", HOME, events.list_events),
+        ("GET", f"{HOME}/find", events.find),
+        ("GET", _EVENT, events.show_event),
+        ("GET", f"{_EVENT}/payload", events.download_payload),
+        ("GET", ACTIONS, bulk_actions.list_recent),
+        ("GET", _ACTION, bulk_actions.show),
+        ("POST", f"{_ACTION}/stop", bulk_actions.stop),
+        ("POST", f"{HOME}/logout", auth.logout),
     ]
     for action in Action:
         routes += [
-            ("GET", f"{_EVENT}/{action}", confirm.ask_one(action)),
-            ("POST", f"{_EVENT}/{action}", confirm.do_one(action)),
-            ("GET", f"{HOME}/{action}", confirm.ask_all(action)),
-            ("POST", f"{HOME}/{action}", confirm.do_all(action)),
+            ("GET", f"{_EVENT}/{action}", forms.show_one(action)),
+            ("POST", f"{_EVENT}/{action}", forms.submit_one(action)),
+            ("GET", f"{HOME}/{action}", forms.show_bulk(action)),
+            ("POST", f"{HOME}/{action}", forms.submit_bulk(action)),
         ]
-    routes.append(("GET", f"{HOME}/{{rest:.*}}", nothing))
-    return [(method, path, door.opened(handler)) for method, path, handler in routes]
+    routes.append(("GET", f"{HOME}/{{rest:.*}}", not_found))
+    return [(method, path, auth.require_session(handler)) for method, path, handler in routes]

@@ -1,4 +1,4 @@
-"""What happened to one event, in order, as its page tells it. Pure."""
+"""The timeline of one event: what happened to it, in order, and what comes next. Pure."""
 
 from __future__ import annotations
 
@@ -14,17 +14,25 @@ if TYPE_CHECKING:
 
     from wds.storage.lease_queries import Document
 
-_ATTEMPT = {
+_ATTEMPT_WORDS = {
     Outcome.SUCCESS: "delivered",
     Outcome.FAILURE: "failed",
     Outcome.UNKNOWN: "outcome unknown",
 }
-_ACTION = {Action.REPLAY: "Replayed", Action.CANCEL: "Cancelled"}
+_ACTION_WORDS = {Action.REPLAY: "Replayed", Action.CANCEL: "Cancelled"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing that happened, or will; `attempt` is the record of an attempt."""
+    """One line of a timeline.
+
+    Attributes:
+        kind: "received", an attempt's outcome, an action, "leased" or "waiting"; chooses the icon.
+        at: when it happened, or is due.
+        title: what happened.
+        text: details for people, if any.
+        attempt: the stored record, if this is a finished attempt.
+    """
 
     kind: str
     at: datetime
@@ -33,38 +41,40 @@ class Entry:
     attempt: Mapping[str, Any] | None = None
 
 
-def story(event: Document) -> list[Entry]:
-    """Return what happened to an event as stored, oldest first, and what comes next."""
-    happened = [
+def timeline(event: Document) -> list[Entry]:
+    """Return what happened to a stored event, oldest first, and last what comes next."""
+    # The ranks order entries of the same instant.
+    ranked = [
         (0, Entry("received", event["received_at"], "Received")),
         *((1, _attempt(each)) for each in event["attempts"]),
         *((2, _action(each)) for each in event.get("history", [])),
     ]
-    happened.sort(key=lambda pair: (pair[1].at, pair[0]))
-    told = [entry for _, entry in happened]
-    if (ending := _ending(event)) is not None:
-        told.append(ending)
-    return told
+    ranked.sort(key=lambda pair: (pair[1].at, pair[0]))
+    entries = [entry for _, entry in ranked]
+    if (last := _last_entry(event)) is not None:
+        entries.append(last)
+    return entries
 
 
 def _attempt(attempt: Mapping[str, Any]) -> Entry:
-    title = f"Attempt {attempt['attempt_number']} {_ATTEMPT[Outcome(attempt['outcome'])]}"
+    title = f"Attempt {attempt['attempt_number']} {_ATTEMPT_WORDS[Outcome(attempt['outcome'])]}"
     return Entry(attempt["outcome"], attempt["timestamp"], title, attempt=attempt)
 
 
-def _action(done: Mapping[str, Any]) -> Entry:
-    by = done["by"] if done["by"] == done["remote"] else f"{done['by']} ({done['remote']})"
-    reason = f": {done['reason']}" if done.get("reason") else ""
-    return Entry(
-        str(done["action"]), done["at"], _ACTION[Action(done["action"])], f"by {by}{reason}"
-    )
+def _action(record: Mapping[str, Any]) -> Entry:
+    by, remote = record["by"], record["remote"]
+    who = by if by == remote else f"{by} ({remote})"
+    reason = f": {record['reason']}" if record.get("reason") else ""
+    action = Action(record["action"])
+    return Entry(str(action), record["at"], _ACTION_WORDS[action], f"by {who}{reason}")
 
 
-def _ending(event: Document) -> Entry | None:
+def _last_entry(event: Document) -> Entry | None:
+    """Return the attempt under way or due next, or that the event was given up."""
     if "lease" in event:
         text = f"by {event['lease']['owner']}"
         if event.get("cancelling"):
-            text += "; cancelled, so nothing comes after it"
+            text += "; cancelled, so no attempt follows"
         title = f"Attempt {event['attempt_count']} under way"
         return Entry("leased", event["lease"]["since"], title, text)
     if "next_attempt_at" in event:
@@ -72,7 +82,7 @@ def _ending(event: Document) -> Entry | None:
         return Entry("waiting", event["next_attempt_at"], title)
     history = event.get("history", [])
     if history and history[-1]["action"] == Action.CANCEL:
-        return None  # told: after a cancel only a replay would go on
+        return None  # The cancel is the last entry already: only a replay could follow it.
     if event["status"] == Status.FAILED_PERMANENTLY:
         return Entry("failure", event["finished_at"], "Given up")
     return None

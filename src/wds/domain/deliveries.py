@@ -27,6 +27,7 @@ from msgspec import Struct
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
+    from typing import Any
 
 
 class Status(StrEnum):
@@ -36,6 +37,10 @@ class Status(StrEnum):
     DELIVERING = "DELIVERING"
     DELIVERED = "DELIVERED"
     FAILED_PERMANENTLY = "FAILED_PERMANENTLY"
+
+
+LIVE_STATUSES = (Status.RECEIVED, Status.DELIVERING)
+"""An event in one of these has a `next_attempt_at`; the others are final."""
 
 
 class Outcome(StrEnum):
@@ -145,3 +150,9 @@ class Settlement(Struct, frozen=True):
     status: Status = Status.DELIVERING
     delay_s: float = 0.0
     cancelled: bool = False
+
+
+def attempts_since_replay(event: Mapping[str, Any]) -> int:
+    """Return how many attempts of a stored event have started since its last replay, or ever."""
+    count: int = event["attempt_count"] - event.get("attempts_before", 0)
+    return count

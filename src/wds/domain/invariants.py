@@ -12,14 +12,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from wds.domain import retry_policy
-from wds.domain.deliveries import Outcome, Status
+from wds.domain.deliveries import LIVE_STATUSES, Outcome, Status
 from wds.domain.events import derived_id
 from wds.domain.operator_actions import Action
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-
-LIVE = (Status.RECEIVED, Status.DELIVERING)
 
 INVARIANTS = {
     "status": "the status is one of the four",
@@ -69,7 +67,7 @@ def violations(event: Mapping[str, Any], expected: Expectations) -> Iterator[str
     if event["status"] not in set(Status):
         yield "status"
         return
-    live = event["status"] in LIVE
+    live = event["status"] in LIVE_STATUSES
     due = event.get("next_attempt_at")
     if live != (due is not None):
         yield "live"
@@ -138,7 +136,7 @@ def _successes_fit(event: Mapping[str, Any], rounds: Sequence[Sequence[Mapping[s
         return False
     if any(any(flags[:-1]) for flags in successes):
         return False
-    if event["status"] in LIVE:
+    if event["status"] in LIVE_STATUSES:
         return not any(successes[-1])
     last_succeeded = any(each["outcome"] == Outcome.SUCCESS for each in attempts[-1:])
     return last_succeeded == bool(event["status"] == Status.DELIVERED)

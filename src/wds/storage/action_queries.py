@@ -1,13 +1,13 @@
-"""What operators do to events: the filters and writes of replay, cancel and bulk actions. Pure.
+"""Queries and updates of replay, cancel and bulk actions, as plain data. Pure.
 
 What must stay true:
 
 * Each action changes an event and its `history` in one write to one document.
-* A lease is never disturbed. A leased event is not replayed; cancelling one only marks it, and
-  whatever ends the lease then ends the event (`queries`).
-* The request's id is part of the filter and goes into `history` with the action, so a repeat,
-  whether of one write or of a bulk action that was interrupted anywhere, changes nothing twice.
-* Attempts stay and go on counting. `attempts_before` holds how many there were at the last
+* A lease is never disturbed. A leased event is not replayed; cancelling one only marks it, and the
+  write that ends the lease then ends the event (`lease_queries`).
+* The request's id is part of the query and is added to `history` with the action. A repeat, of one
+  write or of a bulk action interrupted at any point, therefore changes nothing twice.
+* Attempts stay and their numbers go on. `attempts_before` holds how many there were at the last
   replay: the retry schedule is counted from there.
 """
 
@@ -18,19 +18,19 @@ from typing import TYPE_CHECKING
 from pymongo import ASCENDING, DESCENDING, IndexModel
 
 from wds.domain.deliveries import Status
-from wds.domain.operator_actions import Action
+from wds.domain.operator_actions import PRECONDITIONS, Action, BulkAction, Presence
 from wds.storage.lease_queries import FINAL_BY_LAST_ATTEMPT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
-    from wds.domain.operator_actions import Instruction
+    from wds.domain.operator_actions import AttemptsSinceReplay, Instruction
     from wds.storage.lease_queries import Document
 
 BULK = "bulk_actions"
 BULK_KEPT_S = 90 * 24 * 3600
-"""Seconds that a finished bulk action is remembered."""
+"""Seconds for which a finished bulk action is kept."""
 
 BULK_INDEXES = [
     IndexModel([("state", ASCENDING), ("started_at", ASCENDING)], name="running"),
@@ -38,53 +38,56 @@ BULK_INDEXES = [
     IndexModel([("finished_at", ASCENDING)], name="forget", expireAfterSeconds=BULK_KEPT_S),
 ]
 
-LIVE = (Status.RECEIVED, Status.DELIVERING)
-AFFECTED: Mapping[Action, tuple[Status, ...]] = {
-    Action.REPLAY: (Status.DELIVERING, Status.DELIVERED, Status.FAILED_PERMANENTLY),
-    Action.CANCEL: LIVE,
-}
-"""The statuses in which there can be something to do; replaying an untried event is nothing."""
-
 ROOM_BYTES = 16 * 1024 * 1024 - 512 * 1024
-"""An event as large as this is not replayed: MongoDB's documents end at 16 MiB, and the attempts
-to come need room."""
+"""An event of this size is not replayed: MongoDB's documents end at 16 MiB, and the attempts to
+come need room."""
 
-_ATTEMPTED = {"$gt": ["$attempt_count", {"$ifNull": ["$attempts_before", 0]}]}
-_FINISHED = {"$eq": [{"$type": "$next_attempt_at"}, "missing"]}
+ATTEMPTS_SINCE_REPLAY = {"$subtract": ["$attempt_count", {"$ifNull": ["$attempts_before", 0]}]}
+"""`attempts_since_replay`, as an expression."""
+
 _LEASED = {"$ne": [{"$type": "$lease"}, "missing"]}
 _HAS_ROOM = {"$lt": [{"$bsonSize": "$$ROOT"}, ROOM_BYTES]}
 
 
-def wanted(ids: Sequence[str], instruction: Instruction) -> Document:
-    """Match those of `ids` to which there is something to do.
+# -- one event or a chunk of them ------------------------------------------------------------
 
-    A replay: not leased, and finished or waiting after a failure. A cancel: not final.
-    """
-    common = {
+
+def possible(action: Action) -> Document:
+    """Match the events that meet the action's preconditions (`operator_actions`)."""
+    conditions = []
+    for precondition in PRECONDITIONS[action]:
+        alternatives = [_condition(each) for each in precondition.alternatives]
+        conditions.append(alternatives[0] if len(alternatives) == 1 else {"$or": alternatives})
+    return {"$and": conditions}
+
+
+def _condition(condition: Presence | AttemptsSinceReplay) -> Document:
+    if isinstance(condition, Presence):
+        return {condition.field: {"$exists": condition.present}}
+    return {"$expr": {"$gte": [ATTEMPTS_SINCE_REPLAY, condition.least]}}
+
+
+def applicable(ids: Sequence[str], instruction: Instruction) -> Document:
+    """Match the events among `ids` that the instruction changes: possible, and not done before."""
+    query = {
         "_id": {"$in": list(ids)},
         "history": {"$not": _entry_of(instruction.action, instruction.request_id)},
+        **possible(instruction.action),
     }
-    if instruction.action is Action.CANCEL:
-        return {**common, "next_attempt_at": {"$exists": True}, "cancelling": {"$exists": False}}
-    return {
-        **common,
-        "lease": {"$exists": False},
-        "$expr": {"$and": [{"$or": [_FINISHED, _ATTEMPTED]}, _HAS_ROOM]},
-    }
+    return query if instruction.action is Action.CANCEL else {**query, "$expr": _HAS_ROOM}
 
 
-def wanted_alone(event_id: str, instruction: Instruction) -> Document:
-    """Match the event if `wanted` does and the request's id is on its record with neither action.
+def applicable_alone(event_id: str, instruction: Instruction) -> Document:
+    """Match the event if `applicable` does and the request has not done the other action either.
 
-    An id that did the other action to it is a caller's mistake, which only one who asks about
-    one event can be told of.
+    That would be the caller's mistake. Only a request about one event can report it.
     """
     unused = {"history.request_id": {"$ne": instruction.request_id}}
-    return {**wanted([event_id], instruction), **unused}
+    return {**applicable([event_id], instruction), **unused}
 
 
 def done(ids: Sequence[str], action: Action, request_id: str) -> Document:
-    """Match those of `ids` to which the request has done this, now or earlier."""
+    """Match the events among `ids` to which the request has done this, now or earlier."""
     return {"_id": {"$in": list(ids)}, "history": _entry_of(action, request_id)}
 
 
@@ -93,10 +96,10 @@ def _entry_of(action: Action, request_id: str) -> Document:
 
 
 def update(instruction: Instruction, spread: tuple[datetime, int] | None = None) -> list[Document]:
-    """Return the write of an action, on a document that `wanted` matches.
+    """Return the write of an action, for an event that `applicable` matches.
 
-    A replay is due at once or, with `spread` (instant, milliseconds), at random within so many
-    milliseconds from that instant, so that what arrives meanwhile gets its turn.
+    A replayed event is due at once. With `spread` (instant, milliseconds) it is due at a random
+    instant within that many milliseconds, so that new events are delivered in between.
     """
     if instruction.action is Action.CANCEL:
         return [{"$set": {**_cancel(), "history": _with_entry(instruction)}}]
@@ -146,7 +149,7 @@ def _with_entry(instruction: Instruction) -> Document:
 # -- bulk actions: one document each ---------------------------------------------------------
 
 
-def new_bulk(
+def bulk_document(
     instruction: Instruction,
     *,
     filters: str,
@@ -155,9 +158,9 @@ def new_bulk(
     matched: int | None,
     now: datetime,
 ) -> Document:
-    """Return the document of a bulk action that nobody works on yet.
+    """Return the document of a new bulk action, which no process has a lease on.
 
-    `filters` is the request's own JSON text; only events received before `now` are meant.
+    `filters` is from `event_filter.filter_text`. It concerns only events received before `now`.
     """
     return {
         "_id": instruction.request_id,
@@ -176,8 +179,24 @@ def new_bulk(
     }
 
 
+def read_bulk(document: Document) -> BulkAction:
+    """Read a stored bulk action."""
+    same = (
+        *("by", "remote", "reason", "filters", "limit", "per_second", "matched"),
+        *("examined", "changed", "state", "started_at"),
+    )
+    return BulkAction(
+        request_id=document["_id"],
+        action=Action(document["action"]),
+        **{name: document[name] for name in same},
+        finished_at=document.get("finished_at"),
+        stop_requested=document.get("stop_requested", False),
+        failure=document.get("failure"),
+    )
+
+
 def free_bulk() -> Document:
-    """Match the running bulk actions that no process works on, or none that lives."""
+    """Match the running bulk actions without a lease, or with an expired one."""
     return {
         "state": "running",
         "$or": [
@@ -187,7 +206,7 @@ def free_bulk() -> Document:
     }
 
 
-def take_bulk(token: str, owner: str, lease_ms: int) -> list[Document]:
+def lease_bulk(token: str, owner: str, lease_ms: int) -> list[Document]:
     """Lease a bulk action to one process."""
     lease = {
         "token": {"$literal": token},
@@ -198,15 +217,15 @@ def take_bulk(token: str, owner: str, lease_ms: int) -> list[Document]:
 
 
 def held_bulk(request_id: str, token: str) -> Document:
-    """Match a bulk action only while the lease with this token is on it: the fence."""
+    """Match a bulk action only while it has the lease with this token: the fence."""
     return {"_id": request_id, "lease.token": token}
 
 
 def plan_chunk(chunk: Document, lease_ms: int) -> list[Document]:
-    """Write down which events come next, before any of them is changed; renew the lease.
+    """Record which events come next, before any of them is changed; renew the lease.
 
-    Whoever takes the bulk action over finishes this chunk first: after it was carried out half,
-    the filters alone would no longer find the same events.
+    A process that takes the bulk action over finishes this chunk first: once part of it is carried
+    out, the filters alone would no longer find the same events.
     """
     return [
         {
@@ -219,12 +238,12 @@ def plan_chunk(chunk: Document, lease_ms: int) -> list[Document]:
 
 
 def renew_bulk(lease_ms: int) -> list[Document]:
-    """Renew the lease alone: finding the next chunk takes long."""
+    """Renew the lease alone, while finding the next chunk takes long."""
     return [{"$set": {"lease.until": {"$add": ["$$NOW", lease_ms]}}}]
 
 
 def finish_chunk(progress: Document, lease_ms: int) -> list[Document]:
-    """Write down what the chunk came to, in absolute numbers; renew the lease."""
+    """Record the progress after a chunk, in absolute numbers; renew the lease."""
     return [
         {
             "$set": {
@@ -237,7 +256,7 @@ def finish_chunk(progress: Document, lease_ms: int) -> list[Document]:
 
 
 def end_bulk(failure: str | None = None) -> list[Document]:
-    """Return the write that ends a bulk action: done, stopped if asked for, or failed."""
+    """End a bulk action: failed, or stopped if an operator asked for that, or else done."""
     ended: object = {
         "$cond": [
             {"$eq": ["$stop_requested", True]},

@@ -1,39 +1,35 @@
 """Replay and cancel in the database: one event at once, many as a bulk action.
 
-A bulk action is a document of its own. Whichever process holds its lease carries it out a chunk
-at a time, oldest event first. What must stay true:
+A bulk action is a document of its own. The process with its lease carries it out a chunk at a
+time, oldest event first. What must stay true:
 
-* The ids of a chunk are written down before the first of them is changed, and what it came to
-  afterwards, so whoever takes over neither leaves an event out nor goes past `limit`.
+* The ids of a chunk are recorded before the first of them is changed, and the progress after the
+  last. A process that takes over neither omits an event nor exceeds `limit`.
 * Every write to the document matches the lease's token, and every write to an event the request's
-  id, so a process that wakes up late changes nothing.
+  id, so a process whose lease has expired changes nothing.
 """
 
 from __future__ import annotations
 
-import json
 import secrets
 from dataclasses import dataclass
 from datetime import timedelta
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 from pymongo.read_concern import ReadConcern
 
-from wds.api import event_schemas
-from wds.domain.deliveries import Status
 from wds.domain.errors import SearchTooSlowError
-from wds.domain.operator_actions import Action, Instruction
+from wds.domain.event_filter import OLDEST_FIRST, SORTS, Position, read_filter
+from wds.domain.operator_actions import Action, Verdict, affected_events, obstacle
 from wds.storage import action_queries, event_queries, lease_queries
 from wds.storage.mongo import FOREVER, SEARCH_LIMIT_MS, WRITE_BUDGET_S
-from wds.web import schemas
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
+    from wds.domain.operator_actions import BulkAction, Instruction
     from wds.storage.lease_queries import Document
     from wds.storage.mongo import MongoDatabase
     from wds.storage.rollups import Rollups
@@ -41,49 +37,48 @@ if TYPE_CHECKING:
 CHUNK = 200
 """Events changed by one write: some tens of milliseconds of MongoDB's time."""
 LEASE_S = 15.0
-"""Seconds after which another process takes over from one that died; more than a search takes."""
+"""Seconds after which another process takes over; longer than a search may take."""
 TRIES = 3
 READ_BUDGET_S = 5.0
 CHUNK_BUDGET_S = 30.0
 RECENT = 50
-"""Bulk actions listed, the latest first."""
-
-
-class Verdict(StrEnum):
-    """What an instruction meant for one event."""
-
-    DONE = "done"
-    REPEATED = "repeated"
-    """An earlier request under the same id did it."""
-    CONFLICT = "conflict"
-    """An earlier request under the same id did the other action."""
-    LEASED = "leased"
-    WAITING = "waiting"
-    """It waits for an attempt with the whole schedule before it, so there is nothing to replay."""
-    FINAL = "final"
-    CANCELLING = "cancelling"
-    FULL = "full"
-    """Its record leaves no room for further attempts."""
+"""Bulk actions in a list, the latest first."""
 
 
 @dataclass(frozen=True, slots=True)
-class Changed:
-    """One event after an instruction: as it is now, without its payload, and the verdict."""
+class ActionResult:
+    """What an instruction did to one event, and the event after it, without its payload."""
 
     verdict: Verdict
     event: Document
 
 
+@dataclass(slots=True)
+class HeldBulkAction:
+    """A bulk action on which this process has a lease: its document as last written, the token."""
+
+    document: Document
+    token: str
+
+    @property
+    def bulk_action(self) -> BulkAction:
+        """Return the bulk action and its progress."""
+        return action_queries.read_bulk(self.document)
+
+
 class BulkActions:
-    """Changes to events by operators. What is not confirmed is `StoreUnavailableError`."""
+    """Changes to events by operators.
+
+    Every method raises `StoreUnavailableError` if MongoDB does not confirm it.
+    """
 
     def __init__(self, mongo: MongoDatabase, rollups: Rollups) -> None:
-        """Take the connection to use, and the kept counts, which replays change."""
+        """Write over `mongo`; replays invalidate what `rollups` has counted."""
         self._mongo = mongo
         self._try_for = mongo.try_for
         self._rollups = rollups
         self._events = mongo.db[lease_queries.EVENTS]
-        # Shows a write only once a majority has it: a repeat is confirmed no sooner.
+        # Returns a write only once a majority has it, so a repeat is not confirmed before.
         self._linear = self._events.with_options(read_concern=ReadConcern("linearizable"))
         self._bulk = mongo.db[action_queries.BULK]
 
@@ -92,26 +87,26 @@ class BulkActions:
         bulk = self._mongo.queue_db[action_queries.BULK]
         await self._try_for(FOREVER, lambda: bulk.create_indexes(action_queries.BULK_INDEXES))
 
-    async def one(self, event_id: str, instruction: Instruction) -> Changed | None:
-        """Carry out an instruction on one event, if it applies; None if there is no such event.
+    async def apply(self, event_id: str, instruction: Instruction) -> ActionResult | None:
+        """Carry out an instruction on one event, if possible; None if there is no such event.
 
-        Safe to repeat: the instruction's request id is on the event's record once it is done.
+        Safe to repeat: the event's history has the request id once it is done.
         """
         event: Document = {}
         if instruction.action is Action.REPLAY:
-            await self._reopen([event_id])
+            await self._reopen_hours([event_id])
         for _ in range(TRIES):
             changed = await self._try_for(
                 WRITE_BUDGET_S,
                 lambda: self._events.find_one_and_update(
-                    action_queries.wanted_alone(event_id, instruction),
+                    action_queries.applicable_alone(event_id, instruction),
                     action_queries.update(instruction),
                     projection={"payload": 0},
                     return_document=ReturnDocument.AFTER,
                 ),
             )
             if changed is not None:
-                return Changed(Verdict.DONE, changed)
+                return ActionResult(Verdict.DONE, changed)
             found = await self._try_for(
                 READ_BUDGET_S,
                 lambda: self._linear.find_one(
@@ -123,9 +118,9 @@ class BulkActions:
             event = found
             verdict = _verdict(event, instruction)
             if verdict is not None:
-                return Changed(verdict, event)
-            # It changed between the two, as by a dispatcher's settlement: look again.
-        return Changed(Verdict.FULL, event)
+                return ActionResult(verdict, event)
+            # It changed between the two, as by a dispatcher's settlement: try again.
+        return ActionResult(Verdict.FULL, event)
 
     # -- bulk actions, as operators see them -----------------------------------------------
 
@@ -133,19 +128,19 @@ class BulkActions:
         self,
         instruction: Instruction,
         *,
-        wanted: str,
+        filters: str,
         limit: int | None,
         per_second: float | None,
         matched: int | None,
-    ) -> tuple[Document, bool]:
-        """Write down a bulk action, to be carried out; return it, and whether it is new.
+    ) -> tuple[BulkAction, bool]:
+        """Store a bulk action, for a worker to carry out; return it, and whether it is new.
 
-        `wanted` is the JSON text of its filters. If the request id is known, what is returned is
-        the bulk action it belongs to.
+        `filters` is from `event_filter.filter_text`. If the request id is known, the bulk action
+        that has it is returned.
         """
-        document = action_queries.new_bulk(
+        document = action_queries.bulk_document(
             instruction,
-            filters=wanted,
+            filters=filters,
             limit=limit,
             per_second=per_second,
             matched=matched,
@@ -160,28 +155,30 @@ class BulkActions:
             return True
 
         new = await self._try_for(WRITE_BUDGET_S, insert)
-        stored = document if new else await self.get(instruction.request_id)
-        return (document, True) if stored is None else (stored, new)
+        stored = None if new else await self.get(instruction.request_id)
+        return (action_queries.read_bulk(document), True) if stored is None else (stored, False)
 
-    async def get(self, request_id: str) -> Document | None:
+    async def get(self, request_id: str) -> BulkAction | None:
         """Return a bulk action with its progress, or None."""
-        return await self._try_for(
+        found = await self._try_for(
             READ_BUDGET_S, lambda: self._bulk.find_one({"_id": request_id}, {"chunk": 0})
         )
+        return None if found is None else action_queries.read_bulk(found)
 
-    async def recent(self) -> list[Document]:
-        """Return the latest bulk actions, at most `RECENT`."""
-        return await self._try_for(
+    async def recent(self) -> list[BulkAction]:
+        """Return the `RECENT` latest bulk actions, the latest first."""
+        found = await self._try_for(
             READ_BUDGET_S,
             lambda: (
                 self._bulk.find({}, {"chunk": 0}).sort("started_at", -1).limit(RECENT).to_list(None)
             ),
         )
+        return [action_queries.read_bulk(each) for each in found]
 
-    async def stop(self, request_id: str) -> tuple[Document | None, bool]:
+    async def stop(self, request_id: str) -> tuple[BulkAction | None, bool]:
         """Ask a bulk action to change no further events.
 
-        Returns it, or None, and whether this made a difference: it was running, and not asked.
+        Returns it, or None, and whether this made a difference: it was running, and not asked yet.
         """
         running = {"_id": request_id, "state": "running", "stop_requested": {"$exists": False}}
         written = await self._try_for(
@@ -192,63 +189,60 @@ class BulkActions:
 
     # -- bulk actions, as a worker sees them -----------------------------------------------
 
-    async def take(self, owner: str) -> Taken | None:
-        """Lease the oldest bulk action that nobody works on; None if there is none."""
+    async def take(self, owner: str) -> HeldBulkAction | None:
+        """Lease the oldest bulk action that has no valid lease; None if there is none."""
         token = secrets.token_hex(8)
-        found = await self._try_for(
+        leased = await self._try_for(
             0,
             lambda: self._bulk.find_one_and_update(
                 action_queries.free_bulk(),
-                action_queries.take_bulk(token, owner, round(LEASE_S * 1000)),
+                action_queries.lease_bulk(token, owner, round(LEASE_S * 1000)),
                 sort=[("started_at", 1)],
                 return_document=ReturnDocument.AFTER,
             ),
         )
-        return None if found is None else Taken(found, token)
+        return None if leased is None else HeldBulkAction(leased, token)
 
-    async def step(self, taken: Taken) -> bool:
+    async def step(self, held: HeldBulkAction) -> bool:
         """Carry out the next chunk, or end the bulk action; False if there is no more to do.
 
-        False, too, if the lease was lost: another process has gone on from where this one was.
+        False, too, if the lease was lost: another process then continues.
 
         Raises:
             SearchTooSlowError: the next events cannot be found in time, `TRIES` times in a row.
         """
-        if "chunk" not in taken.document:
-            chunk = await self._next_chunk(taken)
+        if "chunk" not in held.document:
+            chunk = await self._next_chunk(held)
             if chunk is None:
-                await self._write(taken, action_queries.end_bulk())
+                await self._write(held, action_queries.end_bulk())
                 return False
             planned = action_queries.plan_chunk(chunk, round(LEASE_S * 1000))
-            if not await self._write(taken, planned):
+            if not await self._write(held, planned):
                 return False
-        progress = await self._carry_out(taken.document)
-        return await self._write(
-            taken, action_queries.finish_chunk(progress, round(LEASE_S * 1000))
-        )
+        progress = await self._carry_out(held.document)
+        return await self._write(held, action_queries.finish_chunk(progress, round(LEASE_S * 1000)))
 
-    async def fail(self, taken: Taken, reason: str) -> None:
-        """End a bulk action that cannot be carried out, so that others get their turn."""
-        await self._write(taken, action_queries.end_bulk(reason))
+    async def fail(self, held: HeldBulkAction, reason: str) -> None:
+        """End a bulk action that cannot be carried out, so that the others get their turn."""
+        await self._write(held, action_queries.end_bulk(reason))
 
-    async def _next_chunk(self, taken: Taken) -> Document | None:
-        document = taken.document
-        left = CHUNK
+    async def _next_chunk(self, held: HeldBulkAction) -> Document | None:
+        document = held.document
+        size = CHUNK
         if document["limit"] is not None:
-            left = min(CHUNK, document["limit"] - document["changed"])
-        if left <= 0 or document.get("stop_requested"):
+            size = min(CHUNK, document["limit"] - document["changed"])
+        if size <= 0 or document.get("stop_requested"):
             return None
-        wanted = matching(Action(document["action"]), document["filters"], document["started_at"])
-        if wanted is None:
+        affected = affected_events(
+            Action(document["action"]), read_filter(document["filters"]), document["started_at"]
+        )
+        if affected is None:
             return None
+        query = event_queries.match(affected)
         if "position" in document:
-            place = event_queries.Position(
-                document["position"]["received_at"], document["position"]["id"]
-            )
-            wanted = event_queries.after(
-                wanted, event_queries.SORTS[event_queries.OLDEST_FIRST], place
-            )
-        found = await self._find(taken, wanted, left)
+            position = Position(document["position"]["received_at"], document["position"]["id"])
+            query = event_queries.after(query, SORTS[OLDEST_FIRST], position)
+        found = await self._find(held, query, size)
         if not found:
             return None
         return {
@@ -257,33 +251,29 @@ class BulkActions:
             "spread": await self._spread(document, len(found)),
         }
 
-    async def _find(self, taken: Taken, wanted: Document, limit: int) -> list[Document]:
+    async def _find(self, held: HeldBulkAction, query: Document, limit: int) -> list[Document]:
         """Return the id and the instant of the first `limit` events that match, oldest first."""
-        said, index = event_queries.in_time_order(wanted)
+        rewritten, index = event_queries.in_time_order(query)
 
         async def read() -> list[Document]:
-            found = self._events.find(
-                said, {"received_at": 1}, max_time_ms=SEARCH_LIMIT_MS, hint=index
+            cursor = self._events.find(
+                rewritten, {"received_at": 1}, max_time_ms=SEARCH_LIMIT_MS, hint=index
             )
-            return (
-                await found.sort(event_queries.SORTS[event_queries.OLDEST_FIRST])
-                .limit(limit)
-                .to_list(None)
-            )
+            return await cursor.sort(SORTS[OLDEST_FIRST]).limit(limit).to_list(None)
 
         tries = 1
         while True:
             try:
                 return await self._try_for(CHUNK_BUDGET_S, lambda: self._mongo.search(read))
             except SearchTooSlowError:
-                # Once may be MongoDB's stall; always, it would keep all others waiting for ever.
+                # Once may be a stall of MongoDB; retried for ever, it would hold up all others.
                 renewed = action_queries.renew_bulk(round(LEASE_S * 1000))
-                if tries == TRIES or not await self._write(taken, renewed):
+                if tries == TRIES or not await self._write(held, renewed):
                     raise
                 tries += 1
 
     async def _spread(self, document: Document, events: int) -> Document | None:
-        """Return over which time these events become due; None for at once."""
+        """Return the time span over which these events become due; None for all at once."""
         if not document["per_second"]:
             return None
         now = await self._mongo.now()
@@ -291,23 +281,17 @@ class BulkActions:
         return {"start": start, "length_ms": round(events / document["per_second"] * 1000)}
 
     async def _carry_out(self, document: Document) -> Document:
-        """Change the events of the chunk that is written down; return the progress after it."""
+        """Change the events of the recorded chunk; return the progress after it."""
         ids, spread = document["chunk"]["ids"], document["chunk"]["spread"]
-        instruction = Instruction(
-            Action(document["action"]),
-            document["_id"],
-            document["by"],
-            document["remote"],
-            document["reason"],
-        )
+        instruction = action_queries.read_bulk(document).instruction
         if instruction.action is Action.REPLAY:
-            await self._reopen(ids)
+            await self._reopen_hours(ids)
         update = action_queries.update(
             instruction, spread and (spread["start"], spread["length_ms"])
         )
         await self._try_for(
             CHUNK_BUDGET_S,
-            lambda: self._events.update_many(action_queries.wanted(ids, instruction), update),
+            lambda: self._events.update_many(action_queries.applicable(ids, instruction), update),
         )
         changed = await self._try_for(
             CHUNK_BUDGET_S,
@@ -326,10 +310,10 @@ class BulkActions:
             )
         return progress
 
-    async def _reopen(self, ids: Sequence[str]) -> None:
-        """Forget the kept counts of hours whose finished events are about to live again.
+    async def _reopen_hours(self, ids: Sequence[str]) -> None:
+        """Invalidate the rollups of the hours in which these events were received.
 
-        Of live ones too: they might finish, and be counted, just before they are replayed.
+        Those of live events too: one might finish, and be counted, just before it is replayed.
         """
         chosen = {"_id": {"$in": list(ids)}}
         found = await self._try_for(
@@ -338,57 +322,25 @@ class BulkActions:
         if found:
             await self._rollups.reopen(each["received_at"] for each in found)
 
-    async def _write(self, taken: Taken, update: list[Document]) -> bool:
+    async def _write(self, held: HeldBulkAction, update: list[Document]) -> bool:
         """Write to the document under its lease; False if the lease was lost."""
         written = await self._try_for(
             WRITE_BUDGET_S,
             lambda: self._bulk.find_one_and_update(
-                action_queries.held_bulk(taken.document["_id"], taken.token),
+                action_queries.held_bulk(held.document["_id"], held.token),
                 update,
                 return_document=ReturnDocument.AFTER,
             ),
         )
         if written is not None:
-            taken.document = written
+            held.document = written
         return written is not None
 
 
-@dataclass(slots=True)
-class Taken:
-    """A bulk action that this process works on, as last written, and the token of its lease."""
-
-    document: Document
-    token: str
-
-
-def matching(action: Action, wanted: str, before: datetime) -> Document | None:
-    """Match the events that a bulk action is about: its filters' JSON, received before its start.
-
-    Statuses in which there is nothing to do are left out; None if none is left.
-    """
-    given = event_schemas.filters_of(schemas.load(event_schemas.FilterSchema(), json.loads(wanted)))
-    asked = given.get("status") or list(Status)
-    affected = [str(status) for status in action_queries.AFFECTED[action] if status in asked]
-    if not affected:
-        return None
-    matched = {**event_queries.match(**given), "status": {"$in": affected}}
-    return event_queries.narrowed(matched, {"received_at": {"$lt": before}})
-
-
 def _verdict(event: Document, instruction: Instruction) -> Verdict | None:
-    """Tell why an instruction did not apply to an event; None if nothing of it says so."""
+    """Return why an instruction did not apply to an event; None if the event gives no reason."""
     history = event.get("history", [])
     did = {each["action"] for each in history if each["request_id"] == instruction.request_id}
     if did:
         return Verdict.REPEATED if instruction.action in did else Verdict.CONFLICT
-    if "cancelling" in event:
-        return Verdict.CANCELLING
-    if instruction.action is Action.CANCEL:
-        return None if event["status"] in set(action_queries.LIVE) else Verdict.FINAL
-    if "lease" in event:
-        return Verdict.LEASED
-    if event["status"] == Status.RECEIVED or event["attempt_count"] <= event.get(
-        "attempts_before", 0
-    ):
-        return Verdict.WAITING
-    return None
+    return obstacle(instruction.action, event)

@@ -1,4 +1,4 @@
-"""Reading events, finished or not, as operators do. Never in the way of the queue."""
+"""Reading events, live or finished, for operators. It never holds up the queue."""
 
 from __future__ import annotations
 
@@ -7,58 +7,64 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+from wds.domain.event_filter import NEWEST_FIRST, OLDEST_FIRST, SORTS
 from wds.storage import event_queries, indexes, lease_queries
+from wds.storage.event_queries import OrderedQuery
 from wds.storage.mongo import SEARCH_LIMIT_MS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
     from datetime import datetime
 
-    from wds.storage.event_queries import Position
+    from wds.domain.event_filter import Order, Position
     from wds.storage.lease_queries import Document
     from wds.storage.mongo import MongoDatabase
     from wds.storage.rollup_queries import Span
     from wds.storage.rollups import Rollups
 
 READ_BUDGET_S = 5.0
-"""Seconds that reading one event is retried on transport errors."""
+"""Seconds for which reading one event is retried on transport errors."""
 EXPORT_BUDGET_S = 30.0
-"""Seconds that a page of an export is retried before the export ends early."""
+"""Seconds for which a page of an export is retried before the export ends early."""
 PAGE_BYTES = 8 * 1024 * 1024
+"""Bytes of payload that end a page."""
 PAYLOADS_AT_ONCE = 8
+"""Events in one answer of MongoDB when payloads are read."""
 SCAN_PAGE = 500
+"""Events in a page of an export or a scan."""
 SPANS_AT_ONCE = 50
-"""Most stretches of time in one query: it takes longer to plan the more they are."""
+"""Most time spans in one query; with more, planning the query takes longer."""
 FEW = 200
-"""So many matching events are sorted rather than looked for among all that are in order."""
-OUTCOMES_TIMEOUT_MS = 4_000
+"""Up to this many matching events are sorted; more are looked for in an index that has order."""
+STATUS_COUNTS_TIMEOUT_MS = 4_000
 
 
 @dataclass
-class _Cut:
-    """What of all matching events is still to be read: fewer as they are.
+class _Window:
+    """Which of the matching events are still to be read; it shrinks as they are.
 
     Attributes:
-        skip: how many are to be passed over.
-        left: how many to return after these.
-        fields: projection of each.
-        batch: how many documents come in one answer.
+        skip: how many to skip first.
+        remaining: how many to return after these.
+        projection: fields of each event, as MongoDB takes it; None for all.
+        batch_size: events in one answer of MongoDB.
     """
 
     skip: int
-    left: int
-    fields: Document | None
-    batch: int
+    remaining: int
+    projection: Document | None
+    batch_size: int
 
 
 class EventReader:
-    """Read access to the events of one database. What cannot be read is `StoreUnavailableError`.
+    """Read access to the events of one database.
 
-    Whatever reads more than one event may also be a `SearchTooSlowError`.
+    Every method may raise `StoreUnavailableError`, and those that read more than one event
+    `SearchTooSlowError`.
     """
 
     def __init__(self, mongo: MongoDatabase, rollups: Rollups) -> None:
-        """Take the connection to read over, and what knows where finished events are."""
+        """Read over `mongo`; `rollups` tells in which time spans to look."""
         self._rollups = rollups
         self._events = mongo.db[lease_queries.EVENTS]
         self._try_for = mongo.try_for
@@ -68,30 +74,32 @@ class EventReader:
         """Return a whole event, or None."""
         return await self._try_for(READ_BUDGET_S, lambda: self._events.find_one({"_id": event_id}))
 
+    # -- pages -----------------------------------------------------------------------------
+
     async def page(
         self,
-        match: Document,
+        query: Document,
         *,
-        sort: str = event_queries.NEWEST_FIRST,
+        sort: str = NEWEST_FIRST,
         skip: int,
         limit: int,
         after: Position | None,
         include_payload: bool,
     ) -> tuple[list[Document], bool]:
-        """Return matching events in the order `sort`, from `skip` on or from a cursor position.
+        """Return matching events in the order `sort`, after `skip` of them or after a position.
 
-        At most `limit` of them and no more once they hold `PAGE_BYTES` of payload; True with
-        them if there are others after.
+        The page ends at `limit` events or once it holds `PAGE_BYTES` of payload. The flag is True
+        if more events follow.
         """
-        fields = None if include_payload else {"payload": 0}
-        batch = PAYLOADS_AT_ONCE if include_payload else limit + 1
-        order = event_queries.SORTS[sort]
-        wanted = match if after is None else event_queries.after(match, order, after)
-        cut = _Cut(skip, limit + 1, fields, batch)
+        projection = None if include_payload else {"payload": 0}
+        batch_size = PAYLOADS_AT_ONCE if include_payload else limit + 1
+        window = _Window(skip, limit + 1, projection, batch_size)
+        order = SORTS[sort]
+        rest = query if after is None else event_queries.after(query, order, after)
         if order[0][0] == "received_at":
-            documents = self._by_time(event_queries.Part(wanted, order), cut)
+            documents = self._by_time(OrderedQuery(rest, order), window)
         else:
-            documents = self._by_attempts(match, event_queries.Part(wanted, order), after, cut)
+            documents = self._by_attempts(query, OrderedQuery(rest, order), after, window)
 
         async def read() -> tuple[list[Document], bool]:
             page: list[Document] = []
@@ -106,146 +114,155 @@ class EventReader:
 
         return await self._search(read)
 
-    async def _by_time(self, part: event_queries.Part, cut: _Cut) -> AsyncGenerator[Document]:
-        """Yield the events of a part that is in order of time.
+    async def _by_time(self, part: OrderedQuery, window: _Window) -> AsyncGenerator[Document]:
+        """Yield events in time order.
 
-        Where no index holds them apart from others, kept counts say where to look.
+        If no index has them apart from others, the rollups tell in which spans to look.
         """
-        if not event_queries.is_scattered(part.wanted):
-            said, index = event_queries.in_time_order(part.wanted)
-            async with aclosing(self._find(said, index, part.order, cut)) as documents:
+        if not event_queries.is_scattered(part.query):
+            query, index = event_queries.in_time_order(part.query)
+            async with aclosing(self._find(query, index, part.order, window)) as documents:
                 async for document in documents:
                     yield document
             return
         newest_first = part.order[0][1] < 0
-        async with aclosing(self._rollups.where(part.wanted, newest_first=newest_first)) as places:
-            async for spans, _ in places:
+        async with aclosing(self._rollups.spans(part.query, newest_first=newest_first)) as found:
+            async for spans, _ in found:
                 for start in range(0, len(spans), SPANS_AT_ONCE):
-                    narrowed = event_queries.within(
-                        part.wanted, spans[start : start + SPANS_AT_ONCE]
-                    )
-                    said, index = event_queries.in_time_order(narrowed)
-                    async with aclosing(self._find(said, index, part.order, cut)) as documents:
+                    within = event_queries.within(part.query, spans[start : start + SPANS_AT_ONCE])
+                    query, index = event_queries.in_time_order(within)
+                    async with aclosing(self._find(query, index, part.order, window)) as documents:
                         async for document in documents:
                             yield document
-                    if not cut.left:
+                    if not window.remaining:
                         return
 
     async def _by_attempts(
-        self, match: Document, part: event_queries.Part, after: Position | None, cut: _Cut
+        self, query: Document, rest: OrderedQuery, after: Position | None, window: _Window
     ) -> AsyncGenerator[Document]:
-        """Yield events in order of their attempts; `match` is what `part` wants before `after`.
+        """Yield events ordered by attempts; `rest` is `query` narrowed to what follows `after`.
 
-        Few are sorted once they are found. Of many, those that had several attempts are in an index
-        in order, and others are in order of time.
+        A few events are read and sorted. Of many, an index has those with several attempts in
+        order, and the others are in time order.
         """
-        if not event_queries.is_kept(match):
-            async for document in self._sorted(part, [event_queries.span_of(match)], cut):
+        if not event_queries.counted_by_rollups(query):
+            async for document in self._sorted(rest, [event_queries.time_span(query)], window):
                 yield document
             return
-        spans, known = await self._where_few(match)
-        if known <= FEW:
-            async for document in self._sorted(part, spans, cut):
+        spans, count = await self._spans_of_few(query)
+        if count <= FEW:
+            async for document in self._sorted(rest, spans, window):
                 yield document
             return
-        for each in event_queries.by_attempts(match, part.order, after):
-            if each.order == part.order:
-                spans, known = await self._where_few(each.wanted)
-                if known <= FEW:
-                    read = self._sorted(each, spans, cut)
+        for part in event_queries.split_by_attempts(query, rest.order, after):
+            if part.order == rest.order:
+                spans, count = await self._spans_of_few(part.query)
+                if count <= FEW:
+                    read = self._sorted(part, spans, window)
                 else:
-                    read = self._find(each.wanted, indexes.ATTEMPTS_INDEX, each.order, cut)
+                    read = self._find(part.query, indexes.ATTEMPTS_INDEX, part.order, window)
             else:
-                read = self._by_time(each, cut)
+                read = self._by_time(part, window)
             async with aclosing(read) as documents:
                 async for document in documents:
                     yield document
-            if not cut.left:
+            if not window.remaining:
                 return
 
-    async def _where_few(self, wanted: Document) -> tuple[list[Span], int]:
-        """Return where the wanted are, and how many are known; no more once these are not few."""
+    async def _spans_of_few(self, query: Document) -> tuple[list[Span], int]:
+        """Return the spans with matching events and how many the rollups count.
+
+        Incomplete once the count exceeds `FEW`.
+        """
         spans: list[Span] = []
-        known = 0
-        async with aclosing(self._rollups.where(wanted, newest_first=True)) as places:
-            async for some, number in places:
+        count = 0
+        async with aclosing(self._rollups.spans(query, newest_first=True)) as found:
+            async for some, number in found:
                 spans += some
-                known += number
-                if known > FEW:
+                count += number
+                if count > FEW:
                     break
-        return spans, known
+        return spans, count
 
     async def _find(
-        self, wanted: Document, index: str | None, order: event_queries.Order, cut: _Cut
+        self, query: Document, index: str | None, order: Order, window: _Window
     ) -> AsyncGenerator[Document]:
-        """Yield events in an order that the index has; what is skipped is taken off the cut."""
-        found = self._events.find(
-            wanted, cut.fields, batch_size=cut.batch, max_time_ms=SEARCH_LIMIT_MS, hint=index
+        """Yield events in an order that the index has, and shrink the window by them."""
+        cursor = self._events.find(
+            query,
+            window.projection,
+            batch_size=window.batch_size,
+            max_time_ms=SEARCH_LIMIT_MS,
+            hint=index,
         )
-        skip, cut.skip = cut.skip, 0
-        none = True
-        async with aclosing(_each(found.sort(order).skip(skip).limit(cut.left))) as documents:
+        skip, window.skip = window.skip, 0
+        empty = True
+        async with aclosing(
+            _documents(cursor.sort(order).skip(skip).limit(window.remaining))
+        ) as documents:
             async for document in documents:
-                none = False
-                cut.left -= 1
+                empty = False
+                window.remaining -= 1
                 yield document
-        if none and skip:
-            # All of these were skipped, and the rest of the skip falls on those that follow.
+        if empty and skip:
+            # All matching events were skipped; the rest of `skip` applies to the next query.
             hinted: dict[str, Any] = {} if index is None else {"hint": index}
-            cut.skip = skip - await self._events.count_documents(
-                wanted, limit=skip, maxTimeMS=SEARCH_LIMIT_MS, **hinted
+            window.skip = skip - await self._events.count_documents(
+                query, limit=skip, maxTimeMS=SEARCH_LIMIT_MS, **hinted
             )
 
     async def _sorted(
-        self, part: event_queries.Part, spans: list[Span], cut: _Cut
+        self, part: OrderedQuery, spans: list[Span], window: _Window
     ) -> AsyncGenerator[Document]:
-        """Yield events in an order that no index has, of places sorted from what an index holds.
+        """Yield events in an order that no index has: sort their keys, then read the first ones.
 
-        Those that leave their places before they are read leave no gap, and end nothing too soon.
+        An event whose key changes between the two neither leaves a gap nor ends the page early.
         """
         while True:
-            found: list[Document] = []
+            keys: list[Document] = []
             for start in range(0, len(spans), SPANS_AT_ONCE):
-                narrowed = event_queries.within(part.wanted, spans[start : start + SPANS_AT_ONCE])
-                places = event_queries.places(narrowed, part.order, cut.skip + cut.left)
-                read = self._events.aggregate(
-                    places, hint=event_queries.hint(narrowed), maxTimeMS=SEARCH_LIMIT_MS
+                within = event_queries.within(part.query, spans[start : start + SPANS_AT_ONCE])
+                cursor = self._events.aggregate(
+                    event_queries.sort_keys(within, part.order, window.skip + window.remaining),
+                    hint=event_queries.hint(within),
+                    maxTimeMS=SEARCH_LIMIT_MS,
                 )
-                found += await read.to_list(None)
-            asked = cut.left
-            chosen = _in_order(found, part.order)[cut.skip : cut.skip + asked]
-            cut.skip = max(cut.skip - len(found), 0)
-            for start in range(0, len(chosen), cut.batch):
-                for document in await self._at(chosen[start : start + cut.batch], part, cut):
-                    cut.left -= 1
+                keys += await cursor.to_list(None)
+            limit = window.remaining
+            first = _in_order(keys, part.order)[window.skip : window.skip + limit]
+            window.skip = max(window.skip - len(keys), 0)
+            for start in range(0, len(first), window.batch_size):
+                batch = first[start : start + window.batch_size]
+                for document in await self._read_sorted(batch, part, window):
+                    window.remaining -= 1
                     yield document
-            if len(chosen) < asked or not cut.left:
+            if len(first) < limit or not window.remaining:
                 return
-            last = event_queries.position_of(chosen[-1])
-            part = event_queries.Part(
-                event_queries.after(part.wanted, part.order, last), part.order
-            )
+            last = event_queries.position_of(first[-1])
+            part = part._replace(query=event_queries.after(part.query, part.order, last))
 
-    async def _at(
-        self, places: list[Document], part: event_queries.Part, cut: _Cut
+    async def _read_sorted(
+        self, keys: list[Document], part: OrderedQuery, window: _Window
     ) -> list[Document]:
-        """Return the events of a part that are at these places, in order as they are by now.
+        """Return the events with these sort keys that still match, in their order by now.
 
-        So none that was attempted meanwhile is taken for the place up to which all were read; one
-        that follows the last place now will be found from there on.
+        They are sorted again after reading: an event whose attempt count has changed meanwhile may
+        now lie beyond the last key. It is left out here and found by the next query.
         """
-        wanted = event_queries.narrowed(
-            part.wanted, {"_id": {"$in": [each["_id"] for each in places]}}
+        query = event_queries.narrow(part.query, {"_id": {"$in": [each["_id"] for each in keys]}})
+        cursor = self._events.find(
+            query, window.projection, max_time_ms=SEARCH_LIMIT_MS, hint="_id_"
         )
-        found = self._events.find(wanted, cut.fields, max_time_ms=SEARCH_LIMIT_MS, hint="_id_")
-        last = places[-1]
-        ordered = _in_order([*await found.to_list(None), last], part.order)
-        return ordered[: next(at for at, each in enumerate(ordered) if each is last)]
+        last = keys[-1]
+        ordered = _in_order([*await cursor.to_list(None), last], part.order)
+        return ordered[: next(index for index, each in enumerate(ordered) if each is last)]
+
+    # -- all events, a page at a time ------------------------------------------------------
 
     async def export(
-        self, match: Document, *, sort: str, include_payload: bool
+        self, query: Document, *, sort: str, include_payload: bool
     ) -> AsyncGenerator[list[Document], None]:
-        """Yield all matching events, a page at a time; memory stays flat.
+        """Yield all matching events, a page at a time, in constant memory.
 
         Each page is a query of its own, so an export can take as long as it needs.
         """
@@ -254,7 +271,7 @@ class EventReader:
 
         async def read() -> tuple[list[Document], bool]:
             return await self.page(
-                match,
+                query,
                 sort=sort,
                 skip=0,
                 limit=SCAN_PAGE,
@@ -268,25 +285,21 @@ class EventReader:
                 yield page
                 after = event_queries.position_of(page[-1])
 
-    async def estimated_count(self) -> int:
-        """Return about how many events there are, at once."""
-        return await self._try_for(READ_BUDGET_S, self._events.estimated_document_count)
-
     async def scan(self, *, payloads: bool) -> AsyncIterator[list[Document]]:
-        """Yield all events, a page at a time, in the order of their ids; memory stays flat.
+        """Yield all events, a page at a time, in the order of their ids, in constant memory.
 
-        Each page is a query of its own, so a scan can take as long as it needs. It ends once it
-        holds `PAGE_BYTES` of payload.
+        Each page is a query of its own, so a scan can take as long as it needs. A page ends once
+        it holds `PAGE_BYTES` of payload.
         """
         last = ""
 
         async def read() -> list[Document]:
-            fields = None if payloads else {"payload": 0}
-            batch = PAYLOADS_AT_ONCE if payloads else SCAN_PAGE
-            found = self._events.find({"_id": {"$gt": last}}, fields, batch_size=batch)
+            projection = None if payloads else {"payload": 0}
+            batch_size = PAYLOADS_AT_ONCE if payloads else SCAN_PAGE
+            cursor = self._events.find({"_id": {"$gt": last}}, projection, batch_size=batch_size)
             page: list[Document] = []
             size = 0
-            async with aclosing(_each(found.sort("_id", 1).limit(SCAN_PAGE))) as documents:
+            async with aclosing(_documents(cursor.sort("_id", 1).limit(SCAN_PAGE))) as documents:
                 async for document in documents:
                     page.append(document)
                     size += len(document.get("payload", b""))
@@ -298,62 +311,66 @@ class EventReader:
             yield page
             last = page[-1]["_id"]
 
-    async def total(self, match: Document) -> int:
+    # -- counts ----------------------------------------------------------------------------
+
+    async def estimated_count(self) -> int:
+        """Return the approximate number of events, from MongoDB's metadata."""
+        return await self._try_for(READ_BUDGET_S, self._events.estimated_document_count)
+
+    async def total(self, query: Document) -> int:
         """Count the matching events."""
         return await self._search(
             lambda: self._events.count_documents(
-                match, hint=event_queries.hint(match), maxTimeMS=SEARCH_LIMIT_MS
+                query, hint=event_queries.hint(query), maxTimeMS=SEARCH_LIMIT_MS
             )
         )
 
-    async def counts(self, match: Document) -> Document:
+    async def counts(self, query: Document) -> Document:
         """Count matching events: `by_status`, `by_event_type`, `histogram`, each of `{_id, count}`.
 
-        All from one reading, so they agree. Types are the commonest, at most `MAX_EVENT_TYPES`.
+        All come from one reading, so they agree. The types are the `MAX_EVENT_TYPES` commonest.
         """
-        found = self._events.aggregate(
-            event_queries.counts(match), hint=event_queries.hint(match), maxTimeMS=SEARCH_LIMIT_MS
+        cursor = self._events.aggregate(
+            event_queries.counts(query), hint=event_queries.hint(query), maxTimeMS=SEARCH_LIMIT_MS
         )
-        [counts] = await self._search(lambda: found.to_list(None))
+        [counts] = await self._search(lambda: cursor.to_list(None))
         return counts
 
-    async def outcomes(
-        self, match: Document, unit: str, bin_size: int
+    async def status_counts(
+        self, query: Document, unit: str, bin_size: int
     ) -> list[tuple[datetime, str, int]]:
         """Count matching events by time and status: `(start of the bin, status, count)`.
 
-        Given up after `OUTCOMES_TIMEOUT_MS`: a page that somebody waits for goes without.
+        MongoDB gives up after `STATUS_COUNTS_TIMEOUT_MS`, because a page waits for the answer.
         """
-        found = self._events.aggregate(
-            event_queries.outcomes(match, unit, bin_size),
-            hint=event_queries.hint(match),
-            maxTimeMS=OUTCOMES_TIMEOUT_MS,
+        cursor = self._events.aggregate(
+            event_queries.status_counts(query, unit, bin_size),
+            hint=event_queries.hint(query),
+            maxTimeMS=STATUS_COUNTS_TIMEOUT_MS,
         )
-        counted = await self._search(lambda: found.to_list(None))
-        return [(each["_id"]["at"], each["_id"]["status"], each["count"]) for each in counted]
+        counts = await self._search(lambda: cursor.to_list(None))
+        return [(each["_id"]["at"], each["_id"]["status"], each["count"]) for each in counts]
 
     async def oldest(self) -> datetime | None:
-        """Return when the first event that is still here was received; None if there is none."""
-        found = await self._try_for(
+        """Return when the oldest event was received; None if there are no events."""
+        first = await self._try_for(
             0,
             lambda: self._events.find_one(
-                event_queries.ANY,
-                {"_id": 0, "received_at": 1},
-                sort=event_queries.SORTS[event_queries.OLDEST_FIRST],
+                event_queries.ANY, {"_id": 0, "received_at": 1}, sort=SORTS[OLDEST_FIRST]
             ),
         )
-        return None if found is None else found["received_at"]
+        return None if first is None else first["received_at"]
 
 
-def _in_order(events: list[Document], order: event_queries.Order) -> list[Document]:
-    """Return events in an order; what is equal in it stays as it was."""
+def _in_order(events: list[Document], order: Order) -> list[Document]:
+    """Sort events; equal ones keep their order."""
     for field, direction in reversed(order):
         events = sorted(events, key=itemgetter(field), reverse=direction < 0)
     return events
 
 
-async def _each(cursor: Any) -> AsyncGenerator[Document, None]:  # noqa: ANN401 - motor's own
-    """Yield what a cursor finds, and close it however that ends."""
+async def _documents(cursor: Any) -> AsyncGenerator[Document, None]:  # noqa: ANN401 - motor's own
+    """Yield the documents of a cursor, and close it in any case."""
     try:
         async for document in cursor:
             yield document

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
     from wds.domain.deliveries import Claim, Claimed, Settlement
     from wds.domain.events import NewEvent, Receipt
-    from wds.domain.operator_actions import Instruction
-    from wds.storage.lease_queries import Document
+    from wds.domain.operator_actions import BulkAction, Instruction
 
 log = structlog.get_logger(__name__)
 
@@ -79,16 +78,23 @@ def changed(event_id: str, instruction: Instruction) -> None:
     log.info(say, event_id=event_id, request_id=instruction.request_id, **facts)
 
 
-def bulk_action_begun(begun: Document) -> None:
-    """An operator began to replay or cancel all that match; in the shape `bulk` stores."""
-    facts = {name: begun[name] for name in ("action", "by", "remote", "matched")}
-    log.info("bulk_action_begun", request_id=begun["_id"], **facts)
+def bulk_action_begun(begun: BulkAction) -> None:
+    """An operator began to replay or cancel all events that match."""
+    log.info(
+        "bulk_action_begun",
+        request_id=begun.request_id,
+        action=begun.action,
+        by=begun.by,
+        remote=begun.remote,
+        matched=begun.matched,
+    )
 
 
-def bulk_action_stopped(stopped: Document, remote: str) -> None:
+def bulk_action_stopped(stopped: BulkAction, remote: str) -> None:
     """An operator asked for no further changes."""
-    facts = {"action": stopped["action"], "remote": remote}
-    log.info("bulk_action_stopped", request_id=stopped["_id"], **facts)
+    log.info(
+        "bulk_action_stopped", request_id=stopped.request_id, action=stopped.action, remote=remote
+    )
 
 
 # -- delivery --------------------------------------------------------------------------------

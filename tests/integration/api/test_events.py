@@ -15,7 +15,7 @@ from wds.storage.lease_queries import event_document
 START = datetime(2026, 3, 1, 10, 59, 59, 998_000, tzinfo=UTC)
 MS = timedelta(milliseconds=1)
 
-# What happened: (status, event type, received at), numbered from 0. Ties in time on purpose.
+# (status, event type, received at) of each event, numbered from 0. Some instants are equal.
 PAST = [
     ("RECEIVED", "a", START),
     ("DELIVERED", "a", START),
@@ -51,7 +51,7 @@ async def numbers(client, **body):
 
 @pytest.fixture
 async def past(db, store):  # noqa: ARG001 - the store makes the indexes
-    """Insert what happened."""
+    """Insert the events."""
     await db.events.insert_many(document(n, *event) for n, event in enumerate(PAST))
 
 
@@ -79,7 +79,7 @@ MATCHES = pytest.mark.parametrize(("wanted", "expected"), FILTERS.values(), ids=
 
 @MATCHES
 @pytest.mark.usefixtures("past")
-async def test_a_filter_finds_exactly_what_it_names(client, wanted, expected):
+async def test_search_finds_exactly_what_a_filter_names(client, wanted, expected):
     found = await numbers(client, **wanted)
 
     assert sorted(found) == sorted(expected)
@@ -88,7 +88,7 @@ async def test_a_filter_finds_exactly_what_it_names(client, wanted, expected):
 @pytest.mark.parametrize("page", [{}, {"limit": 1}, {"skip": 3}], ids=["whole", "one", "skipped"])
 @MATCHES
 @pytest.mark.usefixtures("past")
-async def test_counts_are_exact_over_all_matches_whatever_the_page(client, wanted, expected, page):
+async def test_search_counts_all_matches_whatever_the_page(client, wanted, expected, page):
     answer = await search(client, **wanted, **page)
     matched = [PAST[number] for number in sorted(expected)]
     statuses = Counter({"RECEIVED": 0, "DELIVERING": 0, "DELIVERED": 0, "FAILED_PERMANENTLY": 0})
@@ -105,7 +105,7 @@ async def test_counts_are_exact_over_all_matches_whatever_the_page(client, wante
 
 @MATCHES
 @pytest.mark.usefixtures("past")
-async def test_the_total_is_the_same_without_aggregations(client, wanted, expected):
+async def test_search_total_is_the_same_without_aggregations(client, wanted, expected):
     answer = await search(client, aggregations=False, limit=2, **wanted)
 
     assert answer["total"] == len(expected)
@@ -113,7 +113,7 @@ async def test_the_total_is_the_same_without_aggregations(client, wanted, expect
 
 
 @pytest.mark.usefixtures("past")
-async def test_types_are_counted_commonest_first(client):
+async def test_search_lists_types_commonest_first(client):
     answer = await search(client)
     counts = list(answer["aggregations"]["by_event_type"].values())
 
@@ -122,7 +122,7 @@ async def test_types_are_counted_commonest_first(client):
 
 @pytest.mark.parametrize("sent", [b"", b"{}", b" { } "], ids=["no body", "empty", "odd"])
 @pytest.mark.usefixtures("past")
-async def test_a_search_that_asks_for_nothing_finds_everything(client, sent):
+async def test_search_without_filters_finds_everything(client, sent):
     status, answer = await client.post("/webhooks/search", sent)
 
     assert status == 200
@@ -130,7 +130,7 @@ async def test_a_search_that_asks_for_nothing_finds_everything(client, sent):
     assert (len(answer["events"]), answer["total"]) == (8, 8)
 
 
-async def test_a_search_of_an_empty_store_finds_nothing(client, db):
+async def test_search_of_an_empty_store_finds_nothing(client, db):
     assert await db.events.count_documents({}) == 0
     assert await search(client) == {
         "events": [],
@@ -147,7 +147,7 @@ async def test_a_search_of_an_empty_store_finds_nothing(client, db):
 
 
 @pytest.mark.usefixtures("past")
-async def test_events_come_newest_first_and_ties_by_id(client):
+async def test_search_returns_newest_first_and_ties_by_id(client):
     events = (await search(client))["events"]
     order = [(event["received_at"], event["id"]) for event in events]
 
@@ -160,8 +160,8 @@ async def test_events_come_newest_first_and_ties_by_id(client):
     [{}, {"status": ["RECEIVED", "DELIVERED"]}, {"event_type": ["a", "b"]}],
     ids=["nothing", "two statuses", "two types"],
 )
-async def test_events_of_one_instant_come_by_id_under_any_filter(client, db, past, wanted):  # noqa: ARG001
-    # So many others that MongoDB goes through one index range for each value and merges them.
+async def test_search_orders_equal_instants_by_id_under_any_filter(client, db, past, wanted):  # noqa: ARG001
+    # So many other values that MongoDB reads one index range for each and merges them.
     kinds = [("RECEIVED", "a"), ("DELIVERED", "b"), *[("FAILED_PERMANENTLY", "c")] * 8]
     await db.events.insert_many(document(n, *kinds[n % 10], START) for n in range(400))
     events = (await search(client, limit=500, **wanted))["events"]
@@ -172,7 +172,7 @@ async def test_events_of_one_instant_come_by_id_under_any_filter(client, db, pas
 
 
 @pytest.mark.usefixtures("past")
-async def test_skip_and_limit_cut_a_page_out_of_the_order(client):
+async def test_search_skip_and_limit_select_a_page(client):
     everything = await numbers(client)
 
     assert await numbers(client, skip=2, limit=3) == everything[2:5]
@@ -180,7 +180,7 @@ async def test_skip_and_limit_cut_a_page_out_of_the_order(client):
     assert await numbers(client, skip=8) == []
 
 
-async def test_a_page_holds_50_unless_told_and_at_most_500(client, db):
+async def test_search_page_holds_50_by_default_and_500_at_most(client, db):
     await db.events.insert_many(
         document(n, "DELIVERED", "a", START + n * MS) for n in reversed(range(501))
     )
@@ -191,7 +191,7 @@ async def test_a_page_holds_50_unless_told_and_at_most_500(client, db):
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 8, 9])
 @pytest.mark.usefixtures("past")
-async def test_a_cursor_walks_all_pages_while_events_arrive(client, db, limit):
+async def test_search_cursor_reads_all_pages_while_events_arrive(client, db, limit):
     everything = await numbers(client)
     walked, cursor, pages = [], {}, 0
     while cursor is not None:
@@ -208,7 +208,7 @@ async def test_a_cursor_walks_all_pages_while_events_arrive(client, db, limit):
 
 
 @pytest.mark.usefixtures("past")
-async def test_a_cursor_keeps_to_the_filter_and_counts_all_of_it(client):
+async def test_search_cursor_keeps_the_filter_and_the_total(client):
     wanted = {"status": "DELIVERED", "include_payload": True, "limit": 3}
     first = await search(client, **wanted)
     rest = await search(client, **wanted, cursor=first["next_cursor"])
@@ -220,14 +220,14 @@ async def test_a_cursor_keeps_to_the_filter_and_counts_all_of_it(client):
 
 @pytest.mark.parametrize("asked", [{}, {"include_payload": False}], ids=["not said", "false"])
 @pytest.mark.usefixtures("past")
-async def test_payloads_are_left_out_unless_asked_for(client, asked):
+async def test_search_leaves_payloads_out_by_default(client, asked):
     answer = await search(client, **asked)
 
     assert len(answer["events"]) == 8
     assert not any("payload" in event for event in answer["events"])
 
 
-async def test_payloads_are_given_as_they_were_received(client):
+async def test_search_returns_payloads_as_received(client):
     bodies = [b'{ "a":1,"a" : %s}' % (b"9" * 5000), rb'{"b":"\ud800"} ', '{"č":1.0e1}'.encode()]
     answers = [await client.ingest(body) for body in bodies]
     wanted = b'{"include_payload":true}'
@@ -239,13 +239,13 @@ async def test_payloads_are_given_as_they_were_received(client):
 
 
 @pytest.mark.usefixtures("past")
-async def test_a_found_event_is_the_event_as_it_is_shown_alone(client):
+async def test_search_shows_an_event_as_its_own_route_does(client):
     [found] = (await search(client, event_type="c", include_payload=True))["events"]
 
     assert await client.get(f"/webhooks/events/{found['id']}") == (200, found)
 
 
-async def test_an_attempt_and_a_lease_are_shown_without_the_lease_token(client, db):
+async def test_event_shows_attempt_and_lease_without_the_token(client, db):
     attempt = {
         "attempt_number": 1,
         "timestamp": START,
@@ -265,14 +265,14 @@ async def test_an_attempt_and_a_lease_are_shown_without_the_lease_token(client, 
     assert found["lease"] == {"owner": "d-1", "since": iso(START + MS)}
 
 
-async def test_searches_at_once_answer_each_its_own_question(client, past):  # noqa: ARG001
+async def test_search_answers_concurrent_requests_separately(client, past):  # noqa: ARG001
     wanted = [wanted for wanted, _ in FILTERS.values()]
     found = await asyncio.gather(*(numbers(client, **each) for each in wanted))
 
     assert [set(each) for each in found] == [expected for _, expected in FILTERS.values()]
 
 
-async def test_a_page_with_payloads_is_bounded_in_bytes_and_the_cursor_goes_on(client, store):
+async def test_search_page_with_payloads_is_bounded_in_bytes(client, store):
     big = b'{"x":"' + b"y" * 3_000_000 + b'"}'
     await store.writer.insert([new_event(big, key=f"k{number}") for number in range(7)])
     query, ids = {"include_payload": True, "limit": 500}, []

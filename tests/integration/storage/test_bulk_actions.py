@@ -1,4 +1,4 @@
-"""A bulk action survives the death of whoever works on it, at whichever write it comes."""
+"""A bulk action survives the death of its worker before or after any write."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class DeathError(Exception):
 
 
 class Mortal:
-    """Lets the calls to MongoDB through, until one: dies before it is made or after it is done."""
+    """Makes calls to MongoDB, and dies before or after the last of a number of them."""
 
     def __init__(self, try_for, calls, *, answered):
         self._try_for = try_for
@@ -50,7 +50,7 @@ async def failed(store, db, monkeypatch):
 
 
 async def fail_all(db):
-    """Have every live event fail for good, as a fast dispatcher would."""
+    """Let every live event fail for good, as a fast dispatcher would."""
     attempt = {"attempt_number": 1, "success": False, "outcome": "failure"}
     await db.events.update_many(
         {"next_attempt_at": {"$exists": True}},
@@ -66,14 +66,14 @@ async def fail_all(db):
 
 async def begin(store, limit=LIMIT):
     return await store.bulk_actions.start(
-        REPLAY, wanted=FILTERS, limit=limit, per_second=None, matched=EVENTS
+        REPLAY, filters=FILTERS, limit=limit, per_second=None, matched=EVENTS
     )
 
 
 async def work(bulk):
-    """Work on what is free to its end, with no patience between chunks."""
-    taken = await bulk.take("w")
-    while taken is not None and await bulk.step(taken):
+    """Carry out the next free bulk action, without a pause between chunks."""
+    held = await bulk.take("w")
+    while held is not None and await bulk.step(held):
         pass
 
 
@@ -88,10 +88,10 @@ async def histories(db, ids):
     return [len(each.get("history", [])) for each in found]
 
 
-# A whole run makes about 6 calls a chunk and 3 chunks; the last cases die in none of them.
+# A run makes about 6 calls for each of 3 chunks; the last cases die in none of them.
 @pytest.mark.parametrize("answered", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("calls", range(1, 24))
-async def test_wherever_its_worker_dies_every_event_is_replayed_once_and_none_past_the_limit(
+async def test_bulk_action_changes_each_event_once_wherever_its_worker_dies(
     store, db, failed, calls, answered
 ):
     await begin(store)
@@ -100,38 +100,36 @@ async def test_wherever_its_worker_dies_every_event_is_replayed_once_and_none_pa
     try:
         await work(mortal)
     except DeathError:
-        # What was replayed fails again meanwhile, and fits the filters once more.
+        # The replayed events fail again meanwhile, and match the filters once more.
         await fail_all(db)
         await expire(db)
         await work(store.bulk_actions)
     done = await store.bulk_actions.get("r")
 
-    assert (done["state"], done["examined"], done["changed"]) == ("done", LIMIT, LIMIT)
+    assert (done.state, done.examined, done.changed) == ("done", LIMIT, LIMIT)
     assert await histories(db, failed) == [1] * LIMIT + [0] * (EVENTS - LIMIT)
 
 
-async def test_control_unless_the_chunk_is_written_down_first_a_death_leads_past_the_limit(
-    store, db, failed
-):
-    """Plan in memory only, and die after the events were changed."""
+async def test_control_without_a_recorded_chunk_a_death_exceeds_the_limit(store, db, failed):
+    """The worker plans in memory only, and dies after it changed the events."""
     await begin(store)
     mortal = BulkActions(store._mongo, store.rollups)
     mortal._try_for = Mortal(mortal._try_for, 5, answered=True)
 
-    async def plan_in_memory(taken):
-        taken.document["chunk"] = await mortal._next_chunk(taken)
-        await mortal._carry_out(taken.document)
+    async def plan_in_memory(held):
+        held.document["chunk"] = await mortal._next_chunk(held)
+        await mortal._carry_out(held.document)
 
-    taken = await mortal.take("w")
+    held = await mortal.take("w")
     with pytest.raises(DeathError):
-        await plan_in_memory(taken)
+        await plan_in_memory(held)
     await expire(db)
     await work(store.bulk_actions)
 
     assert sum(await histories(db, failed)) > LIMIT
 
 
-async def test_a_worker_that_wakes_up_late_changes_nothing(store, db, failed):
+async def test_step_changes_nothing_after_its_lease_expired(store, db, failed):
     await begin(store, limit=None)
     slow = await store.bulk_actions.take("slow")
     assert await store.bulk_actions.step(slow)
@@ -145,18 +143,16 @@ async def test_a_worker_that_wakes_up_late_changes_nothing(store, db, failed):
     assert await histories(db, failed) == [1] * 6 + [0] * 4
 
 
-async def test_what_is_being_worked_on_is_not_taken_twice(store, failed):
+async def test_take_never_leases_one_bulk_action_twice(store, failed):
     assert failed
     await begin(store)
     assert await store.bulk_actions.take("a") is not None
     assert await store.bulk_actions.take("b") is None
 
 
-async def test_one_that_cannot_be_carried_out_ends_and_does_not_keep_others_waiting(
-    store, db, failed
-):
+async def test_worker_fails_a_malformed_bulk_action_and_goes_on(store, db, failed):
     await db.bulk_actions.insert_one(
-        action_queries.new_bulk(
+        action_queries.bulk_document(
             Instruction(Action.REPLAY, "broken", "ann", "127.0.0.1"),
             filters="not JSON",
             limit=None,
@@ -171,14 +167,14 @@ async def test_one_that_cannot_be_carried_out_ends_and_does_not_keep_others_wait
         pass
 
     broken, done = await store.bulk_actions.get("broken"), await store.bulk_actions.get("r")
-    assert (broken["state"], broken["failure"]) == ("failed", "JSONDecodeError")
-    assert done["state"] == "done"
+    assert (broken.state, broken.failure) == ("failed", "JSONDecodeError")
+    assert done.state == "done"
     assert sum(await histories(db, failed)) == LIMIT
 
 
 @asynccontextmanager
 async def too_slow(store, mode):
-    """Let MongoDB find that operations with a time limit have used it up."""
+    """Let MongoDB end operations that have a time limit as if they had exceeded it."""
     admin = store._mongo._client.admin
     switch = {"configureFailPoint": "maxTimeAlwaysTimeOut"}
     await admin.command({**switch, "mode": mode})
@@ -188,9 +184,7 @@ async def too_slow(store, mode):
         await admin.command({**switch, "mode": "off"})
 
 
-async def test_one_whose_events_take_too_long_to_find_ends_and_does_not_keep_others_waiting(
-    store, failed
-):
+async def test_worker_fails_a_bulk_action_whose_search_is_always_too_slow(store, failed):
     assert failed
     await begin(store)
     worker = BulkWorker(store.bulk_actions, owner="w")
@@ -199,19 +193,19 @@ async def test_one_whose_events_take_too_long_to_find_ends_and_does_not_keep_oth
         assert not await worker.run_once()
 
     ended = await store.bulk_actions.get("r")
-    assert (ended["state"], ended["failure"], ended["changed"]) == ("failed", TOO_SLOW, 0)
+    assert (ended.state, ended.failure, ended.changed) == ("failed", TOO_SLOW, 0)
 
 
-async def test_one_whose_events_were_slow_to_find_once_goes_on(store, db, failed):
+async def test_worker_retries_a_search_that_was_too_slow(store, db, failed):
     await begin(store)
     async with too_slow(store, {"times": TRIES - 1}):
         assert await BulkWorker(store.bulk_actions, owner="w").run_once()
 
-    assert (await store.bulk_actions.get("r"))["state"] == "done"
+    assert (await store.bulk_actions.get("r")).state == "done"
     assert sum(await histories(db, failed)) == LIMIT
 
 
-async def test_finished_bulk_actions_are_forgotten_in_time_and_running_ones_never(store, db):
+async def test_forget_index_expires_only_finished_bulk_actions(store, db):
     assert store
     indexes = await db.bulk_actions.index_information()
     assert indexes["forget"]["expireAfterSeconds"] == action_queries.BULK_KEPT_S

@@ -137,7 +137,7 @@ async def test_a_replay_is_told_and_an_end_is_not(store, ear):
     await store.queue.settle([Settlement(claim, success, Status.FAILED_PERMANENTLY)])
     assert await ear.hears(SHORT_S) == 0
     replay = Instruction(Action.REPLAY, "r", "ann", "127.0.0.1")
-    assert await ear.hears_of(lambda: store.bulk_actions.one(event.id, replay)) == 1
+    assert await ear.hears_of(lambda: store.bulk_actions.apply(event.id, replay)) == 1
 
 
 async def test_many_changes_between_two_waits_are_one_reason_to_look(store, db, ear):

@@ -10,10 +10,11 @@ import pytest
 
 from tests.support import new_event
 from wds.domain.deliveries import Settlement, Status
+from wds.domain.event_filter import OLDEST_FIRST, SORTS, EventFilter, Position
 from wds.domain.events import derived_id
-from wds.domain.operator_actions import Action, Instruction
+from wds.domain.operator_actions import Action, Instruction, affected_events
 from wds.storage import action_queries, event_queries, indexes, lease_queries, rollup_queries
-from wds.storage.bulk_actions import matching
+from wds.storage.event_queries import match
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 NEVER = datetime(9999, 1, 1, tzinfo=UTC)
@@ -104,7 +105,7 @@ async def test_what_an_earlier_version_had_is_replaced_when_the_new_is_there(sto
     made = (await db.events.index_information()).keys() - {"_id_"}
     assert made == {index.document["name"] for index in indexes.EVENT_INDEXES}
     page, _ = await store.reader.page(
-        event_queries.match(), skip=0, limit=5, after=None, include_payload=False
+        match(EventFilter()), skip=0, limit=5, after=None, include_payload=False
     )
     assert len(page) == 5
 
@@ -155,7 +156,7 @@ async def test_leasing_and_settling_look_up_by_id(store, db):
         assert stats["totalDocsExamined"] <= len(held)
 
 
-NEWEST, OLDEST = (event_queries.SORTS[name] for name in ("-received_at", "received_at"))
+NEWEST, OLDEST = (SORTS[name] for name in ("-received_at", "received_at"))
 KEY = derived_id("default", "key-7")
 EVERY_FILTER = {
     "everything": {},
@@ -216,28 +217,28 @@ def find(wanted, order=NEWEST, limit=51):
 async def test_a_page_is_read_in_index_order_and_only_its_own_events_are_fetched(
     db, name, index, order
 ):
-    plan, stats = await explain(db, find(event_queries.match(**EVERY_FILTER[name]), order))
+    plan, stats = await explain(db, find(match(EventFilter(**EVERY_FILTER[name])), order))
     assert index_of(plan) == index
     assert "SORT" not in {stage.get("stage") for stage in plan}
     assert stats["totalDocsExamined"] <= 51
 
 
 async def test_a_type_in_a_status_it_never_had_costs_no_key_however_many_events_it_has(db):
-    wanted = event_queries.match(event_type=["type.7"], status=["DELIVERING"])
+    wanted = match(EventFilter(event_type=["type.7"], status=["DELIVERING"]))
     plan, stats = await explain(db, find(wanted))
     assert index_of(plan) == "search_type"
     assert stats["totalKeysExamined"] <= 1
 
 
-@pytest.mark.parametrize("sort", event_queries.SORTS)
+@pytest.mark.parametrize("sort", SORTS)
 @pytest.mark.parametrize("name", EVERY_FILTER)
 async def test_what_a_page_is_read_by_changes_nothing_of_what_it_finds(store, db, name, sort):
-    wanted = event_queries.match(**EVERY_FILTER[name])
+    wanted = match(EventFilter(**EVERY_FILTER[name]))
     page, more = await store.reader.page(
         wanted, sort=sort, skip=2, limit=20, after=None, include_payload=False
     )
     scanned = await db.events.find(wanted, hint={"$natural": 1}).to_list(None)
-    fields = [field for field, _ in event_queries.SORTS[sort]]
+    fields = [field for field, _ in SORTS[sort]]
     scanned.sort(key=lambda each: [each[field] for field in fields], reverse=sort[0] == "-")
     assert [each["_id"] for each in page] == [each["_id"] for each in scanned[2:22]]
     assert more == (len(scanned) > 22)
@@ -245,11 +246,11 @@ async def test_what_a_page_is_read_by_changes_nothing_of_what_it_finds(store, db
 
 @pytest.mark.parametrize("order", ["attempt_count", "-attempt_count"])
 async def test_the_retried_are_read_in_order_of_attempts_and_only_as_many_as_are_wanted(db, order):
-    wanted = event_queries.match(
-        min_attempts=2, status=["FAILED_PERMANENTLY"], last_status_code=[503]
+    wanted = match(
+        EventFilter(min_attempts=2, status=["FAILED_PERMANENTLY"], last_status_code=[503])
     )
-    [part] = event_queries.by_attempts(wanted, event_queries.SORTS[order], None)
-    command = {"find": "events", "filter": part.wanted, "sort": dict(part.order), "limit": 20}
+    [part] = event_queries.split_by_attempts(wanted, SORTS[order], None)
+    command = {"find": "events", "filter": part.query, "sort": dict(part.order), "limit": 20}
     plan, stats = await explain(db, {**command, "hint": "search_attempts"})
     assert "SORT" not in {stage.get("stage") for stage in plan}
     assert stats["totalKeysExamined"] <= 21
@@ -259,7 +260,7 @@ async def test_the_retried_are_read_in_order_of_attempts_and_only_as_many_as_are
 async def test_a_rare_source_is_found_without_reading_the_others(db):
     rare = [each["_id"] for each in await db.events.find({}, {"_id": 1}).limit(3).to_list(None)]
     await db.events.update_many({"_id": {"$in": rare}}, {"$set": {"source": "rare"}})
-    plan, stats = await explain(db, find(event_queries.match(source=["rare"])))
+    plan, stats = await explain(db, find(match(EventFilter(source=["rare"]))))
     assert index_of(plan) == "search_source"
     assert stats["totalKeysExamined"] <= 4
     assert stats["totalDocsExamined"] == 3
@@ -272,7 +273,7 @@ async def test_of_several_stretches_of_time_no_key_between_them_is_read(db, orde
         (T0 + timedelta(seconds=place), T0 + timedelta(seconds=place + 2))
         for place in range(0, 1000, 100)
     ]
-    wanted = event_queries.match(source=["default"], destination=["default"], **more)
+    wanted = match(EventFilter(source=["default"], destination=["default"], **more))
     plan, stats = await explain(db, find(event_queries.within(wanted, spans), order))
     assert "SORT" not in {stage.get("stage") for stage in plan}
     assert stats["nReturned"] == 20
@@ -283,7 +284,7 @@ async def test_of_several_stretches_of_time_no_key_between_them_is_read(db, orde
 async def test_a_page_and_a_bulk_action_name_their_index(store, db):
     await db.command("profile", 2)
     await store.reader.page(
-        event_queries.match(event_type=["type.7"]),
+        match(EventFilter(event_type=["type.7"])),
         skip=0,
         limit=5,
         after=None,
@@ -291,7 +292,7 @@ async def test_a_page_and_a_bulk_action_name_their_index(store, db):
     )
     await store.bulk_actions.start(
         Instruction(Action.REPLAY, "r", "ann", "127.0.0.1"),
-        wanted='{"event_type": "type.7"}',
+        filters='{"event_type": "type.7"}',
         limit=5,
         per_second=None,
         matched=None,
@@ -305,11 +306,9 @@ async def test_a_page_and_a_bulk_action_name_their_index(store, db):
 
 def test_more_stretches_than_are_merged_are_read_in_order_of_time():
     types = [f"type.{number}" for number in range(event_queries.MAX_MERGED // len(Status))]
+    assert event_queries.in_time_order(match(EventFilter(event_type=types * 2)))[1] == "search_type"
     assert (
-        event_queries.in_time_order(event_queries.match(event_type=types * 2))[1] == "search_type"
-    )
-    assert (
-        event_queries.in_time_order(event_queries.match(event_type=[*types, "one more"]))[1]
+        event_queries.in_time_order(match(EventFilter(event_type=[*types, "one more"])))[1]
         == "search_time"
     )
 
@@ -318,12 +317,12 @@ def test_more_stretches_than_are_merged_are_read_in_order_of_time():
     ("action", "status"), [(Action.REPLAY, "RECEIVED"), (Action.CANCEL, "DELIVERED")]
 )
 def test_where_nothing_is_to_be_done_nothing_is_looked_for(action, status):
-    assert matching(action, f'{{"status": "{status}"}}', datetime.now(UTC)) is None
+    assert affected_events(action, EventFilter(status=[status]), datetime.now(UTC)) is None
 
 
 @pytest.mark.parametrize(("name", "index"), [("a key", "key"), ("an id", "_id_")])
 async def test_what_names_few_events_is_looked_up(db, name, index):
-    plan, stats = await explain(db, find(event_queries.match(**EVERY_FILTER[name])))
+    plan, stats = await explain(db, find(match(EventFilter(**EVERY_FILTER[name]))))
     assert index_of(plan) == index
     assert stats["totalDocsExamined"] <= 2
 
@@ -331,9 +330,9 @@ async def test_what_names_few_events_is_looked_up(db, name, index):
 @pytest.mark.parametrize("order", [NEWEST, OLDEST], ids=["newest", "oldest"])
 async def test_a_deep_page_by_cursor_reads_no_more_than_the_first(db, order):
     seconds = 100 if order is NEWEST else FINISHED
-    place = event_queries.Position(T0 + timedelta(seconds=seconds), "f" * 32)
+    place = Position(T0 + timedelta(seconds=seconds), "f" * 32)
     plan, stats = await explain(
-        db, find(event_queries.after(event_queries.match(), order, place), order)
+        db, find(event_queries.after(match(EventFilter()), order, place), order)
     )
     assert index_of(plan) == "search_time"
     assert stats["totalKeysExamined"] <= 60
@@ -341,7 +340,7 @@ async def test_a_deep_page_by_cursor_reads_no_more_than_the_first(db, order):
 
 @pytest.mark.parametrize("name", EVERY_FILTER)
 async def test_counting_fetches_no_document_but_what_a_key_names(db, name):
-    wanted = event_queries.match(**EVERY_FILTER[name])
+    wanted = match(EventFilter(**EVERY_FILTER[name]))
     hint = event_queries.hint(wanted)
     command = {"aggregate": "events", "pipeline": event_queries.counts(wanted), "cursor": {}}
     plan, stats = await explain(db, {**command, "hint": hint})
@@ -356,8 +355,8 @@ async def test_counting_fetches_no_document_but_what_a_key_names(db, name):
 )
 async def test_counting_what_is_not_kept_fetches_no_document(db, chosen):
     spans = [(T0, T0 + timedelta(seconds=50)), (T0 + timedelta(seconds=60), NEVER)]
-    wanted = event_queries.match(**chosen)
-    pipelines = [rollup_queries.tally(spans, wanted), rollup_queries.kinds(spans)]
+    wanted = match(EventFilter(**chosen))
+    pipelines = [rollup_queries.count_pairs(spans, wanted), rollup_queries.count_kinds(spans)]
     for pipeline in pipelines:
         command = {"aggregate": "events", "pipeline": pipeline, "cursor": {}}
         plan, stats = await explain(db, {**command, "hint": indexes.COVERING_INDEX})
@@ -367,9 +366,9 @@ async def test_counting_what_is_not_kept_fetches_no_document(db, chosen):
 
 @pytest.mark.parametrize("sort", ["attempt_count", "-attempt_count"])
 async def test_an_order_that_no_index_has_is_made_without_fetching_a_document(db, sort):
-    pipeline = event_queries.places(event_queries.match(), event_queries.SORTS[sort], 51)
+    pipeline = event_queries.sort_keys(match(EventFilter()), SORTS[sort], 51)
     command = {"aggregate": "events", "pipeline": pipeline, "cursor": {}}
-    plan, stats = await explain(db, {**command, "hint": event_queries.hint(event_queries.match())})
+    plan, stats = await explain(db, {**command, "hint": event_queries.hint(match(EventFilter()))})
     assert index_of(plan) == "search_time"
     assert stats["totalDocsExamined"] == 0
 
@@ -379,7 +378,7 @@ async def test_whether_a_stretch_holds_a_live_event_is_seen_in_a_few_keys(db, ho
     begin = T0 + timedelta(seconds=FINISHED, hours=hours_later)
     command = {
         "find": "events",
-        "filter": rollup_queries.live_in((begin, begin + rollup_queries.HOUR)),
+        "filter": rollup_queries.live_events((begin, begin + rollup_queries.HOUR)),
         "projection": {"_id": 1},
         "limit": 1,
         "hint": rollup_queries.LIVE_INDEX,
@@ -393,8 +392,8 @@ async def test_whether_a_stretch_holds_a_live_event_is_seen_in_a_few_keys(db, ho
 
 @pytest.mark.parametrize("action", Action)
 async def test_the_next_chunk_of_a_bulk_action_is_found_in_index_order(db, action):
-    wanted = matching(action, '{"event_type": "type.7"}', datetime.now(UTC))
-    place = event_queries.Position(T0 + timedelta(seconds=1000), "0")
+    wanted = match(affected_events(action, EventFilter(event_type=["type.7"]), datetime.now(UTC)))
+    place = Position(T0 + timedelta(seconds=1000), "0")
     command = find(event_queries.after(wanted, OLDEST, place), OLDEST, 500)
     plan, stats = await explain(db, command)
     assert index_of(plan) == "search_type"
@@ -406,7 +405,7 @@ async def test_the_next_chunk_of_a_bulk_action_is_found_in_index_order(db, actio
 async def test_a_chunk_of_a_bulk_action_is_changed_by_id(db, action):
     found = await db.events.find({}, {"_id": 1}).limit(50).to_list(None)
     instruction = Instruction(action, "r", "ann", "127.0.0.1")
-    wanted = action_queries.wanted([each["_id"] for each in found], instruction)
+    wanted = action_queries.applicable([each["_id"] for each in found], instruction)
     command = {"update": "events", "updates": [{"q": wanted, "u": [], "multi": True}]}
     command["updates"][0]["u"] = action_queries.update(instruction)
     plan, stats = await explain(db, command)
@@ -428,7 +427,7 @@ async def test_control_without_its_hint_counting_by_other_fields_would_read_docu
     await db.events.drop_index("search_time")
     command = {
         "aggregate": "events",
-        "pipeline": event_queries.counts(event_queries.match(source=["default"])),
+        "pipeline": event_queries.counts(match(EventFilter(source=["default"]))),
         "cursor": {},
     }
     _, stats = await explain(db, command)
@@ -437,8 +436,8 @@ async def test_control_without_its_hint_counting_by_other_fields_would_read_docu
 
 async def test_the_consoles_histogram_is_counted_from_an_index_alone(db):
     for given in ({}, {"min_attempts": 2}, {"source": ["default"], "from_": T0}):
-        wanted = event_queries.match(**given)
-        pipeline = event_queries.outcomes(wanted, "minute", 5)
+        wanted = match(EventFilter(**given))
+        pipeline = event_queries.status_counts(wanted, "minute", 5)
         command = {"aggregate": "events", "pipeline": pipeline, "cursor": {}}
         plan, stats = await explain(db, {**command, "hint": event_queries.hint(wanted)})
         assert index_of(plan) == event_queries.hint(wanted)
@@ -451,16 +450,16 @@ async def test_the_oldest_event_is_found_by_one_key(db):
         "filter": event_queries.ANY,
         "projection": {"_id": 0, "received_at": 1},
     }
-    order = dict(event_queries.SORTS[event_queries.OLDEST_FIRST])
+    order = dict(SORTS[OLDEST_FIRST])
     plan, stats = await explain(db, {**command, "sort": order, "limit": 1})
     assert index_of(plan) == indexes.COVERING_INDEX
     assert stats["totalKeysExamined"] == 1
 
 
 async def test_a_page_backwards_is_read_from_where_it_begins(db):
-    order = event_queries.SORTS[event_queries.OLDEST_FIRST]
-    place = event_queries.Position(T0 + timedelta(seconds=100), "0" * 32)
-    wanted = event_queries.after(event_queries.match(), order, place)
+    order = SORTS[OLDEST_FIRST]
+    place = Position(T0 + timedelta(seconds=100), "0" * 32)
+    wanted = event_queries.after(match(EventFilter()), order, place)
     command = {"find": "events", "filter": wanted, "sort": dict(order), "limit": 51}
     plan, stats = await explain(db, {**command, "projection": {"payload": 0}})
     assert index_of(plan) == indexes.COVERING_INDEX

@@ -612,7 +612,7 @@ async def test_a_retry_of_a_cancelled_event_ends_it_and_says_so(store, db):
     await store.writer.insert([new_event() for _ in range(4)])
     stopped, retried, done, lost = await claim(store, 4)
     cancel = Instruction(Action.CANCEL, "r", "ann", "127.0.0.1")
-    await store.bulk_actions.one(stopped.id, cancel)
+    await store.bulk_actions.apply(stopped.id, cancel)
     await db.events.update_one({"_id": lost.id}, {"$set": {"lease.token": "another"}})
 
     settlements = [failed(stopped, 9), failed(retried, 9), delivered(done), failed(lost, 9)]
@@ -633,7 +633,7 @@ async def test_a_cancel_that_a_failover_undoes_between_two_writes_ends_nothing(
 ):
     await store.writer.insert([new_event()])
     [held] = await claim(store)
-    await store.bulk_actions.one(held.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1"))
+    await store.bulk_actions.apply(held.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1"))
     end = store.queue._end
 
     async def undone_after(settlements):

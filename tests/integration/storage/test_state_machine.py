@@ -209,7 +209,7 @@ class LeaseQueue(RuleBasedStateMachine):
     def instruct(self, action: Action, event_id: str, request: int) -> bool:
         """Carry out an instruction; the ids of requests are the same for both actions."""
         instruction = Instruction(action, f"r{request}", "ann", "127.0.0.1")
-        changed = self.run(self.store.bulk_actions.one(event_id, instruction))
+        changed = self.run(self.store.bulk_actions.apply(event_id, instruction))
         event = self.events[event_id]
         did = [each for each, known in event.requests if known == instruction.request_id]
         if did:

@@ -1,4 +1,4 @@
-"""The wire shape of a search."""
+"""The JSON shape of a search request."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from wds.api import event_schemas
-from wds.api.event_schemas import MAX_PAGE, MAX_SKIP, SearchRequestSchema, cursor_after
+from wds.api.event_schemas import (
+    MAX_PAGE,
+    MAX_SKIP,
+    FilterSchema,
+    SearchRequestSchema,
+    cursor_after,
+)
 from wds.domain.errors import Refusal
-from wds.storage.event_queries import SORTS, Position
+from wds.domain.event_filter import FILTERS, SORTS, EventFilter, Position
 from wds.web import schemas
 from wds.web.json_body import parse_request
 
@@ -29,7 +35,7 @@ def problems(**body):
     return [detail.field for detail in caught.value.details]
 
 
-def test_an_empty_request_is_the_first_50_with_aggregations():
+def test_search_request_defaults_to_50_newest_with_aggregations():
     assert load() == {
         "sort": "-received_at",
         "skip": 0,
@@ -40,27 +46,27 @@ def test_an_empty_request_is_the_first_50_with_aggregations():
 
 
 @pytest.mark.parametrize("field", ["status", "event_type"])
-def test_one_value_or_many_are_read_as_a_list(field):
+def test_filter_of_one_value_or_many_is_loaded_as_a_list(field):
     assert load(**{field: "DELIVERED"})[field] == ["DELIVERED"]
     assert load(**{field: ["DELIVERED", "RECEIVED"]})[field] == ["DELIVERED", "RECEIVED"]
 
 
 @pytest.mark.parametrize("field", ["status", "event_type"])
 @pytest.mark.parametrize("count", [0, 101])
-def test_a_list_holds_1_to_100_values(field, count):
+def test_filter_list_holds_1_to_100_values(field, count):
     assert len(load(**{field: ["DELIVERED"] * 100})[field]) == 100
     assert problems(**{field: ["DELIVERED"] * count}) == [field]
 
 
 @pytest.mark.parametrize("field", ["status", "event_type"])
 @pytest.mark.parametrize("value", [None, 7, True, ["DELIVERED", 7], *OPERATORS], ids=str)
-def test_only_text_is_a_status_or_a_type(field, value):
+def test_status_and_type_filters_refuse_values_other_than_text(field, value):
     [place] = problems(**{field: value})
     assert place.split(".")[0] == field
 
 
 @pytest.mark.parametrize("value", ["delivered", "", "DELIVERED ", "GONE"])
-def test_a_status_that_does_not_exist_is_refused(value):
+def test_status_filter_refuses_an_unknown_status(value):
     assert problems(status=["RECEIVED", value]) == ["status.1"]
 
 
@@ -76,7 +82,7 @@ def test_a_status_that_does_not_exist_is_refused(value):
     ],
 )
 @pytest.mark.parametrize("field", ["from", "to"])
-def test_an_instant_is_read_as_utc(field, text, instant):
+def test_instant_filter_is_loaded_as_utc(field, text, instant):
     read = load(**{field: text})["from_" if field == "from" else field]
     assert read == instant and read.utcoffset() == timedelta(0)
 
@@ -91,11 +97,11 @@ def test_an_instant_is_read_as_utc(field, text, instant):
     ],
     ids=ascii,
 )
-def test_what_is_no_instant_is_refused(field, value):
+def test_instant_filter_refuses_malformed_instants(field, value):
     assert problems(**{field: value}) == [field]
 
 
-def test_from_must_not_be_after_to():
+def test_from_filter_must_not_be_after_to():
     early, late = "2026-03-01T12:00:00Z", "2026-03-01T12:00:01Z"
     assert load(**{"from": early, "to": late})["from_"] < load(to=late)["to"]
     assert load(**{"from": early, "to": early})["to"]
@@ -115,47 +121,47 @@ def test_limit_and_skip_have_bounds(field, least, most):
 
 @pytest.mark.parametrize("field", ["limit", "skip"])
 @pytest.mark.parametrize("value", ["5", "", 5.0, 5.5, True, None, [], float("inf"), *OPERATORS])
-def test_limit_and_skip_are_integers_and_nothing_like_them(field, value):
+def test_limit_and_skip_refuse_values_other_than_integers(field, value):
     assert problems(**{field: value}) == [field]
 
 
 @pytest.mark.parametrize(
     "value", ["", "\ud800", "a\0b", "x" * 256], ids=["empty", "surrogate", "nul", "long"]
 )
-def test_a_type_that_no_event_can_have_is_refused(value):
+def test_type_filter_refuses_a_type_that_no_event_can_have(value):
     assert set(problems(event_type=value)) == {"event_type.0"}
 
 
 @pytest.mark.parametrize("number", ["9" * 30, "9" * 5_000, "1e999", "-1e999", "5e1"], ids=len)
-def test_an_odd_number_in_json_is_refused_and_raises_nothing_else(number):
+def test_search_request_refuses_odd_json_numbers(number):
     body = parse_request(f'{{"limit":{number},"skip":{number}}}'.encode())
     assert sorted(problems(**body)) == ["limit", "skip"]
 
 
 @pytest.mark.parametrize("field", ["include_payload", "aggregations"])
-def test_true_and_false_are_booleans(field):
+def test_boolean_fields_accept_true_and_false(field):
     assert load(**{field: True})[field] is True
     assert load(**{field: False})[field] is False
 
 
 @pytest.mark.parametrize("field", ["include_payload", "aggregations"])
 @pytest.mark.parametrize("value", ["true", "on", "1", "", 0, 1, 1.0, 2, None, *OPERATORS])
-def test_nothing_else_is_a_boolean(field, value):
+def test_boolean_fields_refuse_everything_else(field, value):
     assert problems(**{field: value}) == [field]
 
 
-def test_unknown_fields_are_refused_by_name():
+def test_search_request_refuses_unknown_fields_by_name():
     found = problems(**{"$where": "1", "statuses": [], "from_": "2026-03-01"})
     assert sorted(found) == ["$where", "from_", "statuses"]
     assert problems(**{"x" * 9_999: 1}) == ["x" * 64]
 
 
-def test_every_problem_is_listed():
+def test_search_request_lists_every_problem():
     found = problems(status="GONE", limit=0, skip=-1, cursor="?", other=1)
     assert sorted(found) == ["cursor", "limit", "other", "skip", "status.0"]
 
 
-def test_a_cursor_leads_back_to_its_event():
+def test_cursor_loads_to_the_position_it_was_made_of():
     rng = random.Random(5)
     for _ in range(2_000):
         instant = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(
@@ -167,20 +173,20 @@ def test_a_cursor_leads_back_to_its_event():
         assert load(cursor=cursor_after(position, sort), sort=sort)["cursor"] == (sort, position)
 
 
-def test_a_cursor_of_another_order_is_refused():
+def test_cursor_of_another_sort_is_refused():
     cursor = cursor_after(Position(datetime(2026, 3, 1, tzinfo=UTC), "e"), "received_at")
     assert problems(cursor=cursor) == ["cursor"]
     assert problems(cursor=cursor, sort="-attempt_count") == ["cursor"]
 
 
 @pytest.mark.parametrize("attempts", [2**63, -(2**63) - 1, 10**30])
-def test_a_cursor_with_a_number_that_mongodb_does_not_know_is_refused(attempts):
+def test_cursor_with_a_number_beyond_mongodb_is_refused(attempts):
     position = Position(datetime(2026, 3, 1, tzinfo=UTC), "e", attempts)
     cursor = cursor_after(position, "-attempt_count")
     assert problems(cursor=cursor, sort="-attempt_count") == ["cursor"]
 
 
-def test_a_cursor_can_stand_in_a_url():
+def test_cursor_needs_no_escaping_in_a_url():
     cursor = cursor_after(Position(datetime(2026, 3, 1, tzinfo=UTC), "~~~???>>>"))
     assert not set(cursor) & set("+/&?# ")
     assert load(cursor=cursor)["cursor"][1].event_id == "~~~???>>>"
@@ -201,11 +207,11 @@ def encoded(text):
     + [encoded(b"-received_at:0:1:ab") + "\n", *OPERATORS],
     ids=lambda value: ascii(value)[:24],
 )
-def test_what_is_no_cursor_is_refused(value):
+def test_cursor_refuses_malformed_text(value):
     assert problems(cursor=value) == ["cursor"]
 
 
-def test_random_cursors_are_read_or_refused_and_raise_nothing_else():
+def test_cursor_of_random_text_loads_or_is_refused():
     rng = random.Random(6)
     for _ in range(5_000):
         text = bytes(rng.choices(b"0123456789:-+_. ea\xff\0", k=rng.randrange(30)))
@@ -229,12 +235,19 @@ def test_random_cursors_are_read_or_refused_and_raise_nothing_else():
         ("sort", "attempt_count", ["", "payload", "-", 1]),
     ],
 )
-def test_a_filter_takes_what_it_names_and_nothing_else(field, good, bad):
+def test_filter_accepts_its_kind_of_value_and_nothing_else(field, good, bad):
     load(**{field: good})
     for value in bad:
         assert {each.split(".")[0] for each in problems(**{field: value})} == {field}
 
 
-def test_what_a_filter_takes_reaches_the_match():
+def test_filter_of_takes_the_filters_of_a_request_and_nothing_else():
     loaded = load(**{"from": "2026-01-01", "status": "DELIVERED", "min_attempts": 2, "limit": 3})
-    assert set(event_schemas.filters_of(loaded)) == {"from_", "status", "min_attempts"}
+    assert event_schemas.filter_of(loaded) == EventFilter(
+        from_=datetime(2026, 1, 1, tzinfo=UTC), status=["DELIVERED"], min_attempts=2
+    )
+
+
+def test_filter_schema_has_the_fields_of_event_filter_under_their_wire_names():
+    found = {name: field.data_key for name, field in FilterSchema().fields.items()}
+    assert found == {spec.name: spec.wire_name for spec in FILTERS}

@@ -1,4 +1,4 @@
-"""Answers that are shared and kept: never two questions at once, never for too long."""
+"""The single-flight cache: one query per key at a time, and results kept for a bounded time."""
 
 from __future__ import annotations
 
@@ -6,69 +6,74 @@ import asyncio
 
 import pytest
 
-from wds.console.cache import FACTOR, LEAST_S, MOST_KEPT, MOST_S, Recall
+from wds.console.cache import KEEP_FACTOR, MAX_ENTRIES, MAX_KEEP_S, MIN_KEEP_S, SingleFlightCache
 
 
-class Asked:
-    """Counts how often it is asked; each answer takes `cost_s` of the clock."""
+class Counter:
+    """A query that returns how often it ran; each run takes `cost_s` of the clock."""
 
     def __init__(self, cost_s=0.0):
-        self.times = 0
+        self.runs = 0
         self.now = 100.0
         self.cost_s = cost_s
-        self.recall = Recall(lambda: self.now)
+        self.cache = SingleFlightCache(lambda: self.now)
 
-    async def find(self):
-        self.times += 1
+    async def query(self):
+        self.runs += 1
         self.now += self.cost_s
         await asyncio.sleep(0)
-        return self.times
+        return self.runs
 
-    async def ask(self, question="q"):
-        return await self.recall.ask(question, self.find)
-
-
-async def test_all_who_ask_at_once_share_one_answer():
-    asked = Asked()
-    assert await asyncio.gather(*(asked.ask() for _ in range(20))) == [1] * 20
+    async def get(self, key="k"):
+        return await self.cache.get(key, self.query)
 
 
-@pytest.mark.parametrize(("cost_s", "kept_s"), [(0, LEAST_S), (2, 2 * FACTOR), (30, MOST_S)])
-async def test_an_answer_is_kept_by_what_it_cost(cost_s, kept_s):
-    asked = Asked(cost_s)
-    assert await asked.ask() == 1
-    asked.now += kept_s - 0.01
-    assert await asked.ask() == 1
-    asked.now += 0.02
-    assert await asked.ask() == 2
+async def test_cache_runs_one_query_for_concurrent_callers():
+    counter = Counter()
+    assert await asyncio.gather(*(counter.get() for _ in range(20))) == [1] * 20
 
 
-async def test_a_failure_is_told_to_all_who_wait_and_then_asked_anew():
-    asked = Asked()
+@pytest.mark.parametrize(
+    ("cost_s", "kept_s"), [(0, MIN_KEEP_S), (2, 2 * KEEP_FACTOR), (30, MAX_KEEP_S)]
+)
+async def test_cache_keeps_a_result_in_proportion_to_its_cost(cost_s, kept_s):
+    counter = Counter(cost_s)
+    assert await counter.get() == 1
+    counter.now += kept_s - 0.01
+    assert await counter.get() == 1
+    counter.now += 0.02
+    assert await counter.get() == 2
+
+
+async def test_cache_passes_an_error_to_all_who_wait_and_does_not_keep_it():
+    counter = Counter()
 
     async def fail():
         await asyncio.sleep(0)
         raise OSError
 
-    told = await asyncio.gather(
-        *(asked.recall.ask("q", fail) for _ in range(3)), return_exceptions=True
+    results = await asyncio.gather(
+        *(counter.cache.get("k", fail) for _ in range(3)), return_exceptions=True
     )
-    assert [type(each) for each in told] == [OSError] * 3
-    assert await asked.ask() == 1
+    assert [type(each) for each in results] == [OSError] * 3
+    assert await counter.get() == 1
 
 
-async def test_one_who_no_longer_waits_takes_the_answer_from_nobody():
-    asked = Asked()
-    gone = asyncio.create_task(asked.ask())
-    other = asyncio.create_task(asked.ask())
+async def test_cache_finishes_a_query_whose_first_caller_was_cancelled():
+    counter = Counter()
+    first = asyncio.create_task(counter.get())
+    second = asyncio.create_task(counter.get())
     await asyncio.sleep(0)
-    gone.cancel()
-    assert await other == 1
-    assert gone.cancelled()
+    first.cancel()
+    assert await second == 1
+    assert first.cancelled()
 
 
-async def test_what_is_remembered_is_bounded():
-    asked = Asked()
-    for number in range(MOST_KEPT * 3):
-        await asked.ask(number)
-    assert len(asked.recall._known) == MOST_KEPT
+async def test_cache_keeps_only_the_newest_results():
+    counter = Counter()
+    for key in range(MAX_ENTRIES * 3):
+        await counter.get(key)
+    newest = range(MAX_ENTRIES * 2, MAX_ENTRIES * 3)
+    assert [await counter.get(key) for key in newest] == [key + 1 for key in newest]
+    assert counter.runs == MAX_ENTRIES * 3
+    assert await counter.get(MAX_ENTRIES * 2 - 1) == MAX_ENTRIES * 3 + 1

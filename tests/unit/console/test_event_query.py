@@ -1,4 +1,4 @@
-"""The console's address bar: read, judged, and written into links."""
+"""The query string of the events page: parsing, error messages, and links."""
 
 from __future__ import annotations
 
@@ -9,54 +9,57 @@ import pytest
 
 from wds.api import event_schemas
 from wds.console import event_query
+from wds.domain.event_filter import EventFilter, Position
 from wds.storage import event_queries
 
 NOW = datetime(2026, 3, 5, 14, 23, 7, 250_000, tzinfo=UTC)
 
 
-def read(text):
-    return event_query.read(parse_qsl(text, keep_blank_values=True))
+def parse(text):
+    return event_query.parse(parse_qsl(text, keep_blank_values=True))
 
 
-def asked(address):
-    return parse_qsl(urlsplit(address).query)
+def parameters(url):
+    return parse_qsl(urlsplit(url).query)
 
 
-def test_an_empty_address_is_the_last_day_newest_first():
-    seen = read("")
-    assert (seen.range, seen.sort, seen.first, dict(seen.problems)) == (
+def test_parse_of_nothing_is_the_last_day_newest_first():
+    query = parse("")
+    assert (query.range, query.sort, query.is_first_page, dict(query.problems)) == (
         "24h",
         "-received_at",
         True,
         {},
     )
-    assert seen.bounds(NOW) == (NOW - timedelta(days=1), None)
+    assert query.bounds(NOW) == (NOW - timedelta(days=1), None)
 
 
 @pytest.mark.parametrize("text", ["id_prefix=01a2", "idempotency_key=k"])
-def test_who_looks_for_one_event_looks_at_all_time(text):
-    assert read(text).range == "all"
-    assert read(f"{text}&range=1h").range == "1h"
+def test_parse_of_an_id_or_key_covers_all_time(text):
+    assert parse(text).range == "all"
+    assert parse(f"{text}&range=1h").range == "1h"
 
 
-def test_every_filter_means_what_the_api_means_by_it():
+def test_event_filter_means_the_same_as_in_the_api():
     text = (
         "status=DELIVERED&status=RECEIVED&event_type=a&source=s&destination=d&last_status_code=503"
         "&idempotency_key=k&id_prefix=0a&min_attempts=2&from=2026-03-01T10:00&to=2026-03-02T10:00:01"
     )
     expected = event_queries.match(
-        status=["DELIVERED", "RECEIVED"],
-        event_type=["a"],
-        source=["s"],
-        destination=["d"],
-        last_status_code=[503],
-        idempotency_key="k",
-        id_prefix="0a",
-        min_attempts=2,
-        from_=datetime(2026, 3, 1, 10, tzinfo=UTC),
-        to=datetime(2026, 3, 2, 10, 0, 1, tzinfo=UTC),
+        EventFilter(
+            status=["DELIVERED", "RECEIVED"],
+            event_type=["a"],
+            source=["s"],
+            destination=["d"],
+            last_status_code=[503],
+            idempotency_key="k",
+            id_prefix="0a",
+            min_attempts=2,
+            from_=datetime(2026, 3, 1, 10, tzinfo=UTC),
+            to=datetime(2026, 3, 2, 10, 0, 1, tzinfo=UTC),
+        )
     )
-    assert event_queries.match(**read(text).given(NOW)) == expected
+    assert event_queries.match(parse(text).event_filter(NOW)) == expected
 
 
 @pytest.mark.parametrize(
@@ -85,49 +88,52 @@ def test_every_filter_means_what_the_api_means_by_it():
         ("event_type=%00", "event_type"),
     ],
 )
-def test_what_cannot_be_used_is_named_and_nothing_is_raised(text, name):
-    seen = read(text)
-    assert list(seen.problems) == [name]
-    assert seen.problems[name][0]
+def test_parse_names_the_wrong_parameter_and_raises_nothing(text, name):
+    query = parse(text)
+    assert list(query.problems) == [name]
+    assert query.problems[name][0]
 
 
-def test_a_cursor_belongs_to_its_order_and_is_read_backwards_where_asked():
-    place = event_queries.Position(NOW, "0" * 32, 3)
-    cursor = event_schemas.cursor_after(place, "attempt_count")
-    assert read(f"sort=attempt_count&cursor={cursor}").reading == ("attempt_count", place)
-    assert read(f"sort=attempt_count&before={cursor}").reading == ("-attempt_count", place)
-    assert "cursor" in read(f"cursor={cursor}").problems
-    assert "before" in read(f"cursor={cursor}&before={cursor}&sort=attempt_count").problems
+def test_cursor_belongs_to_its_order_and_before_reads_backwards():
+    position = Position(NOW, "0" * 32, 3)
+    cursor = event_schemas.cursor_after(position, "attempt_count")
+    assert parse(f"sort=attempt_count&cursor={cursor}").read_order == ("attempt_count", position)
+    assert parse(f"sort=attempt_count&before={cursor}").read_order == ("-attempt_count", position)
+    assert "cursor" in parse(f"cursor={cursor}").problems
+    assert "before" in parse(f"cursor={cursor}&before={cursor}&sort=attempt_count").problems
 
 
-def test_links_keep_what_is_asked_for_and_forget_the_place():
-    cursor = event_schemas.cursor_after(event_queries.Position(NOW, "0" * 32), "-received_at")
-    seen = read(f"status=DELIVERED&event_type=a%26b&range=7d&cursor={cursor}")
+def test_urls_keep_the_filters_and_drop_the_cursor():
+    cursor = event_schemas.cursor_after(Position(NOW, "0" * 32), "-received_at")
+    query = parse(f"status=DELIVERED&event_type=a%26b&range=7d&cursor={cursor}")
     kept = [("status", "DELIVERED"), ("event_type", "a&b")]
-    assert asked(seen.link()) == [*kept, ("range", "7d")]
-    assert asked(seen.ranged("1h")) == [*kept, ("range", "1h")]
-    assert asked(seen.narrowed(NOW - timedelta(hours=1), NOW)) == [
+    assert parameters(query.url_with()) == [*kept, ("range", "7d")]
+    assert parameters(query.url_for_range("1h")) == [*kept, ("range", "1h")]
+    assert parameters(query.url_between(NOW - timedelta(hours=1), NOW)) == [
         *kept,
         ("from", "2026-03-05T13:23:07.250"),
         ("to", "2026-03-05T14:23:07.250"),
     ]
-    assert asked(seen.without("status", "DELIVERED")) == [("event_type", "a&b"), ("range", "7d")]
-    assert asked(seen.here)[-1] == ("cursor", cursor)
+    assert parameters(query.url_without("status", "DELIVERED")) == [
+        ("event_type", "a&b"),
+        ("range", "7d"),
+    ]
+    assert parameters(query.url)[-1] == ("cursor", cursor)
 
 
-def test_a_status_is_added_and_taken_away_by_the_same_link():
-    once = read(urlsplit(read("").toggled("DELIVERED")).query)
+def test_url_toggling_adds_a_status_and_removes_it_again():
+    once = parse(urlsplit(parse("").url_toggling("DELIVERED")).query)
     assert once.statuses == ("DELIVERED",)
-    assert read(urlsplit(once.toggled("DELIVERED")).query).statuses == ()
+    assert parse(urlsplit(once.url_toggling("DELIVERED")).query).statuses == ()
 
 
 @pytest.mark.parametrize(
     "instant", [NOW, NOW.replace(microsecond=0), NOW.replace(second=0, microsecond=0)]
 )
-def test_an_instant_in_a_link_is_read_back_exactly(instant):
-    assert read(f"from={event_query.stamp(instant)}").bounds(NOW)[0] == instant
+def test_datetime_local_is_parsed_back_to_the_same_instant(instant):
+    assert parse(f"from={event_query.datetime_local(instant)}").bounds(NOW)[0] == instant
 
 
-def test_a_bulk_action_is_about_the_range_that_was_looked_at():
-    body = read("status=DELIVERED&range=1h").body(NOW)
+def test_filter_json_has_the_range_as_instants():
+    body = parse("status=DELIVERED&range=1h").filter_json(NOW)
     assert body == {"status": ["DELIVERED"], "from": "2026-03-05T13:23:07.250Z"}

@@ -1,4 +1,4 @@
-"""The bars of the histogram: they cover the range, are as fine as it allows, and fit."""
+"""The histogram: its bars cover the range, have a suitable width in time, and fit the canvas."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
         (2000 * 365 * DAY, "day", 364),
     ],
 )
-def test_bars_are_hours_but_for_very_short_and_long_ranges(span, unit, size):
-    bin_ = histogram.bin_for(NOW - span, NOW)
+def test_choose_bin_gives_hours_but_for_very_short_and_long_ranges(span, unit, size):
+    bin_ = histogram.choose_bin(NOW - span, NOW)
     assert (bin_.unit, bin_.size) == (unit, size)
 
 
 @pytest.mark.parametrize(
     "span", [timedelta(0), timedelta(minutes=1), HOUR, DAY, 8 * DAY, 400 * DAY]
 )
-def test_bars_cover_the_range_and_no_more_without_a_gap(span):
+def test_layout_covers_exactly_the_range_without_a_gap(span):
     start = NOW - span
-    bin_ = histogram.bin_for(start, NOW)
-    bars = histogram.chart({}, start, NOW, bin_).bars
+    bin_ = histogram.choose_bin(start, NOW)
+    bars = histogram.layout({}, start, NOW, bin_).bars
     assert (bars[0].start, bars[-1].end) == (start, NOW)
     assert all(one.end == following.start for one, following in pairwise(bars))
-    assert len(bars) <= histogram.MOST_BARS + 2
+    assert len(bars) <= histogram.MAX_BARS + 2
 
 
-def test_every_outcome_is_drawn_inside_the_canvas_and_the_highest_bar_fills_it():
-    first = histogram.floor(NOW - DAY, histogram.bin_for(NOW - DAY, NOW))
+def test_layout_draws_every_status_inside_the_canvas_and_fills_it():
+    first = histogram.bin_start(NOW - DAY, histogram.choose_bin(NOW - DAY, NOW))
     counted = {
         first: {"DELIVERED": 900, "FAILED_PERMANENTLY": 100},
         first + HOUR: {
@@ -55,31 +55,38 @@ def test_every_outcome_is_drawn_inside_the_canvas_and_the_highest_bar_fills_it()
             "FAILED_PERMANENTLY": 1,
         },
     }
-    drawn = histogram.chart(counted, NOW - DAY, NOW, histogram.bin_for(NOW - DAY, NOW))
+    drawn = histogram.layout(counted, NOW - DAY, NOW, histogram.choose_bin(NOW - DAY, NOW))
     assert (drawn.bars[0].start, drawn.bars[0].total) == (NOW - DAY, 1000)
     full = drawn.bars[1]
-    assert drawn.top == full.total == 100_003
-    assert len(full.parts) == 4
-    assert all(part.height >= histogram.SLIVER for bar in drawn.bars for part in bar.parts)
-    assert all(part.y >= 0 for bar in drawn.bars for part in bar.parts)
-    assert full.parts[-1].status == "FAILED_PERMANENTLY"
-    assert full.parts[-1].y < histogram.HEIGHT / 10
+    assert drawn.max_total == full.total == 100_003
+    assert len(full.segments) == 4
+    assert all(
+        segment.height >= histogram.MIN_SEGMENT_HEIGHT
+        for bar in drawn.bars
+        for segment in bar.segments
+    )
+    assert all(segment.y >= 0 for bar in drawn.bars for segment in bar.segments)
+    assert full.segments[-1].status == "FAILED_PERMANENTLY"
+    assert full.segments[-1].y < histogram.HEIGHT / 10
     assert all(bar.x >= 0 and bar.x + bar.width <= histogram.WIDTH for bar in drawn.bars)
 
 
-def test_parts_stand_on_each_other():
+def test_layout_stacks_segments_without_a_gap():
     counted = {
-        histogram.floor(NOW, histogram.bin_for(NOW - DAY, NOW)): {"DELIVERED": 5, "RECEIVED": 5}
+        histogram.bin_start(NOW, histogram.choose_bin(NOW - DAY, NOW)): {
+            "DELIVERED": 5,
+            "RECEIVED": 5,
+        }
     }
-    bars = histogram.chart(counted, NOW - DAY, NOW, histogram.bin_for(NOW - DAY, NOW)).bars
-    low, high = bars[-1].parts
-    assert low.y + low.height == histogram.BASE
+    bars = histogram.layout(counted, NOW - DAY, NOW, histogram.choose_bin(NOW - DAY, NOW)).bars
+    low, high = bars[-1].segments
+    assert low.y + low.height == histogram.BASELINE
     assert high.y + high.height == pytest.approx(low.y, abs=0.02)
 
 
 @pytest.mark.parametrize("span", [timedelta(minutes=1), HOUR, DAY, 8 * DAY, 400 * DAY])
-def test_labels_stand_where_their_bar_begins(span):
-    drawn = histogram.chart({}, NOW - span, NOW, histogram.bin_for(NOW - span, NOW))
+def test_layout_puts_each_label_where_its_bar_begins(span):
+    drawn = histogram.layout({}, NOW - span, NOW, histogram.choose_bin(NOW - span, NOW))
     starts = [bar.start for bar in drawn.bars]
     assert 1 <= len(drawn.labels) <= histogram.LABELS + 1
     for label in drawn.labels:

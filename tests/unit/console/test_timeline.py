@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from wds.console.timeline import story
+from wds.console.timeline import timeline
 
 START = datetime(2026, 3, 5, 14, 0, tzinfo=UTC)
 
@@ -31,60 +31,60 @@ def event(status, attempts=(), **more):
     }
 
 
-def told(document):
-    return [(entry.kind, entry.title) for entry in story(document)]
+def titles(document):
+    return [(entry.kind, entry.title) for entry in timeline(document)]
 
 
-def test_a_new_event_was_received_and_waits():
-    assert told(event("RECEIVED", next_attempt_at=START)) == [
+def test_timeline_of_a_new_event_has_its_first_attempt_next():
+    assert titles(event("RECEIVED", next_attempt_at=START)) == [
         ("received", "Received"),
         ("waiting", "Attempt 1 is next"),
     ]
 
 
-def test_replays_stand_between_the_attempts_they_stand_between():
+def test_timeline_orders_attempts_and_actions_by_time():
     document = event(
         "DELIVERED",
         [attempt(1, 1), attempt(2, 60, "success")],
         history=[action("cancel", 2), action("replay", 50, reason="fixed")],
         finished_at=at(61),
     )
-    assert told(document) == [
+    assert titles(document) == [
         ("received", "Received"),
         ("failure", "Attempt 1 failed"),
         ("cancel", "Cancelled"),
         ("replay", "Replayed"),
         ("success", "Attempt 2 delivered"),
     ]
-    assert story(document)[3].text == "by ada (10.0.0.1): fixed"
+    assert timeline(document)[3].text == "by ada (10.0.0.1): fixed"
 
 
-def test_an_attempt_of_unknown_outcome_says_so():
-    assert ("unknown", "Attempt 1 outcome unknown") in told(
+def test_timeline_names_an_unknown_outcome():
+    assert ("unknown", "Attempt 1 outcome unknown") in titles(
         event("DELIVERING", [attempt(1, 1, "unknown")], next_attempt_at=at(9))
     )
 
 
-def test_an_event_that_is_being_delivered_says_by_whom():
+def test_timeline_of_a_leased_event_names_the_owner():
     lease = {"owner": "worker-1", "since": at(3)}
     document = event("DELIVERING", [attempt(1, 1)], lease=lease, next_attempt_at=at(33))
     document["attempt_count"] = 2
-    assert story(document)[-1].title == "Attempt 2 under way"
-    assert story(document)[-1].text == "by worker-1"
+    assert timeline(document)[-1].title == "Attempt 2 under way"
+    assert timeline(document)[-1].text == "by worker-1"
     document["cancelling"] = True
-    assert "nothing comes after it" in story(document)[-1].text
+    assert "no attempt follows" in timeline(document)[-1].text
 
 
-def test_an_event_that_failed_for_good_ends_with_that():
+def test_timeline_of_a_failed_event_ends_with_given_up():
     document = event("FAILED_PERMANENTLY", [attempt(1, 1)], finished_at=at(2))
-    assert told(document)[-1] == ("failure", "Given up")
+    assert titles(document)[-1] == ("failure", "Given up")
 
 
-def test_an_event_that_an_operator_cancelled_ends_with_that_and_is_not_given_up():
+def test_timeline_of_a_cancelled_event_ends_with_the_cancel():
     cancelled = event(
         "FAILED_PERMANENTLY", [attempt(1, 1)], history=[action("cancel", 2)], finished_at=at(2)
     )
-    assert told(cancelled)[-1] == ("cancel", "Cancelled")
+    assert titles(cancelled)[-1] == ("cancel", "Cancelled")
     cancelled["history"].append(action("replay", 3))
     cancelled["attempts"].append(attempt(2, 4))
-    assert told(cancelled)[-1] == ("failure", "Given up")
+    assert titles(cancelled)[-1] == ("failure", "Given up")

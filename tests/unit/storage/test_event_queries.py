@@ -8,76 +8,67 @@ import bson
 import pytest
 
 from wds.domain.deliveries import Status
+from wds.domain.event_filter import NEWEST_FIRST, SORTS, EventFilter, Position
 from wds.storage import event_queries, indexes
-from wds.storage.event_queries import Position
+from wds.storage.event_queries import match
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
-def test_no_filter_matches_every_instant():
+def test_match_without_filters_covers_every_instant():
     first = datetime.min.replace(tzinfo=UTC)
-    assert event_queries.match() == {"received_at": {"$gte": first}}
+    assert match(EventFilter()) == {"received_at": {"$gte": first}}
 
 
-def test_from_is_included_and_to_excluded():
+def test_match_includes_from_and_excludes_to():
     later = NOW.replace(hour=13)
-    assert event_queries.match(from_=NOW, to=later) == {"received_at": {"$gte": NOW, "$lt": later}}
+    assert match(EventFilter(from_=NOW, to=later)) == {"received_at": {"$gte": NOW, "$lt": later}}
 
 
-def test_what_an_operator_looks_for_is_compared_and_not_interpreted():
-    wanted = event_queries.match(
-        status=["$where"], event_type=["$gt", "a"], idempotency_key="$ne", source=["$x"]
+def test_match_compares_values_and_never_interprets_them():
+    query = match(
+        EventFilter(
+            status=["$where"], event_type=["$gt", "a"], idempotency_key="$ne", source=["$x"]
+        )
     )
-    assert wanted["status"] == {"$in": ["$where"]}
-    assert wanted["event_type"] == {"$in": ["$gt", "a"]}
-    assert wanted["idempotency_key"] == "$ne"
-    assert wanted["source"] == {"$in": ["$x"]}
+    assert query["status"] == {"$in": ["$where"]}
+    assert query["event_type"] == {"$in": ["$gt", "a"]}
+    assert query["idempotency_key"] == "$ne"
+    assert query["source"] == {"$in": ["$x"]}
 
 
-def test_an_id_prefix_is_a_range_of_ids():
-    wanted = event_queries.match(id_prefix="0af")["_id"]
+def test_match_turns_an_id_prefix_into_a_range_of_ids():
+    query = match(EventFilter(id_prefix="0af"))["_id"]
     assert [
         each
         for each in ("0ae" + "f" * 29, "0af", "0af" + "0" * 29, "0af" + "f" * 29, "0b" + "0" * 30)
-        if wanted["$gte"] <= each < wanted["$lt"]
+        if query["$gte"] <= each < query["$lt"]
     ] == ["0af", "0af" + "0" * 29, "0af" + "f" * 29]
 
 
-@pytest.mark.parametrize("text", ["", "g", "A", "0" * 33, "a b", "é"])
-def test_what_no_id_begins_with_is_no_id_prefix(text):
-    assert not event_queries.is_id_prefix(text)
-
-
-@pytest.mark.parametrize("text", ["0", "deadbeef", "0" * 32])
-def test_what_an_id_begins_with_is_an_id_prefix(text):
-    assert event_queries.is_id_prefix(text)
-
-
-def test_a_cursor_at_the_end_of_time_bounds_no_more_than_the_calendar_does():
+def test_time_span_after_the_last_instant_stays_within_the_calendar():
     """Anybody can write one, and there is no instant after it."""
     last = Position(datetime.max.replace(microsecond=999_000, tzinfo=UTC), "e1")
-    order = event_queries.SORTS[event_queries.NEWEST_FIRST]
-    wanted = event_queries.match()
-    assert event_queries.span_of(event_queries.after(wanted, order, last)) == event_queries.span_of(
-        wanted
-    )
-    until = event_queries.span_of(event_queries.after(wanted, order, Position(NOW, "e1")))[1]
+    order = SORTS[NEWEST_FIRST]
+    query = match(EventFilter())
+    assert event_queries.time_span(
+        event_queries.after(query, order, last)
+    ) == event_queries.time_span(query)
+    until = event_queries.time_span(event_queries.after(query, order, Position(NOW, "e1")))[1]
     assert NOW < until < NOW.replace(second=1)
 
 
-@pytest.mark.parametrize("sort", event_queries.SORTS)
-def test_a_cursor_narrows_the_filters_and_never_widens_them(sort):
-    wanted = event_queries.match(status=["DELIVERED"], to=NOW, id_prefix="a", min_attempts=2)
-    narrowed = event_queries.after(wanted, event_queries.SORTS[sort], Position(NOW, "e1", 3))
-    assert wanted.items() <= narrowed.items()
-    again = event_queries.after(narrowed, event_queries.SORTS[sort], Position(NOW, "e2", 3))
+@pytest.mark.parametrize("sort", SORTS)
+def test_after_narrows_a_query_and_never_widens_it(sort):
+    query = match(EventFilter(status=["DELIVERED"], to=NOW, id_prefix="a", min_attempts=2))
+    narrowed = event_queries.after(query, SORTS[sort], Position(NOW, "e1", 3))
+    assert query.items() <= narrowed.items()
+    again = event_queries.after(narrowed, SORTS[sort], Position(NOW, "e2", 3))
     assert again["$and"][: len(narrowed["$and"])] == narrowed["$and"]
 
 
-def test_after_a_position_come_equal_instants_with_later_ids():
-    narrowed = event_queries.after(
-        event_queries.match(), event_queries.SORTS["received_at"], Position(NOW, "e1")
-    )
+def test_after_includes_equal_instants_with_later_ids():
+    narrowed = event_queries.after(match(EventFilter()), SORTS["received_at"], Position(NOW, "e1"))
     assert narrowed["$and"] == [
         {"received_at": {"$gte": NOW}},
         {"$or": [{"received_at": {"$gt": NOW}}, {"received_at": NOW, "_id": {"$gt": "e1"}}]},
@@ -96,22 +87,22 @@ def test_after_a_position_come_equal_instants_with_later_ids():
         ("-attempt_count", 0, Position(NOW, "e1", 4), [{"$gte": 2}, {"$in": [1]}, {"$in": [0]}]),
     ],
 )
-def test_an_order_by_attempts_is_of_parts_that_an_index_has_in_order(sort, least, position, said):
-    order = event_queries.SORTS[sort]
-    parts = event_queries.by_attempts(event_queries.match(min_attempts=least), order, position)
-    assert [part.wanted["attempt_count"] for part in parts] == said
+def test_split_by_attempts_gives_parts_that_an_index_has_in_order(sort, least, position, said):
+    order = SORTS[sort]
+    parts = event_queries.split_by_attempts(match(EventFilter(min_attempts=least)), order, position)
+    assert [part.query["attempt_count"] for part in parts] == said
     for part in parts:
-        several = "$gte" in part.wanted["attempt_count"]
+        several = "$gte" in part.query["attempt_count"]
         assert part.order == (order if several else order[1:])
     if position is not None:
-        assert ["$and" in part.wanted for part in parts] == [True] + [False] * (len(parts) - 1)
+        assert ["$and" in part.query for part in parts] == [True] + [False] * (len(parts) - 1)
 
 
 @pytest.mark.parametrize("sort", ["received_at", "-received_at"])
-def test_a_cursor_bounds_the_span_and_includes_its_own_instant(sort):
-    wanted = event_queries.match(from_=NOW.replace(hour=1), to=NOW.replace(hour=20))
-    begin, end = event_queries.span_of(
-        event_queries.after(wanted, event_queries.SORTS[sort], Position(NOW, "e1"))
+def test_time_span_after_a_position_includes_its_instant(sort):
+    query = match(EventFilter(from_=NOW.replace(hour=1), to=NOW.replace(hour=20)))
+    begin, end = event_queries.time_span(
+        event_queries.after(query, SORTS[sort], Position(NOW, "e1"))
     )
     if sort == "received_at":
         assert (begin, end) == (NOW, NOW.replace(hour=20))
@@ -133,13 +124,8 @@ def test_a_cursor_bounds_the_span_and_includes_its_own_instant(sort):
         ({"source": ["a"], "status": ["DELIVERED"], "idempotency_key": "k"}, False),
     ],
 )
-def test_filters_that_no_index_has_together_are_known(given, scattered):
-    assert event_queries.is_scattered(event_queries.match(**given)) is scattered
-
-
-@pytest.mark.parametrize("sort", event_queries.SORTS)
-def test_every_order_is_total(sort):
-    assert event_queries.SORTS[sort][-1][0] == "_id"
+def test_is_scattered_tells_filters_that_no_index_has_together(given, scattered):
+    assert event_queries.is_scattered(match(EventFilter(**given))) is scattered
 
 
 @pytest.mark.parametrize(
@@ -150,17 +136,19 @@ def test_every_order_is_total(sort):
         ({"min_attempts": 2, "last_status_code": [500]}, "search_code"),
     ],
 )
-def test_counting_needs_only_what_the_index_that_is_hinted_at_holds(outcome, index):
+def test_counts_need_only_fields_of_the_hinted_index(outcome, index):
     keys = {index.document["name"]: index.document["key"] for index in indexes.EVENT_INDEXES}
-    everything = event_queries.match(
-        status=["DELIVERED"],
-        event_type=["a"],
-        source=["s"],
-        destination=["d"],
-        id_prefix="a",
-        from_=NOW,
-        to=NOW,
-        **outcome,
+    everything = match(
+        EventFilter(
+            status=["DELIVERED"],
+            event_type=["a"],
+            source=["s"],
+            destination=["d"],
+            id_prefix="a",
+            from_=NOW,
+            to=NOW,
+            **outcome,
+        )
     )
     assert event_queries.hint(everything) == index
     assert set(everything) <= set(keys[index])
@@ -169,7 +157,7 @@ def test_counting_needs_only_what_the_index_that_is_hinted_at_holds(outcome, ind
 
 
 @pytest.mark.parametrize(
-    ("wanted", "index"),
+    ("chosen", "index"),
     [
         ({"idempotency_key": "k", "status": ["DELIVERED"]}, "key"),
         ({"id_prefix": "abcd"}, "search_time"),
@@ -177,10 +165,10 @@ def test_counting_needs_only_what_the_index_that_is_hinted_at_holds(outcome, ind
         ({"event_type": ["a"]}, "search_time"),
     ],
 )
-def test_the_index_to_count_by_is_the_one_that_leaves_least(wanted, index):
-    assert event_queries.hint(event_queries.match(**wanted)) == index
+def test_hint_is_the_most_selective_index(chosen, index):
+    assert event_queries.hint(match(EventFilter(**chosen))) == index
     assert (
-        event_queries.hint(event_queries.narrowed(event_queries.match(**wanted), {"status": "x"}))
+        event_queries.hint(event_queries.narrow(match(EventFilter(**chosen)), {"status": "x"}))
         == index
     )
 
@@ -188,10 +176,10 @@ def test_the_index_to_count_by_is_the_one_that_leaves_least(wanted, index):
 @pytest.mark.parametrize(
     "document",
     [
-        {"p": event_queries.counts(event_queries.match(status=[*Status], to=NOW))},
-        {"p": event_queries.places(event_queries.match(), event_queries.SORTS["attempt_count"], 2)},
+        {"p": event_queries.counts(match(EventFilter(status=[*Status], to=NOW)))},
+        {"p": event_queries.sort_keys(match(EventFilter()), SORTS["attempt_count"], 2)},
     ],
     ids=["counts", "page"],
 )
-def test_everything_can_be_written_as_bson(document):
+def test_pipelines_can_be_encoded_as_bson(document):
     assert bson.decode(bson.encode(document), bson.CodecOptions(tz_aware=True)) == document

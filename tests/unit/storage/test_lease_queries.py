@@ -311,7 +311,11 @@ def test_only_a_known_outcome_of_this_attempt_tells_that_a_settlement_is_recorde
         {"p": lease_queries.claim("t", "o", 1, 5)},
         {"p": [write(each)[1] for each in (retry(), final(Status.DELIVERED), DEFER)]},
         lease_queries.settled([retry()]),
-        {"p": rollup_queries.tally([(NOW, NOW.replace(hour=13))], {"status": {"$in": [*Status]}})},
+        {
+            "p": rollup_queries.count_pairs(
+                [(NOW, NOW.replace(hour=13))], {"status": {"$in": [*Status]}}
+            )
+        },
     ],
     ids=["event", "claim", "settlement", "settled", "tally"],
 )

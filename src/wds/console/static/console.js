@@ -1,10 +1,10 @@
-// What the console gains by a script: figures that renew themselves, and copy buttons. Every page
-// works without it. Text is only ever put in place as nodes that the service has escaped.
+// Optional extras: live counts, copy buttons, protection against double clicks. Every page works
+// without them. Text is inserted only as nodes that the service has escaped.
 
 "use strict";
 
-const EVERY_MS = 5000; // unless the part says otherwise
-const MOST_MS = 60000;
+const REFRESH_MS = 5000; // unless data-live has a value
+const MAX_REFRESH_MS = 60000;
 
 for (const button of document.querySelectorAll("button[data-copy]")) {
   const source = document.getElementById(button.dataset.copy);
@@ -23,50 +23,50 @@ for (const button of document.querySelectorAll("button[data-copy]")) {
 }
 
 for (const form of document.querySelectorAll("form")) {
-  // A second click on a slow connection would send the form again.
+  // On a slow connection a second click would submit the form again.
   form.addEventListener("submit", (event) => {
     if (form.method !== "post") return;
-    if (form.dataset.sent) event.preventDefault();
-    form.dataset.sent = "yes";
+    if (form.dataset.submitted) event.preventDefault();
+    form.dataset.submitted = "yes";
   });
 }
 window.addEventListener("pageshow", () => {
-  for (const form of document.querySelectorAll("form[data-sent]")) delete form.dataset.sent;
+  for (const form of document.querySelectorAll("form[data-submitted]")) delete form.dataset.submitted;
 });
 
-// A page that says "not now" is replaced as soon as the service answers again.
+// An error page that can be retried is reloaded as soon as the service answers again.
 const retry = document.querySelector("[data-retry]");
 if (retry) {
   setInterval(async () => {
     try {
       if ((await fetch(location.href, { method: "HEAD" })).ok) location.reload();
-    } catch { /* the service itself is away: ask again */ }
+    } catch { /* the service does not answer at all: try again */ }
   }, Number(retry.dataset.retry));
 }
 
-// The part marked data-live is fetched anew while somebody looks at it and is not inside it.
+// The element marked data-live is refreshed while the page is visible and the focus is not in it.
 const live = document.querySelector("[data-live]");
 if (live) {
-  const everyMs = Number(live.dataset.live) || EVERY_MS;
-  let waitMs = everyMs;
-  const renew = async () => {
-    const part = document.getElementById(live.id);
-    const resting = document.visibilityState === "visible" && !part.contains(document.activeElement);
+  const refreshMs = Number(live.dataset.live) || REFRESH_MS;
+  let delayMs = refreshMs;
+  const refresh = async () => {
+    const element = document.getElementById(live.id);
+    const idle = document.visibilityState === "visible" && !element.contains(document.activeElement);
     try {
-      if (resting) {
-        const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
-        // A login page, an error: leave what is there and ask less often.
-        if (!answer.ok || answer.redirected) throw new Error(String(answer.status));
-        const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-        const fresh = page.getElementById(live.id);
+      if (idle) {
+        const response = await fetch(location.href, { headers: { Accept: "text/html" } });
+        // A login page or an error: keep what is shown and ask less often.
+        if (!response.ok || response.redirected) throw new Error(String(response.status));
+        const page = new DOMParser().parseFromString(await response.text(), "text/html");
+        const updated = page.getElementById(live.id);
         const current = document.getElementById(live.id);
-        if (fresh && !current.contains(document.activeElement)) current.replaceWith(fresh);
-        waitMs = fresh && fresh.hasAttribute("data-live") ? everyMs : Infinity;
+        if (updated && !current.contains(document.activeElement)) current.replaceWith(updated);
+        delayMs = updated && updated.hasAttribute("data-live") ? refreshMs : Infinity;
       }
     } catch {
-      waitMs = Math.min(waitMs * 2, MOST_MS);
+      delayMs = Math.min(delayMs * 2, MAX_REFRESH_MS);
     }
-    if (waitMs < Infinity) setTimeout(renew, waitMs);
+    if (delayMs < Infinity) setTimeout(refresh, delayMs);
   };
-  setTimeout(renew, waitMs);
+  setTimeout(refresh, delayMs);
 }

@@ -1,4 +1,4 @@
-"""Every filter and order of a search against a plain reading of the same events; and exports."""
+"""Every filter and order of a search against the same choice in Python; and exports."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from msgspec.structs import replace
 
 from tests.support import make_settings, new_event
 from wds.domain.errors import StoreUnavailableError
+from wds.domain.event_filter import SORTS
 from wds.ingest import create_app
-from wds.storage import event_queries
 from wds.storage.lease_queries import event_document
 from wds.storage.mongo import SEARCH_LIMIT_MS, SOCKET_TIMEOUT_S
 from wds.web.server import listening
@@ -89,12 +89,12 @@ FILTERS = {
     ),
 }
 EACH_FILTER = pytest.mark.parametrize(("wanted", "fits"), FILTERS.values(), ids=FILTERS)
-EACH_SORT = pytest.mark.parametrize("sort", event_queries.SORTS)
+EACH_SORT = pytest.mark.parametrize("sort", SORTS)
 
 
 def in_order(documents, sort):
     """Return the ids in the order that `sort` names, by Python's own sorting."""
-    fields = [name for name, _ in event_queries.SORTS[sort]]
+    fields = [name for name, _ in SORTS[sort]]
     ordered = sorted(
         documents, key=lambda e: [e[name] for name in fields], reverse=sort.startswith("-")
     )
@@ -116,7 +116,7 @@ async def export(client, **body):
 
 @EACH_SORT
 @EACH_FILTER
-async def test_pages_hold_exactly_what_fits_in_order(client, past, wanted, fits, sort):
+async def test_search_pages_hold_exactly_the_matches_in_order(client, past, wanted, fits, sort):
     expected = in_order(filter(fits, past), sort)
     found, cursor = [], None
     while True:
@@ -133,7 +133,7 @@ async def test_pages_hold_exactly_what_fits_in_order(client, past, wanted, fits,
 
 
 @EACH_FILTER
-async def test_counts_are_over_exactly_what_fits(client, past, wanted, fits):
+async def test_search_counts_exactly_the_matches(client, past, wanted, fits):
     fitting = list(filter(fits, past))
     answer = await search(client, **wanted, limit=1)
     statuses = Counter(dict.fromkeys(STATUSES, 0)) | Counter(e["status"] for e in fitting)
@@ -147,17 +147,19 @@ async def test_counts_are_over_exactly_what_fits(client, past, wanted, fits):
 
 
 @pytest.mark.parametrize("include_payload", [False, True])
-async def test_payloads_are_left_out_unless_asked_for(client, past, include_payload):
+async def test_search_leaves_payloads_out_by_default(client, past, include_payload):
     assert past
     pages = [
         (await search(client, include_payload=include_payload, sort=sort, limit=20))["events"]
-        for sort in event_queries.SORTS
+        for sort in SORTS
     ]
     assert all(("payload" in event) is include_payload for page in pages for event in page)
 
 
 @EACH_SORT
-async def test_a_cursor_stays_right_while_events_arrive(client, past, store, sort):
+async def test_search_cursor_repeats_and_omits_nothing_while_events_arrive(
+    client, past, store, sort
+):
     found, cursor = [], None
     while True:
         more = {} if cursor is None else {"cursor": cursor}
@@ -179,25 +181,25 @@ async def test_a_cursor_stays_right_while_events_arrive(client, past, store, sor
 @pytest.mark.parametrize("sort", ["-received_at", "received_at"])
 @EACH_FILTER
 @pytest.mark.usefixtures("small_pages")
-async def test_an_export_holds_exactly_what_fits_in_order(client, past, wanted, fits, sort):
+async def test_export_holds_exactly_the_matches_in_order(client, past, wanted, fits, sort):
     lines = await export(client, **wanted, sort=sort)
 
     assert [each["id"] for each in lines] == in_order(filter(fits, past), sort)
     assert not [each for each in lines if "payload" in each]
 
 
-async def test_an_export_can_hold_the_payloads(client, past):
+async def test_export_can_include_payloads(client, past):
     lines = await export(client, include_payload=True)
     numbers = {each["_id"]: json.loads(each["payload"]) for each in past}
 
     assert {each["id"]: each["payload"] for each in lines} == numbers
 
 
-async def test_an_export_of_nothing_is_empty(client):
+async def test_export_without_matches_is_empty(client):
     assert await export(client) == []
 
 
-async def test_what_arrives_during_an_export_is_left_out(client, past, store, monkeypatch):
+async def test_export_leaves_out_events_that_arrive_meanwhile(client, past, store, monkeypatch):
     monkeypatch.setattr("wds.storage.event_reader.SCAN_PAGE", 100)
     page = store.reader.page
 
@@ -210,7 +212,7 @@ async def test_what_arrives_during_an_export_is_left_out(client, past, store, mo
     assert len(await export(client, sort="received_at")) == len(past)
 
 
-async def test_an_export_that_fails_on_the_way_cannot_be_taken_for_whole(
+async def test_export_that_fails_midway_is_recognisably_incomplete(
     client, past, store, monkeypatch
 ):
     monkeypatch.setattr("wds.storage.event_reader.SCAN_PAGE", 100)
@@ -229,7 +231,7 @@ async def test_an_export_that_fails_on_the_way_cannot_be_taken_for_whole(
     assert len(pages) == 3 and len(past) > 200
 
 
-async def test_an_export_that_cannot_begin_is_an_error(client, store, monkeypatch):
+async def test_export_that_cannot_begin_is_an_error(client, store, monkeypatch):
     monkeypatch.setattr("wds.storage.event_reader.EXPORT_BUDGET_S", 0)
 
     async def failure(*_args, **_kwargs):
@@ -240,7 +242,7 @@ async def test_an_export_that_cannot_begin_is_an_error(client, store, monkeypatc
     assert (status, answer["error"]["code"]) == (503, "store_unavailable")
 
 
-async def test_the_memory_of_an_export_does_not_grow_with_it(engines, store, db, monkeypatch):
+async def test_export_uses_constant_memory(engines, store, db, monkeypatch):
     """100 MiB of payloads go through; the service holds a page of them at most, 1 MiB here."""
     monkeypatch.setattr("wds.storage.event_reader.PAGE_BYTES", 1024 * 1024)
     payload = b'{"text": "' + b"x" * 256 * 1024 + b'"}'
@@ -264,7 +266,7 @@ async def test_the_memory_of_an_export_does_not_grow_with_it(engines, store, db,
     assert peak < 25 * 1024 * 1024
 
 
-async def test_a_client_that_leaves_an_export_ends_it(client, past, store, monkeypatch):
+async def test_export_ends_when_its_client_leaves(client, past, store, monkeypatch):
     assert past
     monkeypatch.setattr("wds.storage.event_reader.SCAN_PAGE", 1)
     ended = asyncio.Event()
@@ -273,7 +275,7 @@ async def test_a_client_that_leaves_an_export_ends_it(client, past, store, monke
     async def watched(*args, **kwargs):
         try:
             async for page in original(*args, **kwargs):
-                while True:  # without end, if nobody ends it
+                while True:  # endless unless it is ended
                     yield page
                     await asyncio.sleep(0.01)
         finally:
@@ -287,7 +289,7 @@ async def test_a_client_that_leaves_an_export_ends_it(client, past, store, monke
         await ended.wait()
 
 
-async def test_an_export_has_an_event_a_line_however_its_payload_is_written(client, store):
+async def test_export_writes_an_event_a_line_whatever_its_payload(client, store):
     broken = new_event(b'{\r\n  "text": "a\\nb",\n  "n": 1\n}\n')
     form = replace(new_event(b"a=%0A\n"), content_type="application/x-www-form-urlencoded")
     await store.writer.insert([broken, form])
@@ -301,7 +303,7 @@ async def test_an_export_has_an_event_a_line_however_its_payload_is_written(clie
 
 @pytest.fixture
 async def no_time(store):
-    """Let MongoDB find that every operation with a time limit has used it up."""
+    """Let MongoDB end every operation that has a time limit as if it had exceeded it."""
     admin = store._mongo._client.admin
     switch = {"configureFailPoint": "maxTimeAlwaysTimeOut"}
     await admin.command({**switch, "mode": "alwaysOn"})
@@ -322,26 +324,26 @@ async def no_time(store):
     ],
 )
 @pytest.mark.usefixtures("past", "no_time")
-async def test_a_search_that_takes_too_long_says_what_to_do_instead(client, path, body):
+async def test_search_that_takes_too_long_says_what_to_do(client, path, body):
     status, answer = await client.post(f"/webhooks/{path}", json.dumps(body).encode())
     assert (status, answer["error"]["code"]) == (422, "search_too_slow")
     assert "range of time" in answer["error"]["message"]
 
 
 @pytest.mark.usefixtures("past", "no_time")
-async def test_a_page_of_the_console_that_takes_too_long_is_not_asked_for_again(client):
+async def test_console_page_that_takes_too_long_is_not_retried(client):
     async with client.session.get(f"{client.url}/console") as response:
         text = await response.text()
     assert response.status == 422 and "range of time" in text
     assert "data-retry" not in text
 
 
-def test_the_server_ends_a_search_before_the_driver_takes_it_for_a_broken_connection():
-    """The driver would have it all done once more, so it would take twice as long."""
+def test_search_limit_ends_before_the_driver_times_out():
+    """Otherwise the driver would repeat the search, and it would take twice as long."""
     assert SEARCH_LIMIT_MS / 1000 <= SOCKET_TIMEOUT_S - 1
 
 
-async def test_a_scan_with_payloads_holds_no_more_of_them_than_a_page_may(store, past, monkeypatch):
+async def test_scan_page_holds_bounded_bytes_of_payload(store, past, monkeypatch):
     size = len(past[0]["payload"])
     monkeypatch.setattr("wds.storage.event_reader.PAGE_BYTES", 10 * size)
     pages = [page async for page in store.reader.scan(payloads=True)]
