@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from wds.domain.events import NewEvent, random_id
 from wds.local.sample_events import generate
-from wds.storage.lease_queries import event_document
+from wds.storage.event_documents import event_document
 
 MS = timedelta(milliseconds=1)
 ANSWERS = [

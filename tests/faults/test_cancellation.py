@@ -120,7 +120,12 @@ async def test_at_whichever_await_it_is_cancelled_the_event_arrives_and_no_conne
     assert len(pool._in_use_connections) == 0
     await limiter.close()
     passed = {name.partition(":")[0] for names in cancelled for name in names}
-    assert {"Store.claim", "Limiter.reserve", "Deliverer.post", "GroupCommit.submit"} <= passed
+    assert {
+        "MongoLeaseQueue.claim",
+        "Limiter.reserve",
+        "Deliverer.post",
+        "GroupCommit.submit",
+    } <= passed
     documents = await db.events.find().to_list(None)
     assert len(documents) == runs
     assert {each["status"] for each in documents} == {"DELIVERED"}

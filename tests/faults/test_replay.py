@@ -16,7 +16,7 @@ from tests.faults.receiver import receiving_apart
 from tests.grants import recording_grants
 from tests.support import eventually, most_in_any_second, new_event, signed
 from wds.domain.invariants import Expectations, violations
-from wds.storage.lease_queries import event_document
+from wds.storage.event_documents import event_document
 
 LIMIT = 3
 WINDOW_S = 5

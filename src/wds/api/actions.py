@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from wds.config import Settings
     from wds.storage.bulk_actions import Changed
-    from wds.storage.lease_queries import Document
+    from wds.storage.mongo import Document
     from wds.storage.store import Store
 
 log = structlog.get_logger(__name__)

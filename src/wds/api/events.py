@@ -20,7 +20,7 @@ from wds.web import schemas
 from wds.web.openapi import Operation
 
 if TYPE_CHECKING:
-    from wds.storage.lease_queries import Document
+    from wds.storage.mongo import Document
     from wds.storage.store import Store
 
 log = structlog.get_logger(__name__)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from wds.api.actions import Operate
     from wds.console.events import Console
-    from wds.storage.lease_queries import Document
+    from wds.storage.mongo import Document
     from wds.storage.store import Store
 
     Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]

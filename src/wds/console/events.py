@@ -22,8 +22,8 @@ from wds.console.timeline import story
 from wds.domain.deliveries import Status
 from wds.domain.errors import Refusal, StoreUnavailableError
 from wds.domain.events import ID_LENGTH
+from wds.domain.lease_queue import BACKLOG_CAP
 from wds.storage import event_queries
-from wds.storage.replicas import BACKLOG_CAP
 from wds.storage.rollup_queries import HOUR
 from wds.telemetry.metrics import SILENCE
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from wds.console.event_query import View
-    from wds.storage.lease_queries import Document
+    from wds.storage.mongo import Document
     from wds.storage.store import Store
 
 Outcomes = list[tuple[datetime, str, int]]
@@ -92,7 +92,7 @@ class Console:
             raise web.HTTPFound(asked.here)
         now, backlog, fleet = await asyncio.gather(
             self._store.now(),
-            self._store.replicas.backlog(DESTINATION),
+            self._store.queue.backlog(DESTINATION),
             self._store.replicas.fleet(),
         )
         context: dict[str, Any] = {

@@ -19,14 +19,14 @@ from pymongo import ASCENDING, DESCENDING, IndexModel
 
 from wds.domain.deliveries import Status
 from wds.domain.operator_actions import Action
-from wds.storage.lease_queries import FINAL_BY_LAST_ATTEMPT
+from wds.storage.event_documents import FINAL_BY_LAST_ATTEMPT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from wds.domain.operator_actions import Instruction
-    from wds.storage.lease_queries import Document
+    from wds.storage.mongo import Document
 
 BULK = "bulk_actions"
 BULK_KEPT_S = 90 * 24 * 3600

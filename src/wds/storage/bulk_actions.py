@@ -26,16 +26,15 @@ from wds.api import event_schemas
 from wds.domain.deliveries import Status
 from wds.domain.errors import SearchTooSlowError
 from wds.domain.operator_actions import Action, Instruction
-from wds.storage import action_queries, event_queries, lease_queries
-from wds.storage.mongo import FOREVER, SEARCH_LIMIT_MS, WRITE_BUDGET_S
+from wds.storage import action_queries, collection_names, event_queries
+from wds.storage.mongo import FOREVER, READ_BUDGET_S, SEARCH_LIMIT_MS, WRITE_BUDGET_S
 from wds.web import schemas
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from wds.storage.lease_queries import Document
-    from wds.storage.mongo import MongoDatabase
+    from wds.storage.mongo import Document, MongoDatabase
     from wds.storage.rollups import Rollups
 
 CHUNK = 200
@@ -43,7 +42,6 @@ CHUNK = 200
 LEASE_S = 15.0
 """Seconds after which another process takes over from one that died; more than a search takes."""
 TRIES = 3
-READ_BUDGET_S = 5.0
 CHUNK_BUDGET_S = 30.0
 RECENT = 50
 """Bulk actions listed, the latest first."""
@@ -82,7 +80,7 @@ class BulkActions:
         self._mongo = mongo
         self._try_for = mongo.try_for
         self._rollups = rollups
-        self._events = mongo.db[lease_queries.EVENTS]
+        self._events = mongo.db[collection_names.EVENTS]
         # Shows a write only once a majority has it: a repeat is confirmed no sooner.
         self._linear = self._events.with_options(read_concern=ReadConcern("linearizable"))
         self._bulk = mongo.db[action_queries.BULK]

@@ -29,7 +29,7 @@ from wds.storage.rollup_queries import KIND, MAX_EVENT_TYPES, TICK, received_in
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from wds.storage.lease_queries import Document
+    from wds.storage.mongo import Document
     from wds.storage.rollup_queries import Span
 
 _FIRST_INSTANT = datetime(1, 1, 1, tzinfo=UTC)

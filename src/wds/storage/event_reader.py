@@ -7,21 +7,18 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from wds.storage import event_queries, indexes, lease_queries
-from wds.storage.mongo import SEARCH_LIMIT_MS
+from wds.storage import collection_names, event_queries, indexes
+from wds.storage.mongo import READ_BUDGET_S, SEARCH_LIMIT_MS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
     from datetime import datetime
 
     from wds.storage.event_queries import Position
-    from wds.storage.lease_queries import Document
-    from wds.storage.mongo import MongoDatabase
+    from wds.storage.mongo import Document, MongoDatabase
     from wds.storage.rollup_queries import Span
     from wds.storage.rollups import Rollups
 
-READ_BUDGET_S = 5.0
-"""Seconds that reading one event is retried on transport errors."""
 EXPORT_BUDGET_S = 30.0
 """Seconds that a page of an export is retried before the export ends early."""
 PAGE_BYTES = 8 * 1024 * 1024
@@ -60,7 +57,7 @@ class EventReader:
     def __init__(self, mongo: MongoDatabase, rollups: Rollups) -> None:
         """Take the connection to read over, and what knows where finished events are."""
         self._rollups = rollups
-        self._events = mongo.db[lease_queries.EVENTS]
+        self._events = mongo.db[collection_names.EVENTS]
         self._try_for = mongo.try_for
         self._search = mongo.search
 

@@ -32,15 +32,14 @@ import structlog
 
 from wds.concurrency.background import beside
 from wds.domain.errors import StoreUnavailableError
-from wds.storage import event_queries, indexes, lease_queries, rollup_queries
+from wds.storage import collection_names, event_queries, indexes, rollup_queries
 from wds.storage.mongo import SEARCH_LIMIT_MS, WRITE_BUDGET_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
     from contextlib import AbstractAsyncContextManager
 
-    from wds.storage.lease_queries import Document
-    from wds.storage.mongo import MongoDatabase
+    from wds.storage.mongo import Document, MongoDatabase
     from wds.storage.rollup_queries import Span
 
 log = structlog.get_logger(__name__)
@@ -73,7 +72,7 @@ class Rollups:
         """Take the connection to use."""
         self._mongo = mongo
         self._try_for = mongo.try_for
-        self._events = mongo.db[lease_queries.EVENTS]
+        self._events = mongo.db[collection_names.EVENTS]
         self._hours = mongo.db[rollup_queries.HOURS]
         self._too_many_pairs: set[datetime] = set()
         self._kept_for: timedelta | None = None

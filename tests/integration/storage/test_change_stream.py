@@ -31,13 +31,13 @@ class Ear:
         self._listener = store.change_stream
         self._db = db
         self.heard: list[int] = []
-        heed = store.change_stream._heed
+        heed = store.change_stream._keep_cursor
 
         def counted(answer):
             self.heard.append(len(answer["cursor"].get("nextBatch", ())))
             heed(answer)
 
-        monkeypatch.setattr(store.change_stream, "_heed", counted)
+        monkeypatch.setattr(store.change_stream, "_keep_cursor", counted)
 
     async def hears(self, most_s: float) -> int:
         """Wait, reading the stream; return how many changes it told of."""
@@ -155,7 +155,7 @@ async def test_what_is_due_needs_no_telling(store, ear):
 
 
 async def test_a_retry_is_not_waited_for_beyond_its_time(store, ear, monkeypatch):
-    monkeypatch.setattr(listening, "MOST_S", LONG_S)
+    monkeypatch.setattr(listening, "MAX_READ_S", LONG_S)
     await store.writer.insert([new_event()])
     await store.queue.settle([failed(await claimed(store), 2.0)])
     began = time.monotonic()
@@ -201,7 +201,7 @@ async def test_a_stream_that_was_lost_is_a_warning_and_tried_again_later(
         ("cannot_listen", "CursorNotFound")
     ]
     assert await streams(db) == []
-    monkeypatch.setattr(store.change_stream, "_try_at", time.monotonic())
+    monkeypatch.setattr(store.change_stream, "_retry_at", time.monotonic())
     assert await store.change_stream.wait("default", LONG_S)
     assert await ear.hears_of(lambda: store.writer.insert([new_event()])) == 1
 
@@ -250,7 +250,7 @@ async def test_a_wait_that_is_cancelled_ends_so_and_leaves_no_stream(store, db):
 
 
 async def test_no_answer_is_waited_for_longer_than_the_driver_takes_it_for_lost(ear, monkeypatch):
-    monkeypatch.setattr(listening, "MOST_S", 0.2)
+    monkeypatch.setattr(listening, "MAX_READ_S", 0.2)
     began = time.monotonic()
     assert await ear.hears(LONG_S) == 0
     assert 0.2 <= time.monotonic() - began < LONG_S / 2
@@ -260,7 +260,7 @@ async def test_a_stream_that_failed_is_ended_when_the_next_begins(store, db, ear
     for _ in range(3):
         async with refusing(db, "getMore", 11601):
             assert not await store.change_stream.wait("default", LONG_S)
-        monkeypatch.setattr(store.change_stream, "_try_at", time.monotonic())
+        monkeypatch.setattr(store.change_stream, "_retry_at", time.monotonic())
         assert await store.change_stream.wait("default", LONG_S)
     assert len(await streams(db)) == 1
 

@@ -12,7 +12,15 @@ from tests.support import new_event
 from wds.domain.deliveries import Settlement, Status
 from wds.domain.events import derived_id
 from wds.domain.operator_actions import Action, Instruction
-from wds.storage import action_queries, event_queries, indexes, lease_queries, rollup_queries
+from wds.storage import (
+    action_queries,
+    change_stream,
+    event_documents,
+    event_queries,
+    indexes,
+    lease_queries,
+    rollup_queries,
+)
 from wds.storage.bulk_actions import matching
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -29,7 +37,7 @@ async def events(store, db):  # noqa: ARG001 - an open store has made the indexe
     documents = []
     for number in range(FINISHED + FUTURE + DUE):
         event = new_event(b"{}", event_type=f"type.{number % 50}", key=f"key-{number}")
-        document = lease_queries.event_document(event, T0 + timedelta(seconds=number))
+        document = event_documents.event_document(event, T0 + timedelta(seconds=number))
         if number < FINISHED:
             del document["next_attempt_at"]
             document["status"] = "DELIVERED" if number % 10 else "FAILED_PERMANENTLY"
@@ -132,7 +140,7 @@ async def test_a_look_at_the_queue_reads_nothing_but_what_is_due(db):
 
 
 async def test_when_the_first_is_due_is_read_from_one_key(db):
-    plan, stats = await explain(db, lease_queries.earliest("default"))
+    plan, stats = await explain(db, change_stream.earliest_due("default"))
     assert index_of(plan) == "claim"
     assert (stats["nReturned"], stats["totalKeysExamined"]) == (1, 1)
     assert stats["totalDocsExamined"] == 0

@@ -16,7 +16,7 @@ from wds.domain.operator_actions import Action, Instruction
 from wds.local import embedded_engines
 from wds.local.replica_set import initiate_replica_set
 from wds.storage import event_queries, retention
-from wds.storage.lease_queries import event_document
+from wds.storage.event_documents import event_document
 from wds.storage.store import Store
 
 DAY = timedelta(days=1)

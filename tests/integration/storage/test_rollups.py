@@ -12,7 +12,7 @@ from tests.support import new_event
 from wds.console import histogram
 from wds.domain.deliveries import Status
 from wds.domain.operator_actions import Action, Instruction
-from wds.storage import event_queries, event_reader, lease_queries, rollups
+from wds.storage import event_documents, event_queries, event_reader, rollups
 from wds.storage.rollup_queries import HOUR, start_of
 
 STATUSES = [Status.DELIVERED, Status.DELIVERED, Status.FAILED_PERMANENTLY]
@@ -33,7 +33,7 @@ async def put(
     **more: object,
 ) -> str:
     """Store an event as if it had been received at `at`."""
-    document = lease_queries.event_document(new_event(event_type=kind), at)
+    document = event_documents.event_document(new_event(event_type=kind), at)
     document |= {"status": status, "attempt_count": 1, **more}
     if status not in (Status.RECEIVED, Status.DELIVERING):
         del document["next_attempt_at"]

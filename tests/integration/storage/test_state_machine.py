@@ -195,8 +195,7 @@ class LeaseQueue(RuleBasedStateMachine):
         event.end("unknown")
         if event.final:
             exhausted = len(event.outcomes) - event.before >= MAX_ATTEMPTS
-            assert claimed.buried == exhausted
-            assert claimed.buried_ids == [claim.id] * exhausted
+            assert claimed.exhausted_ids == [claim.id] * exhausted
             assert claimed.cancelled_ids == [claim.id] * (not exhausted)
             for other in claimed.claims:  # the claim went on to the next that was due
                 self.events[other.id].holder = other
@@ -342,7 +341,7 @@ def test_random_walks_agree_with_the_model(engines, machine):
 
 
 def test_control_without_the_fence_the_walk_finds_a_late_settlement(engines, monkeypatch):
-    monkeypatch.setattr(lease_queries, "held", lambda ids, _token: {"_id": {"$in": ids}})
+    monkeypatch.setattr(lease_queries, "fence", lambda ids, _token: {"_id": {"$in": ids}})
     # It ends with the first walk that finds one; 30 walks have missed it once.
     unshrunk = hypothesis_settings(WALKS, phases=[Phase.generate], max_examples=300)
     with asyncio.Runner() as runner:

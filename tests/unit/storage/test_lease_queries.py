@@ -11,7 +11,7 @@ from pymongo import UpdateMany, UpdateOne
 
 from tests.support import new_event
 from wds.domain.deliveries import Attempt, Claim, Outcome, Settlement, Status
-from wds.storage import indexes, lease_queries, rollup_queries
+from wds.storage import event_documents, indexes, lease_queries, replicas, rollup_queries
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 HOSTILE = ["$payload", "$$ROOT", "$$NOW", "$", "$$REMOVE", "$a.b", "plain"]
@@ -116,7 +116,7 @@ MARK = "marked"
             write(*of_claims(retry(text=MARK), {}, {"attempt": make_attempt()}))[1], id="two"
         ),
         pytest.param(
-            lease_queries.heartbeat({"owner": MARK, "role": MARK, "totals": {"a": 1}}, None, 1),
+            replicas.heartbeat({"owner": MARK, "role": MARK, "totals": {"a": 1}}, None, 1),
             id="heartbeat",
         ),
     ],
@@ -130,13 +130,13 @@ def test_text_from_outside_is_never_evaluated_in_a_pipeline(pipeline):
 def test_what_a_downstream_answered_is_kept_whole_within_a_literal(text):
     old, [new] = write(retry(text=text))[1]["attempts"]["$concatArrays"]
     assert old == "$attempts"
-    assert new == {"$literal": lease_queries.attempt_document(make_attempt(text=text))}
+    assert new == {"$literal": event_documents.attempt_document(make_attempt(text=text))}
 
 
 @pytest.mark.parametrize("status", [Status.DELIVERED, Status.FAILED_PERMANENTLY])
 def test_a_final_settlement_drops_the_lease_and_the_due_time(status):
     _, changes = write(final(status, "$$ROOT"))
-    attempt = {"$literal": lease_queries.attempt_document(make_attempt(text="$$ROOT"))}
+    attempt = {"$literal": event_documents.attempt_document(make_attempt(text="$$ROOT"))}
     assert changes == {
         "attempts": {"$concatArrays": ["$attempts", [attempt]]},
         "last_status_code": {"$literal": 500},
@@ -168,7 +168,7 @@ def test_a_deferral_returns_the_lease_and_does_not_count_the_attempt():
     assert changes["lease"] == "$$REMOVE"
     assert changes["attempt_count"] == {"$subtract": ["$attempt_count", 1]}
     assert changes["next_attempt_at"] == {
-        "$cond": [lease_queries.CANCELLING, "$$REMOVE", "$lease.due_at"]
+        "$cond": [event_documents.IS_CANCELLING, "$$REMOVE", "$lease.due_at"]
     }
     assert "attempts" not in changes
 
@@ -187,7 +187,7 @@ def test_ends_of_one_claim_are_one_write_with_each_events_own_values():
     assert fence["_id"] == {"$in": ["e0", "e1"]}
     for end in ends:
         [attempt] = changes["attempts"]["$concatArrays"][1]
-        assert of_event(attempt, end.claim.id) == lease_queries.attempt_document(end.attempt)
+        assert of_event(attempt, end.claim.id) == event_documents.attempt_document(end.attempt)
         _, delay = changes["next_attempt_at"]["$add"]
         assert of_event(delay, end.claim.id) == end.delay_s * 1000
 
@@ -199,7 +199,7 @@ def test_final_states_of_one_claim_are_one_write():
         {"status": Status.FAILED_PERMANENTLY, "attempt": replace(make_attempt(), status_code=None)},
     )
     _, changes = write(*ends)
-    for end, code in zip(ends, (200, lease_queries.NO_ANSWER), strict=True):
+    for end, code in zip(ends, (200, event_documents.NO_ANSWER), strict=True):
         assert of_event(changes["status"], end.claim.id) == end.status
         assert of_event(changes["last_status_code"], end.claim.id) == code
 
@@ -224,7 +224,7 @@ def test_every_end_of_a_claim_is_fenced_by_its_token(settlement):
 
 def test_events_written_apart_are_each_one_write():
     ends = of_claims(DEFER, {}, {}, {})
-    apart = lease_queries.settlements(ends, apart=True)
+    apart = lease_queries.settlements(ends, one_by_one=True)
     assert [each._filter["_id"] for each in apart] == ["e0", "e1", "e2"]
     assert {type(each) for each in apart} == {UpdateOne}
     assert [type(each) for each in lease_queries.settlements(ends)] == [UpdateMany]
@@ -237,7 +237,7 @@ def test_a_retry_and_the_end_in_its_place_never_match_the_same_event():
 
 @pytest.mark.parametrize("outcome", Outcome)
 def test_an_attempt_counts_as_success_only_if_it_was_one(outcome):
-    document = lease_queries.attempt_document(make_attempt(outcome))
+    document = event_documents.attempt_document(make_attempt(outcome))
     assert document["success"] is (outcome is Outcome.SUCCESS)
     assert document["outcome"] == outcome
 
@@ -246,7 +246,7 @@ def test_a_lost_attempt_has_the_fields_of_any_other():
     [stage] = lease_queries.claim("t", "o", 1, 5)
     _expired, taken_over, _otherwise = stage["$set"]["attempts"]["$cond"]
     _old, [lost] = taken_over["$concatArrays"]
-    assert set(lost) == set(lease_queries.attempt_document(make_attempt()))
+    assert set(lost) == set(event_documents.attempt_document(make_attempt()))
     assert lost["outcome"] == {"$literal": Outcome.UNKNOWN}
 
 
@@ -261,7 +261,7 @@ def test_an_event_with_no_attempt_left_or_cancelled_is_buried_and_not_leased():
     [stage] = lease_queries.claim("t", "o", 1, 5)
     made = {"$subtract": ["$attempt_count", {"$ifNull": ["$attempts_before", 0]}]}
     used_up = {"$gte": [made, 5]}
-    exhausted = {"$or": [used_up, lease_queries.CANCELLING]}
+    exhausted = {"$or": [used_up, event_documents.IS_CANCELLING]}
     lost = {"$ne": [{"$type": "$lease"}, "missing"]}
     burial = {"by": {"$literal": "t"}, "cancelled": {"$not": [used_up]}, "lost": lost}
     for name, then in [
@@ -275,7 +275,7 @@ def test_an_event_with_no_attempt_left_or_cancelled_is_buried_and_not_leased():
 
 
 def test_a_new_event_is_due_when_it_is_received():
-    document = lease_queries.event_document(new_event(b'{"a":1}'), NOW)
+    document = event_documents.event_document(new_event(b'{"a":1}'), NOW)
     assert document["received_at"] == document["next_attempt_at"] == NOW
     assert (document["status"], document["attempt_count"]) == (Status.RECEIVED, 0)
     assert document["attempts"] == [] and "lease" not in document
@@ -283,8 +283,8 @@ def test_a_new_event_is_due_when_it_is_received():
 
 
 def test_an_idempotency_key_is_stored_only_where_there_is_one():
-    assert "idempotency_key" not in lease_queries.event_document(new_event(), NOW)
-    assert lease_queries.event_document(new_event(key="k"), NOW)["idempotency_key"] == "k"
+    assert "idempotency_key" not in event_documents.event_document(new_event(), NOW)
+    assert event_documents.event_document(new_event(key="k"), NOW)["idempotency_key"] == "k"
 
 
 def test_due_is_judged_by_the_databases_clock_and_fits_the_partial_index():
@@ -307,7 +307,7 @@ def test_only_a_known_outcome_of_this_attempt_tells_that_a_settlement_is_recorde
 @pytest.mark.parametrize(
     "document",
     [
-        lease_queries.event_document(new_event(key="k", headers={"user-agent": "x"}), NOW),
+        event_documents.event_document(new_event(key="k", headers={"user-agent": "x"}), NOW),
         {"p": lease_queries.claim("t", "o", 1, 5)},
         {"p": [write(each)[1] for each in (retry(), final(Status.DELIVERED), DEFER)]},
         lease_queries.settled([retry()]),
