@@ -64,7 +64,7 @@ async def one_event(dispatcher: Dispatcher, store, limiter: Limiter) -> None:
         await dispatcher._deliver(claim, slot)
 
 
-async def test_at_whichever_await_it_is_cancelled_the_event_arrives_and_no_connection_leaks(
+async def test_delivery_cancelled_at_any_await_still_arrives_and_leaks_nothing(
     settings, store, db, destination, monkeypatch
 ):
     reserve = Limiter.reserve

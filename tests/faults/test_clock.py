@@ -27,7 +27,7 @@ runpy.run_module("wds", run_name="__main__", alter_sys=True)
 
 
 @pytest.mark.parametrize("minutes", [-5, 5])
-async def test_a_wrong_clock_retries_nothing_early_and_leases_nothing_twice(
+async def test_dispatcher_clock_wrong_by_minutes_changes_no_retry_and_no_lease(
     tmp_path, seed, minutes
 ):
     answered: set[str] = set()

@@ -76,9 +76,7 @@ async def moody():
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
 
 
-async def test_every_misbehaviour_is_a_failed_attempt_and_the_event_arrives_in_the_end(
-    tmp_path, seed
-):
+async def test_downstream_misbehaviour_fails_attempts_and_the_event_arrives(tmp_path, seed):
     async with moody() as url:
         settings = {"WDS_DOWNSTREAM_URL": url}
         async with system(tmp_path, seed=seed, ingests=1, settings=settings) as running:

@@ -90,7 +90,7 @@ async def stall(running: System) -> None:
 
 
 @pytest.mark.parametrize("fault", [kill, step_down, stall], ids=lambda fault: fault.__name__)
-async def test_the_primary_goes_and_nothing_acknowledged_is_lost(tmp_path, seed, scale, fault):
+async def test_primary_failure_loses_no_acknowledged_event(tmp_path, seed, scale, fault):
     times = {kill: scale.primaries, step_down: scale.primaries, stall: scale.stalls}[fault]
     slowest = 0.0
     async with system(tmp_path, seed=seed, nodes=3, dispatchers=2) as running:
@@ -114,9 +114,7 @@ async def test_the_primary_goes_and_nothing_acknowledged_is_lost(tmp_path, seed,
 
 @pytest.mark.parametrize("command", ["insert", "findAndModify", "update"])
 @pytest.mark.parametrize("when", ["before", "after", "unsure"])
-async def test_connections_are_cut_around_a_write_and_it_counts_once(
-    tmp_path, seed, scale, command, when
-):
+async def test_write_whose_connection_is_cut_counts_once(tmp_path, seed, scale, command, when):
     """Cut before the write and after it, or let mongod answer that it cannot tell."""
     # A claim of a single event is a findAndModify: leave no more than one due at a time.
     one_by_one = command == "findAndModify"
@@ -196,7 +194,7 @@ def p99(took: list[float]) -> float:
     [killed, stopped, flushed, without_scripts, without_memory],
     ids=lambda fault: fault.__name__,
 )
-async def test_redis_suffers_and_the_limit_holds(tmp_path, seed, scale, fault):
+async def test_rate_limit_holds_through_redis_failures(tmp_path, seed, scale, fault):
     limit = 20
     settings = {"WDS_RATE_LIMIT": str(limit), "WDS_LEASE": "4"}
     slowest = 0.0

@@ -8,9 +8,7 @@ from tests.faults.harness import system
 from tests.faults.receiver import receiving_apart
 
 
-async def test_fifty_a_second_over_four_dispatchers_is_never_exceeded_and_is_used(
-    tmp_path, seed, scale
-):
+async def test_rate_limit_of_50_over_four_dispatchers_is_kept_and_used(tmp_path, seed, scale):
     limit = 50
     count = limit * scale.limit_s
     settings = {"WDS_RATE_LIMIT": str(limit), "WDS_LEASE": "5"}

@@ -54,7 +54,7 @@ def claim_of(number: int) -> Claim:
 
 
 @pytest.mark.parametrize("kind", RETRY_AFTER)
-async def test_the_policy_for_every_status(settings, store, kind):
+async def test_retry_policy_for_every_status_and_retry_after(settings, store, kind):
     value, asked = RETRY_AFTER[kind]
     header = "" if value is None else f"Retry-After: {value}\r\n"
     limits = replace(settings, backoff=SCHEDULE, max_attempts=5, rate_limit=0)

@@ -19,7 +19,7 @@ async def slowly(_: web.Request) -> web.Response:
     return web.Response()
 
 
-async def test_dispatchers_are_killed_and_nothing_is_lost(tmp_path, seed, scale):
+async def test_dispatchers_killed_under_load_lose_nothing(tmp_path, seed, scale):
     async with system(tmp_path, seed=seed) as running:
         running.receiver.answer = slowly
         sending = asyncio.create_task(running.sender.send(scale.events))
@@ -45,7 +45,7 @@ async def test_dispatchers_are_killed_and_nothing_is_lost(tmp_path, seed, scale)
     assert verdict.lost_attempts > 0, "no fault was felt"
 
 
-async def test_control_the_judge_finds_what_is_lost_and_what_is_sent_twice(tmp_path, seed):
+async def test_control_verdict_finds_a_lost_event_and_a_second_request(tmp_path, seed):
     async with system(tmp_path, seed=seed, dispatchers=1, ingests=1) as running:
         await running.sender.send(20)
         await running.settled(20, within_s=30)
@@ -59,7 +59,7 @@ async def test_control_the_judge_finds_what_is_lost_and_what_is_sent_twice(tmp_p
     assert verdict.unexplained == [ids[1]]
 
 
-async def test_an_orphan_is_sent_again_soon_after_its_lease(tmp_path, seed):
+async def test_event_of_a_killed_dispatcher_is_sent_again_after_its_lease(tmp_path, seed):
     release = asyncio.Event()
 
     async def hang_at_first(_: web.Request) -> web.Response:
@@ -85,7 +85,7 @@ async def test_an_orphan_is_sent_again_soon_after_its_lease(tmp_path, seed):
     assert lease <= (again - leased).total_seconds() <= lease + 2
 
 
-async def test_ingests_are_killed_and_every_key_is_one_event(tmp_path, seed, scale):
+async def test_ingests_killed_under_load_store_one_event_per_key(tmp_path, seed, scale):
     async with system(tmp_path, seed=seed) as running:
         sending = asyncio.create_task(running.sender.send(scale.events))
         for _ in range(max(scale.kills // 2, 4)):
@@ -111,9 +111,7 @@ async def holds_leases(running: System, dispatchers: list[Replica]) -> bool:
     return await running.db.events.find_one({"lease.owner": {"$regex": owners}}) is not None
 
 
-async def test_dispatchers_stall_past_their_lease_and_their_results_are_refused(
-    tmp_path, seed, scale
-):
+async def test_dispatchers_stalled_past_their_lease_have_results_refused(tmp_path, seed, scale):
     async with system(tmp_path, seed=seed, ingests=1) as running:
         running.receiver.answer = slowly
         sending = asyncio.create_task(running.sender.send(scale.events, connections=4))
@@ -139,7 +137,7 @@ async def test_dispatchers_stall_past_their_lease_and_their_results_are_refused(
     assert verdict.lost_attempts > 0, "no fault was felt"
 
 
-async def test_rolling_restarts_lose_nothing_and_send_nothing_twice(tmp_path, seed, scale):
+async def test_rolling_restart_loses_nothing_and_sends_nothing_twice(tmp_path, seed, scale):
     async with system(tmp_path, seed=seed) as running:
         running.receiver.answer = slowly
         sending = asyncio.create_task(running.sender.send(scale.events))

@@ -200,14 +200,14 @@ async def replay_beside_a_stream(tmp_path, seed, count, *, kills):
     return stream, before, during, killed
 
 
-async def test_a_replay_of_many_neither_blocks_ingest_nor_exceeds_the_limit(tmp_path, seed, scale):
+async def test_bulk_replay_neither_blocks_ingest_nor_exceeds_the_rate_limit(tmp_path, seed, scale):
     count = scale.replayed
     stream, before, during, _ = await replay_beside_a_stream(tmp_path, seed, count, kills=0)
     assert stream.failed == 0
     assert during <= max(10 * before, 500)
 
 
-async def test_a_replay_goes_on_whichever_ingest_is_killed_in_the_middle(tmp_path, seed, scale):
+async def test_bulk_replay_continues_after_its_ingest_is_killed(tmp_path, seed, scale):
     count, kills = scale.replayed, scale.replay_kills
     *_, killed = await replay_beside_a_stream(tmp_path, seed, count, kills=kills)
     assert killed == kills, "no fault was felt"

@@ -109,11 +109,11 @@ def failed(claim, delay_s: float) -> Settlement:
     return Settlement(claim, attempt, Status.DELIVERING, delay_s)
 
 
-async def test_a_new_event_is_told(store, ear):
+async def test_wait_reports_a_new_event(store, ear):
     assert await ear.hears_of(lambda: store.writer.insert([new_event()])) == 1
 
 
-async def test_a_lease_is_not_told_and_its_return_is(store, ear):
+async def test_wait_reports_a_returned_lease_and_not_a_claim(store, ear):
     await store.writer.insert([new_event()])
     claim = await claimed(store)
     assert await ear.hears(SHORT_S) == 1  # of the insert
@@ -121,14 +121,14 @@ async def test_a_lease_is_not_told_and_its_return_is(store, ear):
     assert await ear.hears_of(lambda: store.queue.settle([Settlement(claim, None)])) == 1
 
 
-async def test_a_retry_is_told(store, ear):
+async def test_wait_reports_a_retry(store, ear):
     await store.writer.insert([new_event()])
     claim = await claimed(store)
     await ear.hears(SHORT_S)
     assert await ear.hears_of(lambda: store.queue.settle([failed(claim, LONG_S)])) == 1
 
 
-async def test_a_replay_is_told_and_an_end_is_not(store, ear):
+async def test_wait_reports_a_replay_and_not_a_final_event(store, ear):
     event = new_event()
     await store.writer.insert([event])
     claim = await claimed(store)
@@ -140,21 +140,21 @@ async def test_a_replay_is_told_and_an_end_is_not(store, ear):
     assert await ear.hears_of(lambda: store.bulk_actions.one(event.id, replay)) == 1
 
 
-async def test_many_changes_between_two_waits_are_one_reason_to_look(store, db, ear):
+async def test_wait_reports_many_changes_at_once(store, db, ear):
     await store.writer.insert([new_event() for _ in range(200)])
     await db.events.delete_many({})  # so that nothing is due, and the stream is read
     assert await ear.hears(LONG_S) == 200
     assert await ear.hears(SHORT_S) == 0
 
 
-async def test_what_is_due_needs_no_telling(store, ear):
+async def test_wait_returns_at_once_while_an_event_is_due(store, ear):
     await store.writer.insert([new_event()])
     for _ in range(3):
         assert await store.change_stream.wait("default", LONG_S)
     assert ear.heard == []
 
 
-async def test_a_retry_is_not_waited_for_beyond_its_time(store, ear, monkeypatch):
+async def test_wait_ends_when_a_retry_is_due(store, ear, monkeypatch):
     monkeypatch.setattr(listening, "MAX_READ_S", LONG_S)
     await store.writer.insert([new_event()])
     await store.queue.settle([failed(await claimed(store), 2.0)])
@@ -170,14 +170,14 @@ async def test_a_retry_is_not_waited_for_beyond_its_time(store, ear, monkeypatch
     assert claim.attempt_number == 2
 
 
-async def test_an_event_of_another_destination_is_not_waited_for(store, ear, db):
+async def test_wait_ignores_the_due_time_of_another_destination(store, ear, db):
     await store.writer.insert([new_event()])
     await db.events.update_many({}, {"$set": {"destination": "elsewhere"}})
     await ear.hears(SHORT_S)
     assert await ear.hears(SHORT_S) == 0
 
 
-async def test_a_stream_not_read_for_a_while_is_ended_and_begun_anew(store, db, ear, monkeypatch):
+async def test_wait_replaces_a_stream_that_was_not_read_for_a_while(store, db, ear, monkeypatch):
     [before] = await streams(db)
     await store.writer.insert([new_event()])
     await db.events.delete_many({})
@@ -189,9 +189,7 @@ async def test_a_stream_not_read_for_a_while_is_ended_and_begun_anew(store, db, 
     assert await ear.hears(SHORT_S) == 0
 
 
-async def test_a_stream_that_was_lost_is_a_warning_and_tried_again_later(
-    store, db, ear, monkeypatch
-):
+async def test_wait_warns_of_a_lost_stream_and_retries_later(store, db, ear, monkeypatch):
     [cursor] = await streams(db)
     await db.command("killCursors", "events", cursors=[cursor])
     with capture_logs() as logs:
@@ -206,7 +204,7 @@ async def test_a_stream_that_was_lost_is_a_warning_and_tried_again_later(
     assert await ear.hears_of(lambda: store.writer.insert([new_event()])) == 1
 
 
-async def test_a_refusal_is_a_warning_and_no_defect(store, db):
+async def test_wait_that_mongodb_refuses_is_a_warning(store, db):
     unauthorized = 13
     with capture_logs() as logs:
         async with refusing(db, "aggregate", unauthorized):
@@ -217,7 +215,7 @@ async def test_a_refusal_is_a_warning_and_no_defect(store, db):
     ]
 
 
-async def test_there_is_no_listening_on_a_sharded_cluster(store, db):
+async def test_wait_opens_no_stream_on_a_sharded_cluster(store, db):
     store._mongo.sharded = True
     with capture_logs() as logs:
         assert not await store.change_stream.wait("default", LONG_S)
@@ -225,13 +223,13 @@ async def test_there_is_no_listening_on_a_sharded_cluster(store, db):
     assert await streams(db) == []
 
 
-async def test_closing_ends_the_stream(store, db, ear):  # noqa: ARG001 - ear has begun one
+async def test_store_close_ends_the_change_stream(store, db, ear):  # noqa: ARG001 - ear has begun one
     assert len(await streams(db)) == 1
     await store.close()
     await eventually(lambda: streams(db), lambda seen: seen == [])
 
 
-async def test_a_wait_that_is_cancelled_ends_so_and_leaves_no_stream(store, db):
+async def test_wait_that_is_cancelled_ends_as_cancelled_and_leaves_no_stream(store, db):
     """Whichever answer of MongoDB it comes together with, and if only after the last."""
     cancelled = 0
     for passes in range(40):
@@ -249,14 +247,14 @@ async def test_a_wait_that_is_cancelled_ends_so_and_leaves_no_stream(store, db):
     await eventually(lambda: streams(db), lambda seen: seen == [])
 
 
-async def test_no_answer_is_waited_for_longer_than_the_driver_takes_it_for_lost(ear, monkeypatch):
+async def test_wait_ends_before_the_driver_takes_the_connection_for_lost(ear, monkeypatch):
     monkeypatch.setattr(listening, "MAX_READ_S", 0.2)
     began = time.monotonic()
     assert await ear.hears(LONG_S) == 0
     assert 0.2 <= time.monotonic() - began < LONG_S / 2
 
 
-async def test_a_stream_that_failed_is_ended_when_the_next_begins(store, db, ear, monkeypatch):  # noqa: ARG001
+async def test_wait_after_a_failure_ends_the_failed_stream(store, db, ear, monkeypatch):  # noqa: ARG001
     for _ in range(3):
         async with refusing(db, "getMore", 11601):
             assert not await store.change_stream.wait("default", LONG_S)
@@ -265,7 +263,7 @@ async def test_a_stream_that_failed_is_ended_when_the_next_begins(store, db, ear
     assert len(await streams(db)) == 1
 
 
-async def test_a_lost_connection_is_called_by_a_public_name(store, db, ear):  # noqa: ARG001
+async def test_wait_names_a_lost_connection_by_a_public_class(store, db, ear):  # noqa: ARG001
     data = {"failCommands": ["getMore"], "closeConnection": True, "appName": "wds"}
     switch = {"configureFailPoint": "failCommand", "mode": {"times": 1}}
     await db.client.admin.command({**switch, "data": data})
@@ -274,7 +272,7 @@ async def test_a_lost_connection_is_called_by_a_public_name(store, db, ear):  # 
     assert [each["cause"] for each in logs] == ["AutoReconnect"]
 
 
-async def test_what_kind_of_cluster_it_is_is_asked_when_the_store_is_opened(store, monkeypatch):
+async def test_mongo_open_detects_a_sharded_cluster(store, monkeypatch):
     hello = await store._mongo.hello()
     assert not store._mongo.sharded
     mongos = {key: value for key, value in hello.items() if key != "setName"} | {"msg": "isdbgrid"}

@@ -327,7 +327,7 @@ class Window(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("machine", [LeaseQueue, Window], ids=lambda each: each.__name__)
-def test_random_walks_agree_with_the_model(engines, machine):
+def test_queue_and_limiter_agree_with_a_model_on_random_walks(engines, machine):
     STEPS.clear()
     with asyncio.Runner() as runner:
         attributes = {
@@ -340,7 +340,7 @@ def test_random_walks_agree_with_the_model(engines, machine):
     assert len(STEPS) >= 1000
 
 
-def test_control_without_the_fence_the_walk_finds_a_late_settlement(engines, monkeypatch):
+def test_control_random_walk_without_the_fence_finds_a_late_settlement(engines, monkeypatch):
     monkeypatch.setattr(lease_queries, "fence", lambda ids, _token: {"_id": {"$in": ids}})
     # It ends with the first walk that finds one; 30 walks have missed it once.
     unshrunk = hypothesis_settings(WALKS, phases=[Phase.generate], max_examples=300)
