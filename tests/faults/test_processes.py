@@ -1,4 +1,4 @@
-"""The death and the stalling of our own processes, under load."""
+"""Ingests and dispatchers killed, stopped and restarted, under load."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support import eventually
 
 
 async def slowly(_: web.Request) -> web.Response:
-    """Answer after a while, so that there is always something in flight to kill."""
+    """Answer after 50 ms, so that a killed dispatcher has requests in flight."""
     await asyncio.sleep(0.05)
     return web.Response()
 
@@ -79,7 +79,7 @@ async def test_event_of_a_killed_dispatcher_is_sent_again_after_its_lease(tmp_pa
         event = await running.db.events.find_one()
         verdict = await running.verdict()
     assert verdict.faults == {}
-    # From lease to lease, by the database's clock: a request arrives later than its lease began.
+    # Between the leases, by the database's clock: a request arrives after its lease began.
     leased, again = (attempt["timestamp"] for attempt in event["attempts"])
     lease = float(running.env["WDS_LEASE"])
     assert lease <= (again - leased).total_seconds() <= lease + 2
@@ -105,7 +105,7 @@ async def test_ingests_killed_under_load_store_one_event_per_key(tmp_path, seed,
 
 
 async def holds_leases(running: System, dispatchers: list[Replica]) -> bool:
-    """Tell whether one of these, which are stopped, has events: another may have all of them."""
+    """Tell whether one of these stopped dispatchers holds a lease: another may hold them all."""
     pids = [each.process.process.pid for each in dispatchers if each.process is not None]
     owners = "|".join(f"-{pid}-" for pid in pids)
     return await running.db.events.find_one({"lease.owner": {"$regex": owners}}) is not None
@@ -150,7 +150,7 @@ async def test_rolling_restart_loses_nothing_and_sends_nothing_twice(tmp_path, s
             assert await victim.process.stop(signal.SIGTERM) == 0
             slowest = max(slowest, time.monotonic() - started)
             await victim.start()
-            await victim.ready()  # as a rolling restart does, and a signal before would just end it
+            await victim.ready()  # a SIGTERM before that would end it without a drain
         await sending
         await running.settled(scale.events, within_s=120)
         verdict = await running.verdict()

@@ -85,29 +85,28 @@ CLOCK_TRUST_S = 5.0
 """Seconds after which the database's clock is read again."""
 
 DUPLICATE_KEY = 11000
-# NotWritablePrimary, shutdown, stepdown, failover, lost cursor, network and time-limit codes of
 # https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml
 _TRANSIENT_CODES = frozenset(
     {
-        6,
-        7,
-        43,
-        50,
-        64,
-        89,
-        91,
-        100,
-        112,
-        133,
-        189,
-        202,
-        262,
-        9001,
-        10107,
-        11600,
-        11602,
-        13435,
-        13436,
+        6,  # HostUnreachable
+        7,  # HostNotFound
+        43,  # CursorNotFound
+        50,  # MaxTimeMSExpired
+        64,  # WriteConcernTimeout
+        89,  # NetworkTimeout
+        91,  # ShutdownInProgress
+        100,  # UnsatisfiableWriteConcern
+        112,  # WriteConflict
+        133,  # FailedToSatisfyReadPreference
+        189,  # PrimarySteppedDown
+        202,  # NetworkInterfaceExceededTimeLimit
+        262,  # ExceededTimeLimit
+        9001,  # SocketException
+        10107,  # NotWritablePrimary
+        11600,  # InterruptedAtShutdown
+        11602,  # InterruptedDueToReplStateChange
+        13435,  # NotPrimaryNoSecondaryOk
+        13436,  # NotPrimaryOrSecondary
     }
 )
 AWARE: CodecOptions[Document] = CodecOptions(tz_aware=True)

@@ -47,7 +47,7 @@ async def test_insert_distinguishes_repeats_within_one_write(store, db):
 
 
 async def test_insert_with_a_lost_answer_stores_once_and_reports_no_duplicate(store, db):
-    """The driver's own retry fails too, so the second insert meets what the first one wrote."""
+    """The driver's own retry fails too, so the second insert finds what the first one wrote."""
     client = db.client
     await client.admin.command(
         "configureFailPoint",
@@ -61,7 +61,7 @@ async def test_insert_with_a_lost_answer_stores_once_and_reports_no_duplicate(st
 
 
 async def test_inserts_of_one_key_with_lost_answers_report_one_duplicate(store, db, monkeypatch):
-    """Both begin within one millisecond, and meet the event when they write again."""
+    """Both begin within one millisecond, and find the event when they repeat the write."""
     instant = await store.now()
     monkeypatch.setattr(store._mongo, "now", lambda: asyncio.sleep(0, instant))
     fail = {"failCommands": ["insert"], "writeConcernError": {"code": 64, "errmsg": "lost"}}

@@ -47,13 +47,13 @@ async def test_claim_of_one_takes_events_in_due_order(store):
 
 
 async def race(claim_once, replicas: int) -> list[str]:
-    """Let `replicas` claim everything at once; return the ids that they got, together."""
+    """Let `replicas` claim everything at once; return all ids that they leased."""
 
     async def work(number: int) -> list[str]:
-        got: list[str] = []
+        leased: list[str] = []
         while ids := await claim_once(number):
-            got += ids
-        return got
+            leased += ids
+        return leased
 
     return list(chain(*await asyncio.gather(*map(work, range(replicas)))))
 
@@ -67,14 +67,14 @@ async def test_claim_never_leases_one_event_to_two_replicas(settings, store, lim
     async def claim_once(number: int) -> list[str]:
         return [held.id for held in await claim(stores[number], limit, owner=f"d{number}")]
 
-    got = await race(claim_once, len(stores))
+    leased = await race(claim_once, len(stores))
     for each in stores:
         await each.close()
-    assert sorted(got) == sorted(event.id for event in events)
+    assert sorted(leased) == sorted(event.id for event in events)
 
 
 async def test_control_claim_without_the_due_predicate_leases_events_twice(store, db):
-    """The same race without the atomic claim: look, then write. It must go wrong."""
+    """The same race with a read, then a write without the predicate: some events go to two."""
     events = [new_event() for _ in range(200)]
     await store.writer.insert(events)
 
@@ -86,8 +86,8 @@ async def test_control_claim_without_the_due_predicate_leases_events_twice(store
         )
         return ids
 
-    got = await race(claim_once, 6)
-    assert len(got) > len(set(got))
+    leased = await race(claim_once, 6)
+    assert len(leased) > len(set(leased))
 
 
 async def test_claim_of_an_expired_lease_records_its_attempt_as_unknown(store, db):
@@ -164,7 +164,7 @@ async def test_claim_with_a_lost_answer_finds_its_leases_by_token(store, db):
 async def test_claim_returns_if_the_databases_clock_is_behind_the_estimate(
     store, db, monkeypatch, limit
 ):
-    """As for some seconds after a failover to a member whose clock is behind."""
+    """As for some seconds after a failover to a member with a slower clock."""
     await store.writer.insert([new_event()])
     later = [{"$set": {"next_attempt_at": {"$add": ["$$NOW", 30_000]}}}]
     await db.events.update_one({}, later)

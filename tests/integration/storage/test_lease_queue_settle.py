@@ -34,8 +34,8 @@ async def test_settle_retry_is_due_after_its_delay_by_the_databases_clock(store,
     [held] = await claim(store)
     await store.queue.settle([failed(held, 2.0)])
     document = await only(db)
-    waits = document["next_attempt_at"] - held.leased_at
-    assert timedelta(seconds=2) <= waits < timedelta(seconds=3)
+    delay = document["next_attempt_at"] - held.leased_at
+    assert timedelta(seconds=2) <= delay < timedelta(seconds=3)
     assert document["status"] == "DELIVERING"
     assert "lease" not in document
     assert await claim(store) == []
@@ -79,7 +79,7 @@ async def test_settle_without_the_lease_changes_nothing(store, db):
 
 
 async def test_control_settle_without_the_fence_overwrites_the_newer_holder(store, db, monkeypatch):
-    """The same story with the fence taken out: the stale finish wins, so the fence matters."""
+    """The same settlement with the fence removed: the late result replaces the newer lease."""
     monkeypatch.setattr(lease_queries, "fence", lambda ids, _token: {"_id": {"$in": ids}})
     await store.writer.insert([new_event()])
     [lost] = await claim(store, owner="slow")
@@ -92,7 +92,7 @@ async def test_control_settle_without_the_fence_overwrites_the_newer_holder(stor
 
 
 async def test_settle_of_many_events_gives_each_its_own_values(store, db):
-    """Those of one claim that end alike are one write; MongoDB itself tells them apart."""
+    """One write covers those of one claim that end alike; MongoDB picks each value by id."""
     await store.writer.insert([new_event() for _ in range(12)])
     held = await claim(store, 12)
     texts = ["$x", "$$ROOT", None, "same", "same", "a\0b"]
@@ -128,8 +128,8 @@ async def test_settle_of_many_events_gives_each_its_own_values(store, db):
         assert "lease" not in event
         assert ("finished_at" in event) == (each.status is not Status.DELIVERING)
     for each in retried:
-        waits = found[each.claim.id]["next_attempt_at"] - before
-        assert each.delay_s <= waits.total_seconds() < each.delay_s + 0.9
+        delay = found[each.claim.id]["next_attempt_at"] - before
+        assert each.delay_s <= delay.total_seconds() < each.delay_s + 0.9
     for each in deferred:
         event = found[each.claim.id]
         assert (event["status"], event["attempt_count"], event["attempts"]) == ("RECEIVED", 0, [])
@@ -145,7 +145,7 @@ async def test_settle_records_the_others_if_mongodb_refuses_one_event(store, db)
 
 
 async def test_settle_on_a_sharded_cluster_writes_each_event_by_itself(store, db, monkeypatch):
-    """An update of many is not safe there while data moves from shard to shard."""
+    """An update of many is not safe there while documents move between shards."""
     monkeypatch.setattr(store._mongo, "sharded", True)
     await store.writer.insert([new_event() for _ in range(5)])
     held = await claim(store, 5)
@@ -178,7 +178,7 @@ async def test_settle_with_a_lost_answer_records_each_attempt_once(store, db):
 
 
 async def test_settle_retry_of_a_cancelled_event_ends_it_and_returns_so(store, db):
-    """Beside one that is retried, one that is delivered and one whose lease is lost."""
+    """Settled together with a retry, a delivery and an event whose lease is lost."""
     await store.writer.insert([new_event() for _ in range(4)])
     stopped, retried, done, lost = await claim(store, 4)
     cancel = Instruction(Action.CANCEL, "r", "ann", "127.0.0.1")

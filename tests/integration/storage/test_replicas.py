@@ -19,16 +19,18 @@ async def test_report_retires_the_totals_of_silent_replicas(store, db):
         {"$set": {"replicas.$[a].seen_at": datetime(2020, 1, 1, tzinfo=UTC)}},
         array_filters=[{"a.owner": "a"}],
     )
-    told = await store.replicas.report(owner="b", role="dispatcher", totals={"events_received": 1})
+    report = await store.replicas.report(
+        owner="b", role="dispatcher", totals={"events_received": 1}
+    )
     fleet = await store.replicas.fleet()
-    assert told["replicas"] == fleet["replicas"] and told["retired"] == fleet["retired"]
-    assert timedelta() <= fleet["now"] - told["now"] < timedelta(seconds=5)
+    assert report["replicas"] == fleet["replicas"] and report["retired"] == fleet["retired"]
+    assert timedelta() <= fleet["now"] - report["now"] < timedelta(seconds=5)
     assert [each["owner"] for each in fleet["replicas"]] == ["b"]
     assert fleet["retired"] == {"events_received": 7}
 
 
 async def test_report_of_a_replica_retired_too_early_is_not_counted_twice(store, db):
-    """As after an hour without MongoDB: the first to report folds in all the others."""
+    """As after an hour without MongoDB: the first to report retires all others."""
     long_ago = datetime(2020, 1, 1, tzinfo=UTC)
     for owner, count in (("a", 100), ("b", 50)):
         await store.replicas.report(owner=owner, role="ingest", totals={"events_received": count})

@@ -1,4 +1,4 @@
-"""`WDS_RETENTION_DAYS`: finished events go, live ones never, and the setting can be changed."""
+"""`WDS_RETENTION_DAYS`: only finished events are deleted, and the setting can be changed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DAY = timedelta(days=1)
 
 
 async def insert(db, store, *, age, finished=True):
-    """Store an event that was received, and finished if so, `age` ago."""
+    """Store an event that was received `age` ago and, if `finished`, finished at the same time."""
     at = await store.now() - age
     document = event_document(new_event(), at)
     if finished:
@@ -40,7 +40,7 @@ async def ids(db):
 
 
 async def expiry(db):
-    """Return after how many seconds finished events go, None for never."""
+    """Return the retention period in seconds, None without one."""
     index = (await db.events.index_information()).get("retention")
     return None if index is None else index["expireAfterSeconds"]
 
@@ -55,7 +55,7 @@ async def test_retention_deletes_old_finished_events_and_no_young_or_live_ones(s
 
     left = await eventually(lambda: ids(db), lambda seen: old not in seen, within_s=30)
     assert left == {young, live, replayed}
-    # Once more around: what was looked at and spared is not merely still to come.
+    # Another round of the TTL thread: it has checked the others and kept them.
     another = await insert(db, store, age=9 * DAY)
     await eventually(lambda: ids(db), lambda seen: another not in seen, within_s=30)
     assert await ids(db) == {young, live, replayed}
@@ -117,7 +117,7 @@ ROLES = re.findall(
 
 @pytest.fixture
 async def guarded(tmp_path):
-    """Run a replica set that asks who one is; give a function that makes a user with roles."""
+    """Run a replica set with access control; yield a function that makes a user with roles."""
     key = tmp_path / "key"
     key.write_text("x" * 32)
     key.chmod(0o600)

@@ -50,7 +50,7 @@ async def test_store_close_leaves_no_task_or_connection_if_the_server_hangs(sett
 
 @pytest.mark.parametrize("what", ["ping", "report", "insert", "claim"])
 async def test_store_calls_cancelled_during_an_answer_end_as_cancelled(store, what):
-    """Or a loop that was cancelled would begin its next turn, and its owner wait for ever."""
+    """Otherwise a cancelled loop would begin its next turn, and its owner wait for ever."""
     calls = {
         "ping": store.ping,
         "report": lambda: store.replicas.report(owner="o", role="r", totals={"claimed": 1}),
@@ -61,7 +61,7 @@ async def test_store_calls_cancelled_during_an_answer_end_as_cancelled(store, wh
     await clock_caught_up(store)
     cancelled = 0
     for passes in range(60):
-        await store.ping()  # over a connection that is made already, the last one was cut off
+        await store.ping()  # makes a connection: the last cancellation has closed one
         task = asyncio.create_task(calls[what]())
         for _ in range(passes):
             await asyncio.sleep(0)
@@ -75,16 +75,16 @@ async def test_store_calls_cancelled_during_an_answer_end_as_cancelled(store, wh
 
 
 async def test_store_now_reads_the_databases_clock_again_after_a_suspension(store, monkeypatch):
-    """Events would be stored as received before, in an hour that may have been counted."""
+    """Otherwise events would be stored with a past hour, which may have been counted already."""
     await store.now()
     asked = []
     hello, clock = store._mongo.hello, time.clock_gettime
 
-    async def noted():
+    async def recorded():
         asked.append(True)
         return await hello()
 
-    monkeypatch.setattr(store._mongo, "hello", noted)
+    monkeypatch.setattr(store._mongo, "hello", recorded)
     await store.now()
     assert not asked
     monkeypatch.setattr(
