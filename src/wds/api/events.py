@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from wds.domain.event_filter import EventFilter
     from wds.storage.event_reader import EventReader
-    from wds.storage.lease_queries import Document
+    from wds.storage.mongo import Document
     from wds.storage.rollups import Rollups
 
 log = structlog.get_logger(__name__)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from wds.actions.service import ActionService
     from wds.storage.event_reader import EventReader
-    from wds.storage.lease_queries import Document
+    from wds.storage.mongo import Document
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

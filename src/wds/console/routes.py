@@ -96,7 +96,7 @@ def _public_routes(auth: SessionAuth, files: templating.StaticFiles) -> list[Rou
 def _session_routes(auth: SessionAuth, store: Store, service: ActionService) -> list[Route]:
     """Return the routes that need a session. The last one answers 404 to any other path."""
     counts = EventCounts(store.reader, store.rollups)
-    events = EventPages(store.reader, store.replicas, counts, store.now)
+    events = EventPages(store.reader, store.queue, store.replicas, counts, store.now)
     forms = ActionForms(store.reader, service, store.now)
     bulk_actions = BulkActionPages(service, store.now)
 
