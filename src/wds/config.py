@@ -1,116 +1,156 @@
 """Every setting: its name, default, range and meaning, in one table.
 
-`Settings.load` is pure; `__main__` hands it the environment. All mistakes are reported at
-once, each by the setting's name.
+`Settings.load` is pure; `cli.command_runner` passes it the environment. It reports every mistake at
+once, each by the setting's name. This module imports little, because the health check of a
+container starts a process with it every few seconds.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping  # noqa: TC003 - marshmallow evaluates annotations
 from dataclasses import dataclass, field as dataclass_field, fields as dataclass_fields
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-import marshmallow as ma
-from marshmallow import validate
-
 from wds.domain.errors import SettingsError
-from wds.signing import standard_webhooks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    Parse = Callable[[str], Any]
+    """Turns the text of a variable into the setting's value.
+
+    Raises ValueError with the rest of a sentence that begins with the setting's name. The text
+    itself must not be in it: it may be a secret.
+    """
+
+_Number = TypeVar("_Number", int, float)
 
 SETTLE_MARGIN_S = 0.5
-"""What a lease must leave, after the longest request, for its outcome to be recorded."""
+"""Seconds that a lease must leave after the longest request, to record its outcome."""
 SLOT_WAIT_S = 1.2
 """The furthest ahead, in seconds, that a dispatcher reserves a slot of the rate limit."""
 
 _WEEK_S = 7 * 24 * 3600
+_TRUE = frozenset({"1", "true", "t", "yes", "y", "on"})
+_FALSE = frozenset({"0", "false", "f", "no", "n", "off"})
+
+_ALL_ADDRESSES = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - compared with, not bound to
 
 MEBIBYTE = 1024 * 1024
 MAX_BODY_BYTES = 15 * MEBIBYTE
-"""Upper end of WDS_MAX_BODY_BYTES: MongoDB's documents end at 16 MiB."""
+"""Upper end of WDS_MAX_BODY_BYTES: a document of MongoDB has at most 16 MiB."""
 
 
-class _Numbers(ma.fields.Field[tuple[float, ...]]):
-    """Comma-separated seconds, at least one, none negative, none longer than a week."""
+def _integer(low: int, high: int) -> Parse:
+    """Read a plain decimal number, without Python's other spellings."""
 
-    def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[float, ...]:  # noqa: ANN401
-        if not re.fullmatch(r"\s*\d+(\.\d+)?(\s*,\s*\d+(\.\d+)?)*\s*", str(value), re.ASCII):
-            msg = "must be seconds separated by commas, such as 1,2,4"
-            raise ma.ValidationError(msg)
-        numbers = tuple(float(part) for part in str(value).split(","))
-        if max(numbers) > _WEEK_S:
-            msg = f"must be at most {_WEEK_S} seconds each"
-            raise ma.ValidationError(msg)
-        return numbers
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"\s*-?[0-9]{1,20}\s*", text):
+            msg = "must be a whole number"
+            raise ValueError(msg)
+        return _in_range(int(text), low, high)
+
+    return parse
 
 
-class _Digits(ma.fields.Integer):
-    """A plain decimal number, with none of Python's other spellings."""
+def _seconds(low: float, high: float) -> Parse:
+    """Read a finite number, with or without decimals."""
 
-    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        if not re.fullmatch(r"\s*-?[0-9]{1,20}\s*", str(value)):
-            raise self.make_error(key="invalid", input=value)
-        return super()._deserialize(value, attr, data, **kwargs)
-
-
-class _Words(ma.fields.Field[tuple[str, ...]]):
-    """Words separated by white space, at least one."""
-
-    def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[str, ...]:  # noqa: ANN401
-        words = tuple(str(value).split())
-        if not words:
-            msg = "must not be empty"
-            raise ma.ValidationError(msg)
-        if any("\ud800" <= character <= "\udfff" for word in words for character in word):
-            msg = "must be UTF-8"
-            raise ma.ValidationError(msg)
-        return words
-
-
-class _SigningKeys(_Words):
-    """Keys of Standard Webhooks that can sign, separated by white space."""
-
-    def _deserialize(self, value: Any, *rest: Any, **more: Any) -> tuple[str, ...]:  # noqa: ANN401
-        words = super()._deserialize(value, *rest, **more)
-        for word in words:
-            try:
-                standard_webhooks.sign([standard_webhooks.read_key(word)], "", 0, b"")
-            except ValueError as error:
-                raise ma.ValidationError(str(error)) from None
-        return words
-
-
-def _url(*schemes: str) -> ma.fields.Field[str]:
-    def check(value: str) -> None:
+    def parse(text: str) -> float:
         try:
-            parts = urlsplit(value)
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            msg = "must be a number"
+            raise ValueError(msg)
+        return _in_range(number, low, high)
+
+    return parse
+
+
+def _in_range(number: _Number, low: float, high: float) -> _Number:
+    if not low <= number <= high:
+        msg = f"must be {low} to {high}"
+        raise ValueError(msg)
+    return number
+
+
+def _port(*, zero: bool = False) -> Parse:
+    return _integer(0 if zero else 1, 65535)
+
+
+def _boolean(text: str) -> bool:
+    word = text.lower()
+    if word not in _TRUE | _FALSE:
+        msg = "must be true or false"
+        raise ValueError(msg)
+    return word in _TRUE
+
+
+def _matching(pattern: str, rule: str) -> Parse:
+    """Read text that the whole of `pattern` matches; `rule` says in words what that is."""
+
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(rule)
+        return text
+
+    return parse
+
+
+def _schedule(text: str) -> tuple[float, ...]:
+    """Read comma-separated seconds: at least one number, each from 0 to a week."""
+    if not re.fullmatch(r"\s*\d+(\.\d+)?(\s*,\s*\d+(\.\d+)?)*\s*", text, re.ASCII):
+        msg = "must be seconds separated by commas, such as 1,2,4"
+        raise ValueError(msg)
+    numbers = tuple(map(float, text.split(",")))
+    if max(numbers) > _WEEK_S:
+        msg = f"must be at most {_WEEK_S} seconds each"
+        raise ValueError(msg)
+    return numbers
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """Read words separated by white space."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        msg = "must be UTF-8"
+        raise ValueError(msg)
+    return tuple(text.split())
+
+
+def _signing_keys(text: str) -> tuple[str, ...]:
+    """Read keys of Standard Webhooks that can sign, separated by white space."""
+    from wds.signing import standard_webhooks  # noqa: PLC0415 - it imports cryptography: 30 ms
+
+    words = _words(text)
+    for word in words:
+        standard_webhooks.sign([standard_webhooks.read_key(word)], "", 0, b"")
+    return words
+
+
+def _url(*schemes: str) -> Parse:
+    def parse(text: str) -> str:
+        try:
+            parts = urlsplit(text)
             usable = parts.scheme in schemes and bool(parts.netloc)
             if parts.scheme in {"http", "https"}:
                 usable = usable and bool(parts.hostname) and parts.port != 0
         except ValueError:
             usable = False
-        if not usable or not re.fullmatch(r"[!-~]+", value):
+        if not usable or not re.fullmatch(r"[!-~]+", text):
             msg = f"must be a URL that begins with {' or '.join(f'{s}://' for s in schemes)}"
-            raise ma.ValidationError(msg)
+            raise ValueError(msg)
+        return text
 
-    return ma.fields.String(validate=check)
-
-
-def _integer(low: int, high: int) -> ma.fields.Integer:
-    return _Digits(validate=validate.Range(low, high))
-
-
-def _seconds(low: float, high: float) -> ma.fields.Float:
-    return ma.fields.Float(validate=validate.Range(low, high), allow_nan=False)
-
-
-def _port(*, zero: bool = False) -> ma.fields.Integer:
-    return _integer(0 if zero else 1, 65535)
+    return parse
 
 
 def _setting(
     env: str,
-    parse: ma.fields.Field[Any],
+    parse: Parse,
     doc: str,
     default: Any = None,  # noqa: ANN401
     *,
@@ -126,14 +166,14 @@ class Settings:
 
     hmac_secrets: tuple[str, ...] = _setting(
         "WDS_HMAC_SECRET",
-        _Words(),
+        _words,
         "Secret that senders sign with; several, separated by spaces, while rotating. Required.",
         (),
         secret=True,
     )
     config: str | None = _setting(
         "WDS_CONFIG",
-        ma.fields.String(),
+        str,
         "File with the sources. Unset: `wds.toml` in the working directory, if there is one.",
     )
     mongo_url: str | None = _setting(
@@ -144,8 +184,9 @@ class Settings:
     )
     mongo_db: str = _setting(
         "WDS_MONGO_DB",
-        ma.fields.String(
-            validate=validate.Regexp(r"(?!(admin|config|local)\Z)[A-Za-z0-9_-]{1,38}\Z")
+        _matching(
+            r"(?!(admin|config|local)\Z)[A-Za-z0-9_-]{1,38}",
+            "must be 1 to 38 letters, digits, _ and -, and not admin, config or local",
         ),
         "Name of the database.",
         "wds",
@@ -156,7 +197,7 @@ class Settings:
         "Redis, which holds the rate limit. `up` starts one where this is unset.",
         secret=True,
     )
-    host: str = _setting("WDS_HOST", ma.fields.String(), "Address to listen on.", "127.0.0.1")
+    host: str = _setting("WDS_HOST", str, "Address to listen on.", "127.0.0.1")
     port: int = _setting("WDS_PORT", _port(), "Port of the ingest service.", 8000)
     downstream_url: str = _setting(
         "WDS_DOWNSTREAM_URL",
@@ -167,7 +208,7 @@ class Settings:
     )
     downstream_secrets: tuple[str, ...] = _setting(
         "WDS_DOWNSTREAM_SECRET",
-        _SigningKeys(),
+        _signing_keys,
         "Signs deliveries as Standard Webhooks: `whsec_` or `whsk_`, several while rotating.",
         (),
         secret=True,
@@ -180,7 +221,7 @@ class Settings:
     )
     backoff: tuple[float, ...] = _setting(
         "WDS_BACKOFF",
-        _Numbers(),
+        _schedule,
         "Seconds to wait after each failure in turn; the last repeats.",
         (1.0, 2.0, 4.0, 8.0, 16.0),
     )
@@ -204,7 +245,7 @@ class Settings:
     )
     listen: bool = _setting(
         "WDS_LISTEN",
-        ma.fields.Boolean(),
+        _boolean,
         "false: idle dispatchers keep looking, instead of being told of events by a change stream.",
         True,  # noqa: FBT003 - a default, read beside its name
     )
@@ -240,25 +281,25 @@ class Settings:
     )
     operator_token: str | None = _setting(
         "WDS_OPERATOR_TOKEN",
-        ma.fields.String(validate=validate.Regexp(r"[!-~]+\Z")),
+        _matching(r"[!-~]+", "must be printable ASCII without spaces"),
         "Bearer token for all but ingest, health and metrics. Unset: loopback clients only.",
         secret=True,
     )
     operator_open: bool = _setting(
         "WDS_OPERATOR_OPEN",
-        ma.fields.Boolean(),
+        _boolean,
         "true opens operators' routes to every client while no token is set.",
         False,  # noqa: FBT003 - a default, read beside its name
     )
     operator_hosts: tuple[str, ...] = _setting(
         "WDS_OPERATOR_HOSTS",
-        _Words(),
+        _words,
         "Names with a dot, separated by spaces, that operators' routes may be asked by while open.",
         (),
     )
     metrics_open: bool = _setting(
         "WDS_METRICS_OPEN",
-        ma.fields.Boolean(),
+        _boolean,
         "false guards metrics like operators' routes, on every process.",
         True,  # noqa: FBT003 - a default, read beside its name
     )
@@ -283,25 +324,26 @@ class Settings:
 
     @classmethod
     def load(cls, environ: Mapping[str, str], *, require: tuple[str, ...] = ()) -> Settings:
-        """Read settings from a mapping of environment variables; an empty value is unset.
+        """Read settings from a mapping of environment variables; an empty value counts as unset.
 
-        `require` names the variables that this command cannot do without.
+        `require` names the variables that the command cannot do without.
 
         Raises:
-            SettingsError: listing every problem by name. Values of secrets are not repeated.
+            SettingsError: every problem, by name. Secrets are not in it.
         """
-        specs = {f.metadata["env"]: f for f in dataclass_fields(cls)}
-        given = {name: environ[name] for name in specs if environ.get(name, "").strip()}
-        schema = ma.Schema.from_dict(
-            {spec.name: _named(spec.metadata["parse"], name) for name, spec in specs.items()}
-        )()
-        problems = [f"{name} is not set" for name in require if name not in given]
-        try:
-            values = schema.load(given)
-        except ma.ValidationError as error:
-            messages: Any = error.messages
-            problems += [f"{name}: {text}" for name in messages for text in messages[name]]
-            raise SettingsError(problems) from None
+        texts = {name: environ[name] for name in NAMES if environ.get(name, "").strip()}
+        problems = [f"{name} is not set" for name in require if name not in texts]
+        missing = len(problems)
+        values = {}
+        for spec in dataclass_fields(cls):
+            name = spec.metadata["env"]
+            if name in texts:
+                try:
+                    values[spec.name] = spec.metadata["parse"](texts[name])
+                except ValueError as error:
+                    problems.append(f"{name}: {error}")
+        if len(problems) > missing:
+            raise SettingsError(problems)
         settings = cls(**values)
         problems += settings._contradictions()
         if problems:
@@ -309,8 +351,13 @@ class Settings:
         return settings
 
     @property
+    def reachable_host(self) -> str:
+        """Host at which this machine reaches a server that listens on WDS_HOST."""
+        return "127.0.0.1" if self.host in _ALL_ADDRESSES else self.host
+
+    @property
     def slot_wait(self) -> float:
-        """Most seconds that a claimed event waits for its slot of the rate limit."""
+        """The longest wait, in seconds, of a claimed event for its slot of the rate limit."""
         return SLOT_WAIT_S if self.rate_limit else 0.0
 
     def _contradictions(self) -> list[str]:
@@ -335,10 +382,5 @@ NAMES: tuple[str, ...] = tuple(spec.metadata["env"] for spec in dataclass_fields
 
 
 def unknown(environ: Mapping[str, str]) -> list[str]:
-    """Return the names in `environ` that look like settings and are none: likely typing errors."""
+    """Return the names in `environ` that look like settings but are not: probably misspelt."""
     return sorted(name for name in environ if name.startswith("WDS_") and name not in NAMES)
-
-
-def _named(parse: ma.fields.Field[Any], env: str) -> ma.fields.Field[Any]:
-    parse.data_key = env
-    return parse

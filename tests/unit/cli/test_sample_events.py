@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from wds.cli import sample_events
 from wds.ingestion import payload
-from wds.local import sample_events
 
 
 def bodies(count, seed):
