@@ -32,11 +32,12 @@ SETTLE_MARGIN_S = 0.5
 SLOT_WAIT_S = 1.2
 """The furthest ahead, in seconds, that a dispatcher reserves a slot of the rate limit."""
 
+WILDCARD_HOSTS = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - compared with, not bound to
+"""Values of WDS_HOST that stand for every address of this machine."""
+
 _WEEK_S = 7 * 24 * 3600
 _TRUE = frozenset({"1", "true", "t", "yes", "y", "on"})
 _FALSE = frozenset({"0", "false", "f", "no", "n", "off"})
-
-_ALL_ADDRESSES = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - compared with, not bound to
 
 MEBIBYTE = 1024 * 1024
 MAX_BODY_BYTES = 15 * MEBIBYTE
@@ -351,11 +352,6 @@ class Settings:
         return settings
 
     @property
-    def reachable_host(self) -> str:
-        """Host at which this machine reaches a server that listens on WDS_HOST."""
-        return "127.0.0.1" if self.host in _ALL_ADDRESSES else self.host
-
-    @property
     def slot_wait(self) -> float:
         """The longest wait, in seconds, of a claimed event for its slot of the rate limit."""
         return SLOT_WAIT_S if self.rate_limit else 0.0
@@ -379,6 +375,11 @@ class Settings:
 
 NAMES: tuple[str, ...] = tuple(spec.metadata["env"] for spec in dataclass_fields(Settings))
 """The environment variable of every setting."""
+
+
+def local_host(host: str) -> str:
+    """Return the host at which a client on this machine reaches a process bound to `host`."""
+    return "127.0.0.1" if host in WILDCARD_HOSTS else host
 
 
 def unknown(environ: Mapping[str, str]) -> list[str]:

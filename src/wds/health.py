@@ -12,7 +12,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from wds.config import Settings
+from wds.config import Settings, local_host
 from wds.domain.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def healthy_address(environ: Mapping[str, str]) -> str | None:
         SettingsError: no process could have started with these settings.
     """
     settings = Settings.load(environ)
-    host = settings.reachable_host
+    host = local_host(settings.host)
     for port in (settings.port, settings.metrics_port, settings.mock_port):
         if port and _is_healthy(host, port):
             return f"{host}:{port}"

@@ -346,8 +346,7 @@ def create_app(
         async with working(worker):
             yield
 
-    openapi.register(app, operations(ingest, store, operating))
-    openapi.serve_document(app, "wds: webhook ingest")
+    openapi.register(app, operations(ingest, store, operating), "wds: webhook ingest")
     routes.add_to(app, settings, store, operating, guard)
     app.cleanup_ctx.append(work)
     app.on_cleanup.append(drain)

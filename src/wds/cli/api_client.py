@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 
 from wds.cli.http_retries import TRANSIENT_ERRORS, UnavailableError, with_retries
-from wds.config import Settings
+from wds.config import Settings, local_host
 from wds.domain.errors import WdsError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Service:
             SettingsError: a setting is malformed.
         """
         settings = Settings.load(environ)
-        host = settings.reachable_host
+        host = local_host(settings.host)
         host = f"[{host}]" if ":" in host else host
         url = url or f"http://{host}:{settings.port}"
         return cls(url.rstrip("/"), settings.operator_token)
