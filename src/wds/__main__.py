@@ -10,9 +10,9 @@ import gc
 import os
 import sys
 from contextlib import suppress
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from wds.cli.lean_imports import import_without
 from wds.cli.parser import build_parser
 
 if TYPE_CHECKING:
@@ -22,27 +22,11 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 success, 1 failure, 2 wrong settings or use."""
     arguments = build_parser().parse_args(argv)
-    # Here and not above, so that `--help`, which ends in the line above, imports none of it.
-    _import_structlog()
+    # Below the parser, so that `--help` needs none of it. rich is for tracebacks in colour.
+    import_without("structlog", "rich")
     from wds.cli import command_runner  # noqa: PLC0415
 
     return command_runner.run(arguments)
-
-
-def _import_structlog() -> None:
-    """Import structlog as if rich were not installed.
-
-    structlog imports rich for tracebacks in colour, which no process of wds shows, and that takes
-    a tenth of the time that a service needs to start. None in `sys.modules` stops an import:
-    https://docs.python.org/3/reference/import.html#the-module-cache
-    """
-    if "rich" in sys.modules:
-        return
-    sys.modules["rich"] = None  # type: ignore[assignment]
-    try:
-        import_module("structlog")
-    finally:
-        del sys.modules["rich"]
 
 
 def run() -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wds import dispatcher
+from wds.cli.lean_imports import import_without
 from wds.cli.service_runner import run_until_signal
 from wds.config import Settings
 from wds.domain.errors import SettingsError
 from wds.telemetry import tracing
+
+# OpenTelemetry's metrics are for redis's own, which are off.
+import_without("redis.asyncio", "opentelemetry.sdk.metrics")
+from wds import dispatcher  # noqa: E402
 
 if TYPE_CHECKING:
     from argparse import Namespace
