@@ -168,19 +168,19 @@ class Settings:
     hmac_secrets: tuple[str, ...] = _setting(
         "WDS_HMAC_SECRET",
         _words,
-        "Secret that senders sign with; several, separated by spaces, while rotating. Required.",
+        "Secret that senders sign with; several, separated by spaces, during a rotation. Required.",
         (),
         secret=True,
     )
     config: str | None = _setting(
         "WDS_CONFIG",
         str,
-        "File with the sources. Unset: `wds.toml` in the working directory, if there is one.",
+        "File that defines the sources. Unset: `wds.toml` in the working directory, if it exists.",
     )
     mongo_url: str | None = _setting(
         "WDS_MONGO_URL",
         _url("mongodb", "mongodb+srv"),
-        "MongoDB, a replica set or a sharded cluster. `up` starts one where this is unset.",
+        "MongoDB: a replica set or a sharded cluster. If unset, `up` starts one.",
         secret=True,
     )
     mongo_db: str = _setting(
@@ -195,7 +195,7 @@ class Settings:
     redis_url: str | None = _setting(
         "WDS_REDIS_URL",
         _url("redis", "rediss"),
-        "Redis, which holds the rate limit. `up` starts one where this is unset.",
+        "Redis, which holds the rate limit. If unset, `up` starts one.",
         secret=True,
     )
     host: str = _setting("WDS_HOST", str, "Address to listen on.", "127.0.0.1")
@@ -203,57 +203,60 @@ class Settings:
     downstream_url: str = _setting(
         "WDS_DOWNSTREAM_URL",
         _url("http", "https"),
-        "Where events are delivered to.",
+        "URL that events are delivered to.",
         "http://127.0.0.1:8001/downstream/receive",
         secret=True,
     )
     downstream_secrets: tuple[str, ...] = _setting(
         "WDS_DOWNSTREAM_SECRET",
         _signing_keys,
-        "Signs deliveries as Standard Webhooks: `whsec_` or `whsk_`, several while rotating.",
+        "Signs deliveries by Standard Webhooks: `whsec_` or `whsk_`; several during a rotation.",
         (),
         secret=True,
     )
     rate_limit: int = _setting(
         "WDS_RATE_LIMIT",
         _integer(0, 100_000),
-        "Most requests to the downstream in any second, over all dispatchers; 0 for no limit.",
+        "Limit on requests to the downstream in any second, over all dispatchers; 0: no limit.",
         3,
     )
     backoff: tuple[float, ...] = _setting(
         "WDS_BACKOFF",
         _schedule,
-        "Seconds to wait after each failure in turn; the last repeats.",
+        "Seconds to wait after the first failure, the second, and so on; the last one repeats.",
         (1.0, 2.0, 4.0, 8.0, 16.0),
     )
     max_attempts: int = _setting(
-        "WDS_MAX_ATTEMPTS", _integer(1, 100), "Most requests for one event.", 5
+        "WDS_MAX_ATTEMPTS", _integer(1, 100), "Maximum number of requests for one event.", 5
     )
     request_timeout: float = _setting(
-        "WDS_REQUEST_TIMEOUT", _seconds(0.05, 600), "Seconds that one delivery may take.", 10.0
+        "WDS_REQUEST_TIMEOUT",
+        _seconds(0.05, 600),
+        "Maximum duration of one delivery, in seconds.",
+        10.0,
     )
     lease: float = _setting(
         "WDS_LEASE",
         _seconds(0.1, 3600),
-        "Seconds that a dispatcher owns an event it claimed; after a crash, the wait.",
+        "Seconds that a dispatcher owns a claimed event; after a crash, the event waits that long.",
         30.0,
     )
     poll_interval: float = _setting(
         "WDS_POLL_INTERVAL",
         _seconds(0.001, 60),
-        "Seconds between looks at the queue while nothing is due and nobody tells of events.",
+        "Seconds between polls of the queue while nothing is due and no change stream notifies.",
         0.05,
     )
     listen: bool = _setting(
         "WDS_LISTEN",
         _boolean,
-        "false: idle dispatchers keep looking, instead of being told of events by a change stream.",
+        "false: idle dispatchers poll, instead of being notified by a change stream.",
         True,  # noqa: FBT003 - a default, read beside its name
     )
     concurrency: int = _setting(
         "WDS_CONCURRENCY",
         _integer(1, 10_000),
-        "Most requests in flight per dispatcher; as many again may wait to be recorded.",
+        "Limit on requests in flight per dispatcher; as many outcomes may wait to be recorded.",
         128,
     )
     metrics_port: int = _setting(
@@ -265,25 +268,25 @@ class Settings:
     max_body_bytes: int = _setting(
         "WDS_MAX_BODY_BYTES",
         _integer(1, MAX_BODY_BYTES),
-        "Most bytes of a request's body, single or batch.",
+        "Maximum size of a request's body in bytes, for one event or a batch.",
         MEBIBYTE,
     )
     body_timeout: float = _setting(
         "WDS_BODY_TIMEOUT",
         _seconds(0.05, 600),
-        "Seconds that a request's body may take, and one more for every 64 KiB of it.",
+        "Limit on seconds for a request's body to arrive, plus one for each 64 KiB of it.",
         4.0,
     )
     body_memory: int = _setting(
         "WDS_BODY_MEMORY",
         _integer(MEBIBYTE, 2**40),
-        "Most bytes of all bodies together that one ingest service holds.",
+        "Maximum size in bytes of all bodies that one ingest service holds at a time.",
         64 * MEBIBYTE,
     )
     operator_token: str | None = _setting(
         "WDS_OPERATOR_TOKEN",
         _matching(r"[!-~]+", "must be printable ASCII without spaces"),
-        "Bearer token for all but ingest, health and metrics. Unset: loopback clients only.",
+        "Bearer token for all routes but ingest, health and metrics. Unset: loopback clients only.",
         secret=True,
     )
     operator_open: bool = _setting(
@@ -295,13 +298,13 @@ class Settings:
     operator_hosts: tuple[str, ...] = _setting(
         "WDS_OPERATOR_HOSTS",
         _words,
-        "Names with a dot, separated by spaces, that operators' routes may be asked by while open.",
+        "Host names with a dot, separated by spaces, that operators' routes accept while open.",
         (),
     )
     metrics_open: bool = _setting(
         "WDS_METRICS_OPEN",
         _boolean,
-        "false guards metrics like operators' routes, on every process.",
+        "false protects metrics like operators' routes, on every process.",
         True,  # noqa: FBT003 - a default, read beside its name
     )
     retention_days: int | None = _setting(
@@ -313,7 +316,7 @@ class Settings:
     mock_rate_limit: int = _setting(
         "WDS_MOCK_RATE_LIMIT",
         _integer(0, 100_000),
-        "Requests a second that the mock takes before it answers 429; 0 for no limit.",
+        "Requests per second that the mock accepts before it answers 429; 0: no limit.",
         3,
     )
     mock_failure_rate: float = _setting(

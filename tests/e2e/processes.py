@@ -69,7 +69,7 @@ async def running(
     url: str = "",
     command: tuple[str, ...] = (sys.executable, "-m", "wds"),
 ) -> AsyncIterator[Process]:
-    """Run `python -m wds ARGUMENTS` for the block; then kill it and its children, if any are left."""
+    """Run `python -m wds ARGUMENTS` for the block, then kill what is left of it."""
     process = await asyncio.create_subprocess_exec(
         *(*command, *arguments),
         env={**CLEAN_ENVIRON, **env},
