@@ -41,7 +41,7 @@ async def none_left(pids: set[int]) -> None:
 
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-async def test_up_starts_everything_and_leaves_nothing_behind(tmp_path, sig):
+async def test_up_starts_everything_and_leaves_no_process_behind(tmp_path, sig):
     async with processes.running(
         "up", "--dispatchers", "2", "--data-dir", "data", env=up_env(), cwd=tmp_path
     ) as stack:
@@ -69,7 +69,7 @@ async def test_up_keeps_its_data_from_run_to_run(tmp_path):
     assert ids == ["3 stored, 0 repeated, 0 refused", "0 stored, 3 repeated, 0 refused"]
 
 
-async def test_a_busy_port_is_one_sentence_and_everything_is_stopped(tmp_path):
+async def test_up_reports_a_busy_port_in_one_line_and_stops_everything(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -89,7 +89,7 @@ async def test_a_busy_port_is_one_sentence_and_everything_is_stopped(tmp_path):
 
 
 @pytest.mark.alone
-async def test_the_demonstration_ends_well_and_leaves_nothing_behind(engines, db, store, tmp_path):
+async def test_demo_delivers_every_event_and_leaves_no_process_behind(engines, db, store, tmp_path):
     """And it touches nothing of what is configured here: another database, with work in it."""
     await store.writer.insert([new_event()])
     configured = {
@@ -129,7 +129,9 @@ async def test_the_demonstration_ends_well_and_leaves_nothing_behind(engines, db
         ("mock-downstream", {"WDS_LEASE": "5"}, ["WDS_LEASE (5 s) must be longer than"]),
     ],
 )
-async def test_wrong_settings_are_all_named_and_nothing_starts(tmp_path, command, env, problems):
+async def test_services_report_every_wrong_setting_and_do_not_start(
+    tmp_path, command, env, problems
+):
     async with processes.running(command, env=env, cwd=tmp_path) as made:
         assert await made.ended() == 2
     assert len(made.lines) == len(problems)
@@ -137,7 +139,7 @@ async def test_wrong_settings_are_all_named_and_nothing_starts(tmp_path, command
         assert line.startswith(f"wds: {problem}")
 
 
-async def test_settings_come_from_dot_env_and_the_environment_wins(tmp_path):
+async def test_settings_are_read_from_dot_env_unless_the_environment_has_them(tmp_path):
     (tmp_path / ".env").write_text("WDS_RATE_LIMIT=x\nWDS_LEASE=y\n")
     async with processes.running("mock-downstream", env={"WDS_LEASE": "30"}, cwd=tmp_path) as made:
         assert await made.ended() == 2
@@ -145,14 +147,14 @@ async def test_settings_come_from_dot_env_and_the_environment_wins(tmp_path):
     assert line.startswith("wds: WDS_RATE_LIMIT")
 
 
-async def test_a_misspelt_setting_is_pointed_out(tmp_path):
+async def test_services_log_a_misspelt_setting(tmp_path):
     async with processes.mock({"WDS_RATE_LIMT": "0"}, cwd=tmp_path) as mock:
         assert await mock.stop() == 0
     first = json.loads(mock.lines[0])
     assert (first["event"], first["name"]) == ("unknown_setting", "WDS_RATE_LIMT")
 
 
-async def test_send_posts_a_file_standard_input_or_samples(engines, db, tmp_path):
+async def test_send_posts_a_file_or_samples(engines, db, tmp_path):
     env = {**engines.environ(), "WDS_MONGO_DB": db.name}
     body = b'{"type": "from.a.file",  "n": 1}'
     (tmp_path / "event.json").write_bytes(body)
@@ -174,7 +176,7 @@ async def test_send_posts_a_file_standard_input_or_samples(engines, db, tmp_path
         assert "Traceback" not in send.text
 
 
-async def test_no_secret_reaches_a_log_or_an_error(engines, db, tmp_path):
+async def test_services_and_send_never_print_or_store_a_secret(engines, db, tmp_path):
     secrets = {
         "WDS_HMAC_SECRET": "hush-hmac hush-second",
         "WDS_OPERATOR_TOKEN": "hush-token",
@@ -199,9 +201,7 @@ async def test_no_secret_reaches_a_log_or_an_error(engines, db, tmp_path):
     assert os.environ.get("WDS_HMAC_SECRET") is None
 
 
-async def test_check_finds_a_database_sound_and_finds_out_one_that_is_not(
-    engines, db, store, tmp_path
-):
+async def test_check_accepts_a_sound_database_and_reports_violations(engines, db, store, tmp_path):
     env = {**engines.environ(), "WDS_MONGO_DB": db.name}
     await store.writer.insert([new_event(key=f"k{number}") for number in range(1200)])
     async with processes.running("check", "--payloads", env=env, cwd=tmp_path) as made:

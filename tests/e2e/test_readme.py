@@ -47,7 +47,7 @@ def home(tmp_path):
     return tmp_path
 
 
-async def test_every_command_works_when_pasted_and_shows_what_the_documents_say(home):
+async def test_readme_and_tutorial_commands_work_as_pasted(home):
     assert all(map(shutil.which, ("bash", "curl", "openssl", "python3")))
     async with processes.running("up", env={}, cwd=home) as stack:
         await eventually(

@@ -11,6 +11,7 @@ it.
 from __future__ import annotations
 
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
@@ -41,7 +42,7 @@ def routes(*, console: str | None = None) -> list[tuple[str, str, Handler]]:
     `console` is the path of the service's console, if it has one; the page links to it.
     """
     ours = Path(str(resources.files(__package__)))
-    theirs = Path(str(resources.files("aiohttp_apispec"))) / "static"
+    theirs = _directory("aiohttp_apispec") / "static"
     files = {name: theirs / name for name in ("swagger-ui.css", "swagger-ui-bundle.js")}
     files |= {name: ours / "docs_page" / name for name in ("page.css", "page.js")}
     files["icon.svg"] = ours / "static" / "icon.svg"
@@ -64,3 +65,11 @@ def routes(*, console: str | None = None) -> list[tuple[str, str, Handler]]:
         return web.FileResponse(found, headers={**HEADERS, "Cache-Control": "private, no-cache"})
 
     return [("GET", PAGE, page), ("GET", FILE, file)]
+
+
+def _directory(package: str) -> Path:
+    """Return where a package is, without importing it as `resources.files` does."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(package)
+    return Path(spec.origin).parent
