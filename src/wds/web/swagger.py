@@ -40,13 +40,13 @@ def routes(*, console: str | None = None) -> list[tuple[str, str, Handler]]:
 
     `console` is the path of the service's console, if it has one; the page links to it.
     """
-    ours = Path(str(resources.files(__package__)))
-    theirs = Path(str(resources.files("aiohttp_apispec"))) / "static"
-    files = {name: theirs / name for name in ("swagger-ui.css", "swagger-ui-bundle.js")}
-    files |= {name: ours / "docs_page" / name for name in ("page.css", "page.js")}
-    files["icon.svg"] = ours / "static" / "icon.svg"
+    own = Path(str(resources.files(__package__)))
+    swagger_ui = Path(str(resources.files("aiohttp_apispec"))) / "static"
+    files = {name: swagger_ui / name for name in ("swagger-ui.css", "swagger-ui-bundle.js")}
+    files |= {name: own / "docs_page" / name for name in ("page.css", "page.js")}
+    files["icon.svg"] = own / "static" / "icon.svg"
     back = "" if console is None else f'<a class="back" href="{console}">← Console</a>'
-    template = (ours / "docs_page" / "page.html").read_text("utf-8")
+    template = (own / "docs_page" / "page.html").read_text("utf-8")
     html = Template(template).substitute(back=back)
 
     async def page(request: web.Request) -> web.StreamResponse:
@@ -58,9 +58,9 @@ def routes(*, console: str | None = None) -> list[tuple[str, str, Handler]]:
 
     async def file(request: web.Request) -> web.StreamResponse:
         """Return one of the page's files."""
-        found = files.get(request.match_info["name"])
-        if found is None:
+        path = files.get(request.match_info["name"])
+        if path is None:
             raise web.HTTPNotFound
-        return web.FileResponse(found, headers={**HEADERS, "Cache-Control": "private, no-cache"})
+        return web.FileResponse(path, headers={**HEADERS, "Cache-Control": "private, no-cache"})
 
     return [("GET", PAGE, page), ("GET", FILE, file)]
