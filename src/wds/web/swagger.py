@@ -10,7 +10,6 @@ it.
 
 from __future__ import annotations
 
-from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
@@ -34,6 +33,9 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
 }
 """`data:` is for the images in Swagger UI's style sheet."""
+_OWN_FILES = Path(__file__).parent / "docs_page"
+ICON = _OWN_FILES / "icon.svg"
+"""The icon of every page of the service."""
 
 
 def routes(*, console: str | None = None) -> list[tuple[str, str, Handler]]:
@@ -41,13 +43,11 @@ def routes(*, console: str | None = None) -> list[tuple[str, str, Handler]]:
 
     `console` is the path of the service's console, if it has one; the page links to it.
     """
-    ours = Path(str(resources.files(__package__)))
-    theirs = _directory("aiohttp_apispec") / "static"
-    files = {name: theirs / name for name in ("swagger-ui.css", "swagger-ui-bundle.js")}
-    files |= {name: ours / "docs_page" / name for name in ("page.css", "page.js")}
-    files["icon.svg"] = ours / "static" / "icon.svg"
+    swagger_ui = _directory("aiohttp_apispec") / "static"
+    files = {name: swagger_ui / name for name in ("swagger-ui.css", "swagger-ui-bundle.js")}
+    files |= {name: _OWN_FILES / name for name in ("page.css", "page.js", ICON.name)}
     back = "" if console is None else f'<a class="back" href="{console}">← Console</a>'
-    template = (ours / "docs_page" / "page.html").read_text("utf-8")
+    template = (_OWN_FILES / "page.html").read_text("utf-8")
     html = Template(template).substitute(back=back)
 
     async def page(request: web.Request) -> web.StreamResponse:
@@ -59,10 +59,10 @@ def routes(*, console: str | None = None) -> list[tuple[str, str, Handler]]:
 
     async def file(request: web.Request) -> web.StreamResponse:
         """Return one of the page's files."""
-        found = files.get(request.match_info["name"])
-        if found is None:
+        path = files.get(request.match_info["name"])
+        if path is None:
             raise web.HTTPNotFound
-        return web.FileResponse(found, headers={**HEADERS, "Cache-Control": "private, no-cache"})
+        return web.FileResponse(path, headers={**HEADERS, "Cache-Control": "private, no-cache"})
 
     return [("GET", PAGE, page), ("GET", FILE, file)]
 
