@@ -1,4 +1,4 @@
-"""The commands as a person meets them: what they print, what they leave behind, how they end."""
+"""The commands as real processes: their output, their exit status, the processes they leave."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def up_env(**more: str) -> dict[str, str]:
 async def up_is_ready(stack: processes.Process) -> set[int]:
     """Wait for the stack; return every process of it."""
 
-    async def look() -> bool:
+    async def is_ready() -> bool:
         assert stack.process.returncode is None, stack.text
         return any(line.startswith("[up] ready") for line in stack.lines)
 
-    await eventually(look, within_s=60)
+    await eventually(is_ready, within_s=60)
     return descendants_of(stack)
 
 
@@ -70,10 +70,10 @@ async def test_up_keeps_its_data_from_run_to_run(tmp_path):
 
 
 async def test_up_reports_a_busy_port_in_one_line_and_stops_everything(tmp_path):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
         env = up_env(WDS_PORT=str(port))
         async with processes.running("up", env=env, cwd=tmp_path) as stack:
             children: set[int] = set()
@@ -90,7 +90,7 @@ async def test_up_reports_a_busy_port_in_one_line_and_stops_everything(tmp_path)
 
 @pytest.mark.alone
 async def test_demo_delivers_every_event_and_leaves_no_process_behind(engines, db, store, tmp_path):
-    """And it touches nothing of what is configured here: another database, with work in it."""
+    """The settings here name another database, with a due event, which it must not touch."""
     await store.writer.insert([new_event()])
     configured = {
         **engines.environ(),
@@ -110,8 +110,8 @@ async def test_demo_delivers_every_event_and_leaves_no_process_behind(engines, d
     rows = [line for line in demo.lines if line.startswith("│ ")]
     assert len(rows) >= 20
     assert sum("DELIVERED" in row for row in rows) == 20
-    [untouched] = await db.events.find().to_list(None)
-    assert (untouched["status"], untouched["attempt_count"]) == ("RECEIVED", 0)
+    [configured_event] = await db.events.find().to_list(None)
+    assert (configured_event["status"], configured_event["attempt_count"]) == ("RECEIVED", 0)
     assert "limited 0" in demo.text
     assert "(401, nothing stored)" in demo.text.replace("\n", " ")
 
@@ -132,18 +132,20 @@ async def test_demo_delivers_every_event_and_leaves_no_process_behind(engines, d
 async def test_services_report_every_wrong_setting_and_do_not_start(
     tmp_path, command, env, problems
 ):
-    async with processes.running(command, env=env, cwd=tmp_path) as made:
-        assert await made.ended() == 2
-    assert len(made.lines) == len(problems)
-    for line, problem in zip(made.lines, problems, strict=True):
+    async with processes.running(command, env=env, cwd=tmp_path) as service:
+        assert await service.ended() == 2
+    assert len(service.lines) == len(problems)
+    for line, problem in zip(service.lines, problems, strict=True):
         assert line.startswith(f"wds: {problem}")
 
 
 async def test_settings_are_read_from_dot_env_unless_the_environment_has_them(tmp_path):
     (tmp_path / ".env").write_text("WDS_RATE_LIMIT=x\nWDS_LEASE=y\n")
-    async with processes.running("mock-downstream", env={"WDS_LEASE": "30"}, cwd=tmp_path) as made:
-        assert await made.ended() == 2
-    [line] = made.lines
+    async with processes.running(
+        "mock-downstream", env={"WDS_LEASE": "30"}, cwd=tmp_path
+    ) as command:
+        assert await command.ended() == 2
+    [line] = command.lines
     assert line.startswith("wds: WDS_RATE_LIMIT")
 
 
@@ -204,16 +206,16 @@ async def test_services_and_send_never_print_or_store_a_secret(engines, db, tmp_
 async def test_check_accepts_a_sound_database_and_reports_violations(engines, db, store, tmp_path):
     env = {**engines.environ(), "WDS_MONGO_DB": db.name}
     await store.writer.insert([new_event(key=f"k{number}") for number in range(1200)])
-    async with processes.running("check", "--payloads", env=env, cwd=tmp_path) as made:
-        assert await made.ended() == 0, made.text
-    assert "1,200 events checked" in made.text
-    assert made.lines[-1] == "all invariants hold"
+    async with processes.running("check", "--payloads", env=env, cwd=tmp_path) as check:
+        assert await check.ended() == 0, check.text
+    assert "1,200 events checked" in check.text
+    assert check.lines[-1] == "all invariants hold"
     broken = new_event(key="k7").id
     await db.events.update_one({"_id": broken}, {"$set": {"payload": b"x", "attempt_count": 9}})
-    async with processes.running("check", env=env, cwd=tmp_path) as made:
-        assert await made.ended() == 1
-    assert made.lines[-1] == "2 violations"  # the count and the limit
-    async with processes.running("check", "--payloads", env=env, cwd=tmp_path) as made:
-        assert await made.ended() == 1
-    assert made.lines[-1] == "3 violations"
-    assert broken[:8] in made.text
+    async with processes.running("check", env=env, cwd=tmp_path) as command:
+        assert await command.ended() == 1
+    assert command.lines[-1] == "2 violations"  # the count and the limit
+    async with processes.running("check", "--payloads", env=env, cwd=tmp_path) as command:
+        assert await command.ended() == 1
+    assert command.lines[-1] == "3 violations"
+    assert broken[:8] in command.text

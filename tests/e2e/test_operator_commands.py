@@ -1,4 +1,4 @@
-"""`search`, `replay` and `cancel` as an operator meets them, against a real ingest process."""
+"""`search`, `replay` and `cancel` as real processes, against a real ingest process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HOSTILE = "[bold]x[/bold] $(id) <b>"
 
 @pytest.fixture
 async def service(engines, store, db, tmp_path):
-    """Run an ingest process that asks for a token; give a function that runs commands."""
+    """Run an ingest process that requires a token; yield a function that runs commands."""
     env = engines.environ(
         WDS_MONGO_DB=db.name, WDS_PORT=str(embedded_engines.free_port()), WDS_OPERATOR_TOKEN=TOKEN
     )
@@ -37,7 +37,7 @@ async def service(engines, store, db, tmp_path):
 
 
 async def failed(store, db, count, **fields):
-    """Store events that failed for good."""
+    """Store events that failed permanently, and return their ids."""
     events = [new_event(b'{"n": %d}' % number, **fields) for number in range(count)]
     await store.writer.insert(events)
     attempt = {
@@ -115,7 +115,7 @@ async def test_search_json_prints_payloads(service, store):
     ids=["all", "some", "paged"],
 )
 async def test_search_json_prints_payloads_as_received_one_per_line(service, store, options):
-    """Read and written again they would be another text, or none."""
+    """Parsing and writing them again would change this text, or fail."""
     digits, deep = "9" * 5000, "[" * 1000 + "]" * 1000
     text = f'{{"k": "\\ud800",\r\n"n": [{digits}, 1e400, 1.50],\n"k": "č", "deep": {deep}}}'
     await store.writer.insert([new_event(text.encode()) for _ in range(2)])

@@ -1,4 +1,4 @@
-"""Settings: defaults, ranges, and what is refused by name."""
+"""Settings: defaults, ranges, and errors by the name of the setting."""
 
 from __future__ import annotations
 
@@ -74,6 +74,10 @@ def test_load_takes_an_empty_value_as_unset(name, value):
         ("WDS_PORT", "65535", "port", 65535),
         ("WDS_MAX_BODY_BYTES", str(MAX_BODY_BYTES), "max_body_bytes", MAX_BODY_BYTES),
         ("WDS_OPERATOR_OPEN", "true", "operator_open", True),
+        ("WDS_OPERATOR_OPEN", "Yes", "operator_open", True),
+        ("WDS_LISTEN", "0", "listen", False),
+        ("WDS_LISTEN", "off", "listen", False),
+        ("WDS_LEASE", "1e3", "lease", 1000.0),
         ("WDS_OPERATOR_OPEN", "false", "operator_open", False),
         (
             "WDS_OPERATOR_HOSTS",

@@ -1,4 +1,4 @@
-"""What `send` makes of the answers it gets, whoever gives them."""
+"""How `send` reports the answers of a service, which need not be an ingest service."""
 
 from __future__ import annotations
 
