@@ -1,12 +1,12 @@
-# One image for every command: `docker run wds ingest`, `docker run wds dispatcher`, and so on.
-# In production pin the base by digest as well: --build-arg PYTHON=3.13.15-slim-trixie@sha256:...
+# One image contains every command: `docker run wds ingest`, `docker run wds dispatcher`, and so on.
+# In production, pin the base by digest as well: --build-arg PYTHON=3.13.15-slim-trixie@sha256:...
 ARG PYTHON=3.13.15-slim-trixie
 
 FROM python:${PYTHON} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
 COPY requirements/build.txt requirements/image.txt requirements/
-# Everything becomes a wheel first, with build tools that are pinned too; /opt/wds has no pip.
+# Build wheels of everything first, with pinned build tools. /opt/wds contains no pip.
 RUN python -m venv /tools \
  && /tools/bin/pip install --require-hashes --only-binary :all: -r requirements/build.txt \
  && /tools/bin/pip wheel --require-hashes --no-build-isolation --wheel-dir wheels \
@@ -25,8 +25,9 @@ LABEL org.opencontainers.image.title="wds" \
 RUN groupadd --system --gid 10001 wds \
  && useradd --system --uid 10001 --gid wds --no-create-home --shell /usr/sbin/nologin wds
 COPY --from=build /opt/wds /opt/wds
-# At run time nothing is written, so the root may be read-only. pip has compiled /opt/wds; the base
-# image has no bytecode of the standard library, which each health check would compile anew.
+# The image writes nothing at run time, so the root may be read-only. pip has compiled /opt/wds. The
+# base image has no bytecode of the standard library; without this step each health check would
+# compile it again.
 RUN python -m compileall -q -x '/(test|tests|idlelib|site-packages)/' "$(python -c 'import os; print(os.path.dirname(os.__file__))')"
 ENV PATH=/opt/wds/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -37,6 +38,6 @@ USER 10001:10001
 EXPOSE 8000 8001 9101
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
   CMD ["python", "-m", "wds.health"]
-# Exec form: the process is PID 1 and gets SIGTERM itself, which it obeys by finishing its work.
+# Exec form: the process is PID 1, so it receives SIGTERM itself and then finishes its work.
 ENTRYPOINT ["python", "-m", "wds"]
 CMD ["ingest"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from wds.domain.deliveries import Attempt, Outcome, Settlement, Status
 from wds.domain.events import NewEvent, random_id
-from wds.storage import lease_queries
+from wds.storage import event_documents
 from wds.storage.store import Store
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def events(count: int, bodies: Sequence[bytes], now: datetime) -> Iterator[dict[
             content_type="application/json",
             event_type=f"kind-{number % TYPES}",
         )
-        yield lease_queries.event_document(event, at)
+        yield event_documents.event_document(event, at)
 
 
 async def fill(
@@ -95,7 +95,7 @@ def finished(document: dict[str, Any], number: int) -> None:
         [document[name]] = rng.choices(list(shares), list(shares.values()))
     document["last_status_code"] = code
     document["attempts"] = [
-        lease_queries.attempt_document(
+        event_documents.attempt_document(
             Attempt(each, at, Outcome.SUCCESS, 200, 12, None, "ok")
             if number % 10
             else Attempt(each, at, Outcome.FAILURE, code, 12, f"HTTP {code}", "no")

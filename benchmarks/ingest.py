@@ -16,7 +16,7 @@ from benchmarks.payloads import wrk_script
 from benchmarks.rows import Measure, Row, Sample, Target, at_least, within
 from wds.domain.events import NewEvent, random_id
 from wds.local import embedded_engines
-from wds.storage import indexes, lease_queries
+from wds.storage import event_documents, indexes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -147,7 +147,7 @@ def of_peer(engines: Engines, peer: Peer, load: Load, seconds: int) -> Measure:
 def documents(bodies: Sequence[bytes], now: datetime, first: int) -> list[dict[str, Any]]:
     """Return `BULK` new events as they are stored."""
     return [
-        lease_queries.event_document(
+        event_documents.event_document(
             NewEvent(
                 id=random_id(now, number.to_bytes(10)),
                 source="default",

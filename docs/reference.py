@@ -1,6 +1,6 @@
-"""Writes the reference pages from the code while the site is built; see mkdocs.yml.
+"""Generate the reference pages from the code while the site is built; see mkdocs.yml.
 
-Settings, metrics, commands, routes and schemas come from what runs, so they cannot be stale.
+Settings, metrics, commands, routes and schemas come from the running code, so they are never stale.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def cell(text: object) -> str:
-    """Return text for one cell of a table."""
+    """Return `text` escaped for one cell of a table."""
     return " ".join(str(text).split()).replace("|", "\\|")
 
 
 def table(*columns: str) -> list[str]:
-    """Return the head of a table."""
+    """Return the two header lines of a table."""
     return [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
 
 
@@ -41,7 +41,7 @@ def write(path: str, *parts: str) -> None:
 
 
 def default_of(value: object) -> str:
-    """Return a default as one would write it in the environment."""
+    """Return a default in the form that it has in the environment."""
     if value in (None, ()):
         return ""
     if isinstance(value, tuple):
@@ -58,8 +58,8 @@ def settings_page() -> list[str]:
         for spec in fields(Settings)
     ]
     intro = (
-        "Environment variables, or lines of `.env` in the working directory; the environment wins."
-        " An impossible combination is refused at start, by name."
+        "Environment variables, or lines of `.env` in the working directory. The environment takes"
+        " precedence. At start, wds refuses an invalid combination and names the settings."
     )
     return ["# Settings", "", intro, "", *table("setting", "default", "meaning"), *rows]
 
@@ -73,24 +73,24 @@ def metrics_page() -> list[str]:
         listed = ", ".join(f"`{label}`" for label in labels)
         rows.append(f"| `{name}` | {family.type} | {listed} | {cell(family.documentation)} |")
     intro = (
-        "Each process serves its own at `/metrics`; those named `wds_fleet_` speak for all. The"
-        " last is the mock downstream's only one."
+        "Each process serves its own metrics at `/metrics`. Metrics named `wds_fleet_` are totals"
+        " over all replicas. The last one belongs to the mock downstream."
     )
     return ["# Metrics", "", intro, "", *table("metric", "type", "labels", "meaning"), *rows]
 
 
 def commands_page() -> list[str]:
-    """Return what every command says of itself."""
-    overview = said("--help")
+    """Return the help text of every command."""
+    overview = help_text("--help")
     names = re.findall(r"^    ([a-z-]+) ", overview, re.MULTILINE)
     page = ["# Commands", "", "`wds` and `python -m wds` are the same.", "", fenced(overview)]
     for name in names:
-        page += ["", f"## {name}", "", fenced(said(name, "--help"))]
+        page += ["", f"## {name}", "", fenced(help_text(name, "--help"))]
     return page
 
 
-def said(*arguments: str) -> str:
-    """Return what `wds` prints."""
+def help_text(*arguments: str) -> str:
+    """Return what `wds` prints for these arguments."""
     return subprocess.run(
         [sys.executable, "-m", "wds", *arguments],
         capture_output=True,
@@ -101,7 +101,7 @@ def said(*arguments: str) -> str:
 
 
 def fenced(text: str) -> str:
-    """Return text as a block of code."""
+    """Return `text` as a block of code."""
     return f"```text\n{text.rstrip()}\n```"
 
 
@@ -118,14 +118,14 @@ async def documents() -> dict[str, dict[str, Any]]:
         await store.close()
 
 
-def api_page(found: dict[str, dict[str, Any]]) -> list[str]:
-    """Return every route with its parameters, answers and shapes."""
+def api_page(services: dict[str, dict[str, Any]]) -> list[str]:
+    """Return every route with its parameters, answers and schemas."""
     page = [
         "# HTTP API",
         "",
-        "Written from what the processes serve at `/docs/openapi.json`; try it at `/docs`.",
+        "Generated from `/docs/openapi.json` of both services. Try the routes at `/docs`.",
     ]
-    for title, document in found.items():
+    for title, document in services.items():
         page += ["", f"## {title}"]
         for path, operations in document["paths"].items():
             for method, operation in operations.items():
@@ -146,20 +146,20 @@ def api_page(found: dict[str, dict[str, Any]]) -> list[str]:
     return page
 
 
-def parameters(found: list[dict[str, Any]]) -> list[str]:
+def parameters(declared: list[dict[str, Any]]) -> list[str]:
     """Return a table of an operation's parameters, if it has any."""
-    if not found:
+    if not declared:
         return []
     rows = [
         f"| `{each['name']}` | {each['in']} | {cell(each.get('description', ''))}"
         f"{shape(each['schema']) if 'schema' in each else ''} |"
-        for each in found
+        for each in declared
     ]
     return ["", *table("parameter", "in", "meaning"), *rows]
 
 
 def shape(schema: dict[str, Any]) -> str:
-    """Return a type in a word or two."""
+    """Return the name of a schema's type."""
     reference = schema.get("$ref") or next((e["$ref"] for e in schema.get("allOf", [])), None)
     if reference:
         return str(reference).rpartition("/")[2]
@@ -170,21 +170,21 @@ def shape(schema: dict[str, Any]) -> str:
 
 
 def meaning_of(schema: dict[str, Any]) -> str:
-    """Return what a field's schema says beyond its type."""
-    said_of_it = [str(schema["description"])] if "description" in schema else []
+    """Return a field's description, its values, its default and its bounds."""
+    sentences = [str(schema["description"])] if "description" in schema else []
     one_of = schema.get("enum") or schema.get("items", {}).get("enum")
     if one_of:
-        said_of_it.append("One of " + ", ".join(f"`{value}`" for value in one_of) + ".")
-    said_of_it += [
+        sentences.append("One of " + ", ".join(f"`{value}`" for value in one_of) + ".")
+    sentences += [
         f"{word} {schema[key]}."
         for key, word in (("default", "Default"), ("minimum", "At least"), ("maximum", "At most"))
         if key in schema
     ]
-    return cell(" ".join(said_of_it))
+    return cell(" ".join(sentences))
 
 
 def root_page(name: str) -> str:
-    """Return a document of the repository's root, its links led to where they are in the site."""
+    """Return a document of the repository's root, with its links adapted to the site."""
     text = (ROOT / name).read_text()
     text = text.replace("](docs/", "](").replace("](ARCHITECTURE.md", "](architecture.md")
     return text.replace("](CONTRIBUTING.md", "](contributing.md").replace(
@@ -193,12 +193,12 @@ def root_page(name: str) -> str:
 
 
 def page_of_docs(name: str) -> str:
-    """Return a page whose links to documents of the root lead to where they are in the site."""
+    """Return a page of docs/, with its links to documents of the root adapted to the site."""
     return (ROOT / "docs" / name).read_text().replace("../ARCHITECTURE.md", "architecture.md")
 
 
 def operations_page() -> str:
-    """Return docs/operations.md; what it links to outside of the site is named instead."""
+    """Return docs/operations.md, with links to files outside the site replaced by their text."""
     text = (ROOT / "docs" / "operations.md").read_text()
     return re.sub(r"\[([^\]]+)\]\(\.\./[^)]+\)", r"\1", text)
 

@@ -1,4 +1,4 @@
-"""The slots that Redis granted, as its own MONITOR tells: the limit by the clock that rules it."""
+"""The slots that Redis granted, read from its MONITOR: the rate limit by Redis's own clock."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Grants:
-    """Every slot of one destination that was granted and not given back."""
+    """Every slot of one destination that was granted and not returned."""
 
     def __init__(self, client: Redis, key: str) -> None:
         self._client = client
@@ -25,15 +25,15 @@ class Grants:
         self._marks: dict[str, asyncio.Event] = {}
 
     async def instants(self) -> list[float]:
-        """Return their instants in seconds, those of all commands until now."""
+        """Return the instants of all slots granted so far, in seconds."""
         mark = secrets.token_hex(8)
-        told = self._marks[mark] = asyncio.Event()
+        seen = self._marks[mark] = asyncio.Event()
         await self._client.echo(mark)
-        await asyncio.wait_for(told.wait(), 10)
+        await asyncio.wait_for(seen.wait(), 10)
         return list(self._instants.values())
 
     async def read(self, monitor: Monitor) -> None:
-        """Read what the script does, until cancelled."""
+        """Read the commands of the limiter's script until cancelled."""
         async for seen in monitor.listen():
             match seen["command"].split():
                 case ["ZADD", key, instant, name] if key == self._key:
@@ -46,7 +46,7 @@ class Grants:
 
 @asynccontextmanager
 async def recording_grants(url: str, destination: str = "default") -> AsyncIterator[Grants]:
-    """Record what is granted inside the block."""
+    """Record the slots that are granted inside the block."""
     async with Redis.from_url(url, decode_responses=True) as client, client.monitor() as monitor:
         grants = Grants(client, f"wds:slots:{destination}")
         reading = asyncio.create_task(grants.read(monitor))

@@ -1,4 +1,4 @@
-"""A past for the console to show: events of all outcomes, with their attempts, over some hours."""
+"""Sample data for the console: events of every status, with their attempts, over some hours."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from wds.domain.events import NewEvent, random_id
 from wds.local.sample_events import generate
-from wds.storage.lease_queries import event_document
+from wds.storage.event_documents import event_document
 
 MS = timedelta(milliseconds=1)
 ANSWERS = [
@@ -34,7 +34,7 @@ def attempt(number, at, chance, *, succeeds):
 
 
 def made(event, received_at, attempts, status, **more):
-    """Return an event's document with a past."""
+    """Return the document of an event with these attempts."""
     document = {
         **event_document(event, received_at),
         "status": status,
@@ -53,8 +53,8 @@ def made(event, received_at, attempts, status, **more):
 def past(now, count, *, hours=24, seed=7):
     """Return documents of `count` events received in the `hours` before `now`.
 
-    As if it were four in the afternoon: busier by day, with an outage seven to five hours ago. What
-    is made depends on `seed` alone, so that at every time of day there are as many of each kind.
+    As seen at four in the afternoon: busier by day, with an outage seven to five hours ago. The
+    result depends on `seed` alone, so the number of each kind is the same at every time of day.
     """
     chance = random.Random(seed)
     documents = []
@@ -90,7 +90,7 @@ def past(now, count, *, hours=24, seed=7):
 
 
 def waiting(now, chance):
-    """Return documents of events that are still live: new, and between attempts."""
+    """Return documents of live events: some new, some between attempts."""
     documents = []
     for number in range(9):
         received = now - timedelta(seconds=4 + number * 3)
@@ -109,7 +109,7 @@ def waiting(now, chance):
 
 
 def replicas(now):
-    """Return the fleet's document with four replicas, one of them silent for a while."""
+    """Return the document of all replicas: four, one of them silent for some minutes."""
     heard = [("ingest", "web-1", 1), ("ingest", "web-2", 0), ("dispatcher", "worker-1", 1)]
     silent = [("dispatcher", "worker-2", 192)]
     return {

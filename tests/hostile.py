@@ -1,4 +1,4 @@
-"""Text that must stay text on any page: markup, scripts, templates, escapes, hidden signs."""
+"""Texts that a page must show as text: markup, scripts, templates, invisible characters."""
 
 from __future__ import annotations
 

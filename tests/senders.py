@@ -1,6 +1,6 @@
-"""Senders as their providers' own libraries make them: one signed request a scheme.
+"""Signed requests of every provider, made by the providers' own libraries where there is one.
 
-Nothing of wds signs here, so that what wds accepts is what others send.
+wds does not sign here, so these requests show that wds accepts what the providers send.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FORM = "application/x-www-form-urlencoded"
 
 @dataclass(frozen=True)
 class Sender:
-    """How one kind of sender signs, and what wds has to read out of its requests."""
+    """How one provider signs, and the event type and key that wds must read from its request."""
 
     scheme: str
     secret: str

@@ -1,4 +1,4 @@
-// Makes the server a replica set of one, unless it is one, and waits for its primary.
+// Initiates a replica set of one node, unless the server already has one, and waits for its primary.
 const config = { _id: "rs0", members: [{ _id: 0, host: "mongo:27017" }] };
 try {
   rs.status();

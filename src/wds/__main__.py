@@ -25,7 +25,7 @@ from wds.domain.errors import SettingsError, StartError, WdsError
 from wds.ingestion import sources
 from wds.ingestion.sources import Source
 from wds.local import demo, embedded_engines, sample_events, stack
-from wds.signing.schemes import Stamp
+from wds.signing.scheme import EventInfo
 from wds.telemetry import logs, tracing
 from wds.web import server
 
@@ -153,7 +153,7 @@ def _send(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     name: str = arguments.source
     own = name == sources.DEFAULT
     settings, found = _configured(environ, require=("WDS_HMAC_SECRET",) if own else ())
-    source = sources.default(settings.hmac_secrets) if own else found.get(name)
+    source = sources.default_source(settings.hmac_secrets) if own else found.get(name)
     if source is None:
         known = ", ".join([sources.DEFAULT, *found])
         msg = f"{name} is no source; {_config_file(environ)} and WDS_HMAC_SECRET make {known}"
@@ -169,7 +169,7 @@ def _send(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         body = _read(arguments.file)
         total, postings = 1, iter([sending.Posting(body, key, arguments.event_type)])
     try:
-        source.scheme.sign(source.keys[0], b"", Stamp("", None, 0))
+        source.scheme.sign(source.keys[0], b"", EventInfo("", None, 0))
     except ValueError as error:
         msg = f"source {name}: {error}"
         raise StartError(msg) from None

@@ -23,6 +23,9 @@ SETTLE_MARGIN_S = 0.5
 SLOT_WAIT_S = 1.2
 """The furthest ahead, in seconds, that a dispatcher reserves a slot of the rate limit."""
 
+WILDCARD_HOSTS = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - compared with, not bound to
+"""Values of WDS_HOST that stand for every address of this machine."""
+
 _WEEK_S = 7 * 24 * 3600
 
 MEBIBYTE = 1024 * 1024
@@ -332,6 +335,11 @@ class Settings:
 
 NAMES: tuple[str, ...] = tuple(spec.metadata["env"] for spec in dataclass_fields(Settings))
 """The environment variable of every setting."""
+
+
+def local_host(host: str) -> str:
+    """Return the host at which a client on this machine reaches a process bound to `host`."""
+    return "127.0.0.1" if host in WILDCARD_HOSTS else host
 
 
 def unknown(environ: Mapping[str, str]) -> list[str]:

@@ -37,7 +37,7 @@ from wds.domain.errors import LimiterUnavailableError, StoreUnavailableError
 from wds.storage.mongo import uptime
 from wds.storage.store import Store
 from wds.telemetry import event_log, heartbeat, metrics, tracing
-from wds.web import server
+from wds.web import monitoring, server
 from wds.web.operator_access import Guard
 
 if TYPE_CHECKING:
@@ -382,7 +382,7 @@ async def serve(settings: Settings, stop: asyncio.Event, tracer: Tracer = tracin
         secrets=settings.downstream_secrets,
     )
     try:
-        if not await server.opened(store, stop):
+        if not await server.wait_until_open(store.open, stop):
             return
         checks = {"mongodb": store.ping}
         if limiter is not None:
@@ -398,7 +398,7 @@ async def serve(settings: Settings, stop: asyncio.Event, tracer: Tracer = tracin
         async with (
             heartbeat.reporting(store, limiter, owner=owner, role="dispatcher"),
             server.listening(
-                server.watch_app(checks, Guard(settings).middleware),
+                monitoring.monitoring_app(checks, Guard(settings).middleware),
                 settings.host,
                 settings.metrics_port,
                 shutdown_s=0.2,

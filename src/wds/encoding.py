@@ -1,4 +1,4 @@
-"""What JSON writers do not know, in terms of what they do: for answers and log lines. Pure."""
+"""`json_default`, the hook that lets JSON encoders write BSON's number and text types."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ def instant_text(instant: datetime) -> str:
     return instant.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def plain(value: object) -> object:
-    """Return a value of a subclass, such as BSON's integers of 64 bits, as one of its base.
+def json_default(value: object) -> object:
+    """Return an instance of a subclass of int, float or str as the built-in type itself.
+
+    JSON encoders call it for types that they do not know, such as BSON's `Int64`.
 
     Raises:
-        TypeError: it is no number and no text of any class.
+        TypeError: `value` is neither a number nor text.
     """
     for base in (int, float):
         if isinstance(value, base):
             return base(value)
     if isinstance(value, str):
         return "".join(value)
-    msg = f"{type(value).__name__} is no JSON"
+    msg = f"{type(value).__name__} cannot be written as JSON"
     raise TypeError(msg)

@@ -12,14 +12,13 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from wds.config import Settings
+from wds.config import Settings, local_host
 from wds.domain.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 TIMEOUT_S = 2.0
-EVERY_ADDRESS = {"0.0.0.0", "::", ""}  # noqa: S104 - compared with, not bound to
 
 
 def check(environ: Mapping[str, str]) -> str | None:
@@ -29,7 +28,7 @@ def check(environ: Mapping[str, str]) -> str | None:
         SettingsError: the settings could not have started a process.
     """
     settings = Settings.load(environ)
-    host = "127.0.0.1" if settings.host in EVERY_ADDRESS else settings.host
+    host = local_host(settings.host)
     for port in (settings.port, settings.metrics_port, settings.mock_port):
         if port and _lives(host, port):
             return f"{host}:{port}"

@@ -17,7 +17,7 @@ from tests.support import new_event
 from wds.console.event_query import datetime_local
 from wds.console.events import FILTER_FIELDS
 from wds.domain.errors import StoreUnavailableError
-from wds.storage.replicas import Replicas
+from wds.storage.lease_queue import MongoLeaseQueue
 
 
 async def test_root_opens_the_console(open_page, url):
@@ -231,7 +231,7 @@ async def test_error_page_reloads_once_the_service_answers(open_page, url, monke
         raise StoreUnavailableError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Replicas, "backlog", unavailable)
+        patch.setattr(MongoLeaseQueue, "backlog", unavailable)
         page = await open_page(f"{url}/console")
         await expect(page.get_by_role("alert")).to_contain_text("MongoDB does not answer")
         assert await axe_violations(page) == []

@@ -1,9 +1,9 @@
-"""Requests made up from the OpenAPI documents of both services: they hold, and are told the truth.
+"""Generated requests against the OpenAPI documents of both services.
 
-schemathesis generates what a document allows and what it does not. Of each request: no 5xx, an
-answer within 5 s, and one that the document has, in status, content type, headers and shape. After
-all of them: stored is what was acknowledged, and each refusal is one line in the log that holds
-nothing of what was sent. `make test-generated` sends some thousands.
+schemathesis generates requests that a document allows and requests that it does not. Every request
+must be answered within 5 s, without a 5xx, and with a status, content type, headers and body that
+the document has. At the end, the store must hold exactly the acknowledged events, and the log one
+line for each refusal, without anything that was sent. `make test-generated` sends thousands.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from schemathesis.specs.openapi.checks import (
 from tests.e2e import processes
 from wds.domain.events import is_label
 from wds.ingestion import sources
-from wds.signing.schemes import Stamp
+from wds.signing.scheme import EventInfo
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = (ROOT / "wds.example.toml").read_text()
-SOURCES = {**sources.load(EXAMPLE, {}, "x"), "default": sources.default(("test-secret",))}
+SOURCES = {**sources.load(EXAMPLE, {}, "x"), "default": sources.default_source(("test-secret",))}
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -57,7 +57,7 @@ MARKER = "mark-of-the-sender"
 
 @dataclass
 class Service:
-    """One running service, and what it answered."""
+    """One running service and its answers so far."""
 
     url: str
     process: processes.Process
@@ -66,7 +66,7 @@ class Service:
     session: requests.Session = field(default_factory=requests.Session)
 
     def send(self, case, *, sign_as=None):
-        """Send a case, signed if `sign_as` names a source, and hold the answer to the document."""
+        """Send a case, signed if `sign_as` names a source; return the response."""
         request = requests.Request(**case.as_transport_kwargs(base_url=self.url)).prepare()
         request.headers["X-Request-Id"] = MARKER
         body = request.body or b""
@@ -75,14 +75,14 @@ class Service:
             source = SOURCES[sign_as]
             request.headers.pop("X-Hub-Signature-256", None)
             key = request.headers.get("Idempotency-Key")
-            stamp = Stamp(secrets.token_hex(8), "generated", int(time.time()))
-            request.headers.update(source.scheme.sign(source.keys[0], body, stamp))
+            event = EventInfo(secrets.token_hex(8), "generated", int(time.time()))
+            request.headers.update(source.scheme.sign(source.keys[0], body, event))
             if key is not None:
                 request.headers["Idempotency-Key"] = key
         return self.witness(self.session.send(request, timeout=5))
 
     def witness(self, response):
-        """Remember what the answer said."""
+        """Record a response."""
         self.answers[response.status_code] += 1
         if "/webhooks/ingest" in response.url and response.status_code in {200, 202}:
             answer = response.json()
@@ -93,7 +93,7 @@ class Service:
 
 @pytest.fixture(scope="module")
 def services(engines, tmp_path_factory):
-    """Run both services as processes; give them and the database by name."""
+    """Run both services as processes; yield them, the database and a way to run coroutines."""
     home = tmp_path_factory.mktemp("generated")
     (home / "wds.toml").write_text(EXAMPLE)
     env = engines.environ()
@@ -104,7 +104,7 @@ def services(engines, tmp_path_factory):
         return {"ingest": Service(ingest.url, ingest), "mock": Service(mock.url, mock)}
 
     stack = AsyncExitStack()
-    # A thread of its own reads what the processes say while the tests wait for answers.
+    # A thread reads the output of the processes while the tests wait for answers.
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -138,17 +138,17 @@ def generated(check, operation, mode):
             max_examples=EXAMPLES,
             deadline=None,
             database=None,
-            phases=[Phase.generate],  # a case is reported as it was found
+            phases=[Phase.generate],  # report a case as it was found, without shrinking
             suppress_health_check=list(HealthCheck),
         )(check)
     )
-    with suppress(Unsatisfiable):  # nothing about this operation can be wrong
+    with suppress(Unsatisfiable):  # no invalid request exists for this operation
         run()
 
 
 @pytest.mark.parametrize("name", ["ingest", "mock"])
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=str)
-def test_every_answer_is_one_that_the_document_has(services, name, mode):
+def test_openapi_has_every_answer_to_generated_requests(services, name, mode):
     running, _, _ = services
     service = running[name]
     tried = 0
@@ -179,7 +179,7 @@ def signer_of(path):
 
 
 @pytest.mark.parametrize("path", ["/webhooks/search", "/webhooks/ingest", "/webhooks/ingest/batch"])
-def test_what_the_document_allows_is_taken(services, path):
+def test_openapi_valid_requests_are_accepted(services, path):
     """But for what JSON Schema has no words for: printable, a cursor of ours, one after another."""
     running, _, _ = services
     service = running["ingest"]
@@ -210,7 +210,7 @@ def labels(body):
             yield event["idempotency_key"]
 
 
-def test_examples_of_the_documents_are_taken_as_they_are(services):
+def test_openapi_examples_are_accepted_unchanged(services):
     """Swagger UI puts them into its forms."""
     running, _, _ = services
     tried = 0
@@ -233,15 +233,15 @@ def example_status(service, method, path, body):
     headers = {"Content-Type": "application/json"}
     if signer is not None:
         source = SOURCES[signer]
-        stamp = Stamp(secrets.token_hex(8), None, int(time.time()))
-        headers |= source.scheme.sign(source.keys[0], body, stamp)
+        event = EventInfo(secrets.token_hex(8), None, int(time.time()))
+        headers |= source.scheme.sign(source.keys[0], body, event)
         headers.pop("Idempotency-Key", None)
     url = service.url + path.replace("{source}", str(signer))
     response = service.session.request(method, url, data=body, headers=headers, timeout=5)
     return service.witness(response).status_code
 
 
-def test_afterwards_stored_is_what_was_acknowledged_and_the_log_has_a_line_a_refusal(services):
+def test_store_and_log_match_the_answers_after_generated_requests(services):
     running, db, run = services
     service = running["ingest"]
     run(service.process.stop())

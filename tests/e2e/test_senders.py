@@ -1,4 +1,4 @@
-"""Signed as GitHub signs, in at one end; out at the other, byte for byte, with our signature."""
+"""Events from providers, through real processes, to a receiver that checks wds's signature."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ODD = [
 
 
 def payloads() -> list[tuple[str, bytes]]:
-    """Return (event type, body) of each: GITHUB_PAYLOADS is a directory of real ones."""
+    """Return (event type, body) pairs; real ones if GITHUB_PAYLOADS names a directory of them."""
     directory = os.environ.get("GITHUB_PAYLOADS", "")
     if directory:
         files = sorted(Path(directory).glob("*.json"))
@@ -56,7 +56,7 @@ def env(engines, db, tmp_path):
     }
 
 
-async def test_githubs_payloads_arrive_byte_for_byte_and_signed(env, db, tmp_path):
+async def test_delivery_of_githubs_payloads_is_signed_and_byte_for_byte(env, db, tmp_path):
     sent = payloads()
     async with receiving() as receiver:
         more = {
@@ -93,7 +93,7 @@ async def test_githubs_payloads_arrive_byte_for_byte_and_signed(env, db, tmp_pat
             svix.webhooks.Webhook(secret).verify(*arguments)
 
 
-async def test_send_signs_as_each_provider_of_the_example_does(env, db, tmp_path):
+async def test_send_signs_as_each_provider_of_the_example(env, db, tmp_path):
     (tmp_path / "wds.toml").write_text((ROOT / "wds.example.toml").read_text())
     async with processes.ingest(env, cwd=tmp_path) as ingest:
         port = ingest.url.rpartition(":")[2]
@@ -115,7 +115,7 @@ async def test_send_signs_as_each_provider_of_the_example_does(env, db, tmp_path
         assert all(each["event_type"] and each["idempotency_key"] for each in stored)
 
 
-async def test_a_source_that_is_not_there_is_one_sentence(env, tmp_path):
+async def test_send_reports_an_unknown_source_in_one_sentence(env, tmp_path):
     async with processes.running(
         "send", "--source", "nobody", "--count", "1", env=env, cwd=tmp_path
     ) as send:
@@ -126,7 +126,7 @@ async def test_a_source_that_is_not_there_is_one_sentence(env, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["ingest", "up"])
-async def test_mistakes_of_settings_and_sources_are_listed_together(env, tmp_path, command):
+async def test_command_reports_mistakes_of_settings_and_sources_together(env, tmp_path, command):
     (tmp_path / "wds.toml").write_text('[sources.a]\nscheme = "nope"\nsecrets = ["hunter2"]\n')
     async with processes.running(command, env={**env, "WDS_PORT": "x"}, cwd=tmp_path) as process:
         assert await process.ended() == 2
@@ -134,7 +134,7 @@ async def test_mistakes_of_settings_and_sources_are_listed_together(env, tmp_pat
     assert "hunter2" not in process.text
 
 
-async def test_a_named_file_that_is_not_there_is_a_mistake(env, tmp_path):
+async def test_command_reports_a_missing_sources_file(env, tmp_path):
     (tmp_path / "wds.toml").unlink()
     async with processes.running(
         "ingest", env={**env, "WDS_CONFIG": "other.toml"}, cwd=tmp_path

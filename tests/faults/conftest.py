@@ -1,4 +1,4 @@
-"""How hard to hurt, and from which seed the schedule of faults follows."""
+"""The scale of the fault tests, and the seed that determines their schedule of faults."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 @dataclass(frozen=True)
 class Scale:
-    """Numbers of one run; `long` is what the guarantees are measured with."""
+    """The size of one run; the guarantees are measured with `long`."""
 
     events: int
     kills: int
@@ -51,8 +51,8 @@ def scale(request: pytest.FixtureRequest) -> Scale:
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
     """Return the schedule's seed, and print the command that replays it if the test fails."""
-    given = request.config.getoption("--seed")
-    chosen = secrets.randbelow(2**31) if given is None else given
+    from_option = request.config.getoption("--seed")
+    chosen = secrets.randbelow(2**31) if from_option is None else from_option
     size = request.config.getoption("--scale")
     sys.stdout.write(f"replay: pytest '{request.node.nodeid}' --scale {size} --seed {chosen}\n")
     return chosen

@@ -1,7 +1,7 @@
-"""A whole system of real processes to hurt.
+"""A complete system of real processes, for faults to be injected into.
 
-It has engines of its own, senders and a receiver that write everything down, and a seed from
-which the schedule of faults follows.
+It has its own engines, senders and a receiver that record everything, and a seed that determines
+the schedule of faults.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Sender:
-    """Posts events under keys of their own, again and again until each is acknowledged."""
+    """Posts events, each under its own key, and repeats each until it is acknowledged."""
 
     urls: list[str]
     acknowledged: dict[str, str] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Sender:
     stopped: bool = False
 
     async def send(self, count: int, *, connections: int = 16, prefix: str = "e") -> None:
-        """Send `count` events; returns when all are acknowledged."""
+        """Send `count` events; return when all are acknowledged."""
         numbers = iter(range(count))
         timeout = aiohttp.ClientTimeout(total=15)
         async with aiohttp.ClientSession(timeout=timeout) as session, asyncio.TaskGroup() as group:
@@ -85,7 +85,7 @@ class Sender:
 
 @dataclass
 class Replica:
-    """A process that can be killed and replaced; each life has a name of its own."""
+    """A process that can be killed and started again, under a new name each time."""
 
     command: str
     number: int
@@ -102,15 +102,15 @@ class Replica:
 
     @property
     def name(self) -> str:
-        """What this life is called at the receiver."""
+        """Return the name of the present process at the receiver."""
         return f"{self.number}.{len(self.past)}"
 
     async def start(self) -> None:
         if self.process is not None:
             self.past.append(self.process)
         own = {"WDS_DOWNSTREAM_URL": f"{self.env['WDS_DOWNSTREAM_URL']}?replica={self.name}"}
-        made = processes.running(self.command, env=self.env | own, cwd=self.cwd, url=self.url)
-        self.process = await self.stack.enter_async_context(made)
+        process = processes.running(self.command, env=self.env | own, cwd=self.cwd, url=self.url)
+        self.process = await self.stack.enter_async_context(process)
 
     async def ready(self) -> None:
         assert self.process is not None
@@ -123,7 +123,7 @@ class Replica:
 
 @dataclass
 class System:
-    """Everything that runs, and what is known of it."""
+    """Everything that runs, and what was recorded of it."""
 
     home: Path
     rng: random.Random
@@ -140,7 +140,7 @@ class System:
     redis_stall_s: float = 0.0
 
     def until_the_end(self, server: embedded_engines.Server) -> embedded_engines.Server:
-        """Have a server that was started later stopped with the rest."""
+        """Stop a server that was started later together with the rest."""
         self.stack.push_async_callback(server.stop, signal.SIGKILL)
         return server
 
@@ -149,7 +149,7 @@ class System:
         sys.stdout.write(f"figure: {figure}\n")
 
     async def settled(self, count: int, within_s: float) -> None:
-        """Wait until `count` events are final; the verdict tells what is missing if not."""
+        """Wait until `count` events are final or time is up; `Verdict.stuck` has the others."""
         deadline = time.monotonic() + within_s
         final = {"status": {"$in": sorted(FINAL)}}
         while time.monotonic() < deadline:
@@ -158,7 +158,7 @@ class System:
             await asyncio.sleep(0.1)
 
     async def verdict(self, *, overdue_s: float = 60) -> Verdict:
-        """Join the three logs."""
+        """Compare the records of senders, database and receiver."""
         hello = await self.db.command("hello", codec_options=AWARE)
         documents = await self.db.events.find().to_list(None)
         schedule = [float(part) for part in self.env["WDS_BACKOFF"].split(",")]
@@ -208,11 +208,10 @@ async def system(
     receiver: Receiver | None = None,
     proxied: bool = False,
 ) -> AsyncIterator[System]:
-    """Run everything; every process of it is gone afterwards.
+    """Run everything inside the block; end every process after it.
 
-    The receiver is one in this process unless another is given; each dispatcher is told to name
-    itself in the URL that it sends to. `proxied` puts a proxy between the services and the first
-    mongod.
+    The receiver runs in this process unless `receiver` is another. Each dispatcher names itself in
+    the URL that it sends to. `proxied` puts a proxy between the services and the first mongod.
     """
     async with AsyncExitStack() as stack:
         mongods = await start_replica_set(nodes, tmp_path)

@@ -1,4 +1,4 @@
-"""A proxy before mongod that lets a write happen and then cuts the connection, unanswered.
+"""A proxy in front of mongod that lets a write happen and then cuts its connection unanswered.
 
 It reads just enough of MongoDB's wire protocol: the length, the ids and the first name in the
 body of an OP_MSG, which is the command's (see "MongoDB Wire Protocol" in MongoDB's manual).
@@ -25,7 +25,11 @@ NAME_AT = HEADER.size + 4 + 1 + 4 + 1
 
 @dataclass
 class Proxy:
-    """Forwards to `upstream`; cuts as many answers to `command` as `left` says."""
+    """Forwards to the port `upstream`; cuts the connection at the next `left` answers to `command`.
+
+    Attributes:
+        cut: the number of connections cut so far.
+    """
 
     upstream: int
     port: int
@@ -74,7 +78,7 @@ class Proxy:
                     writer.transport.abort()
 
     async def close(self) -> None:
-        """Cut everything that is left."""
+        """Cut all connections."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -86,7 +90,7 @@ async def pump(
     writer: asyncio.StreamWriter,
     passes: Callable[[int, int, str], bool],
 ) -> None:
-    """Forward whole messages until one may not pass or the connection ends."""
+    """Forward whole messages until `passes` refuses one or the connection ends."""
     with suppress(ConnectionError, asyncio.IncompleteReadError):
         while True:
             header = await reader.readexactly(HEADER.size)
@@ -103,7 +107,7 @@ async def pump(
 
 @asynccontextmanager
 async def cutting(upstream: int) -> AsyncIterator[Proxy]:
-    """Run a proxy before the mongod at port `upstream`."""
+    """Run a proxy in front of the mongod at port `upstream`."""
     proxy = Proxy(upstream, embedded_engines.free_port())
     server = await asyncio.start_server(proxy.handle, "127.0.0.1", proxy.port, limit=2**26)
     async with server:

@@ -1,8 +1,8 @@
-"""A receiver in a process of its own, so that nothing else delays the clock it reads.
+"""A receiver in a process of its own, so that nothing delays the reading of its clock.
 
-`python -m tests.faults.receiver` prints the URL to send to, and answers `GET /requests` with
-what it has recorded. Its instants are of the machine's monotonic clock, which all processes
-share.
+`python -m tests.faults.receiver` prints the URL to send to, and answers `GET /requests` with the
+requests that it has recorded. Its instants are of the monotonic clock, which all processes of the
+machine share.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 class Apart(Receiver):
-    """A receiver elsewhere; `fetch` brings what it has recorded."""
+    """A receiver in another process; `fetch` copies what it has recorded."""
 
     async def fetch(self) -> None:
-        """Replace `requests` by what the process has recorded until now."""
+        """Replace `requests` by what the process has recorded so far."""
         async with (
             aiohttp.ClientSession() as session,
             session.get(self.url.replace("/hook", "/requests")) as response,
@@ -39,7 +39,7 @@ class Apart(Receiver):
 
 @asynccontextmanager
 async def receiving_apart() -> AsyncIterator[Apart]:
-    """Run a receiver in a process of its own, gone afterwards."""
+    """Run a receiver in a process of its own inside the block."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -62,14 +62,14 @@ async def receiving_apart() -> AsyncIterator[Apart]:
 
 
 async def serve() -> None:
-    """Record until standard input ends, before anybody else if that may be asked for.
+    """Record until standard input ends, at the highest priority if that is permitted.
 
-    It is the instrument: what its own wait for a core adds would be laid at the sender's door.
+    It is the measuring instrument: its own wait for a core would count as a delay of the sender.
     """
     with suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, -20)
-    # To look through all that is loaded for garbage takes 20 to 30 ms, and a request that comes
-    # meanwhile would be recorded as late as the limit's margin is wide.
+    # A full garbage collection takes 20 to 30 ms, as long as the margin of the rate limit. A
+    # request that arrives during it would be recorded that much later.
     gc.collect()
     gc.freeze()
     receiver = Receiver()

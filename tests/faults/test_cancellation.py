@@ -1,4 +1,4 @@
-"""Cancelled wherever claim, send and the wait for settlement wait: nothing is lost or leaks.
+"""A delivery cancelled at each of its awaits: no event is lost and no connection leaks.
 
 The write of a settlement is a task of its own, which no cancellation of a delivery reaches.
 """
@@ -22,8 +22,8 @@ BACKOFF = (0.05, 0.05)
 LEASE_S = 1.6
 
 
-def place(coroutine) -> tuple[str, ...]:
-    """Where `coroutine` waits: the functions awaiting one another, with lines, outermost first."""
+def await_stack(coroutine) -> tuple[str, ...]:
+    """Return where `coroutine` waits: its stack of awaits as `function:line`, outermost first."""
     names = []
     while isinstance(coroutine, types.CoroutineType):
         frame = coroutine.cr_frame
@@ -33,8 +33,8 @@ def place(coroutine) -> tuple[str, ...]:
 
 
 @types.coroutine
-def cancelled_at_a_new_place(coroutine, cancelled: set[tuple[str, ...]]):
-    """Run `coroutine`, cancelling the task where it first waits at a place not in `cancelled`."""
+def cancelled_at_new_await(coroutine, cancelled: set[tuple[str, ...]]):
+    """Run `coroutine`; cancel the task at its first await that is not in `cancelled`; add that."""
     thrown: BaseException | None = None
     done = False
     while True:
@@ -43,8 +43,8 @@ def cancelled_at_a_new_place(coroutine, cancelled: set[tuple[str, ...]]):
         except StopIteration as stop:
             return stop.value
         thrown = None
-        if not done and place(coroutine) not in cancelled:
-            cancelled.add(place(coroutine))
+        if not done and await_stack(coroutine) not in cancelled:
+            cancelled.add(await_stack(coroutine))
             done = True
             task = asyncio.current_task()
             assert task is not None
@@ -55,8 +55,8 @@ def cancelled_at_a_new_place(coroutine, cancelled: set[tuple[str, ...]]):
             thrown = error
 
 
-async def one_event(dispatcher: Dispatcher, store, limiter: Limiter) -> None:
-    """Take one event all the way in this task, as a turn and a delivery do in theirs."""
+async def deliver_one(dispatcher: Dispatcher, store, limiter: Limiter) -> None:
+    """Claim and deliver one event in this task, which a dispatcher does in two tasks."""
     claimed = await store.queue.claim("default", 4, owner="d", lease_s=LEASE_S, max_attempts=20)
     granted = await limiter.reserve("cancelled", len(claimed.claims))
     for claim, slot in zip(claimed.claims, granted.slots, strict=True):
@@ -64,7 +64,7 @@ async def one_event(dispatcher: Dispatcher, store, limiter: Limiter) -> None:
         await dispatcher._deliver(claim, slot)
 
 
-async def test_at_whichever_await_it_is_cancelled_the_event_arrives_and_no_connection_leaks(
+async def test_delivery_cancelled_at_any_await_still_arrives_and_leaks_nothing(
     settings, store, db, destination, monkeypatch
 ):
     reserve = Limiter.reserve
@@ -95,17 +95,17 @@ async def test_at_whichever_await_it_is_cancelled_the_event_arrives_and_no_conne
             limited, owner="d", store=store, limiter=limiter, deliverer=deliverer
         )
         untouched = 0
-        # What a client library swallowed counts, too. Whether it waits at all depends on what has
-        # come already: one whole run is no proof.
+        # A cancellation that a client library swallowed counts as well. Which awaits suspend
+        # depends on what has arrived already, so one run without a new await is no proof.
         while untouched < 3:
             runs += 1
             await store.writer.insert([new_event()])
             before = len(cancelled)
-            path = one_event(dispatcher, store, limiter)
-            task = asyncio.create_task(_as_coroutine(cancelled_at_a_new_place(path, cancelled)))
+            path = deliver_one(dispatcher, store, limiter)
+            task = asyncio.create_task(_as_coroutine(cancelled_at_new_await(path, cancelled)))
             await asyncio.wait({task})
             await dispatcher._settler.drain()
-            # A client library may swallow it (redis-py does while connecting) and go on; fine.
+            # A client library may swallow the cancellation and go on: redis-py while connecting.
             assert task.cancelled() or task.exception() is None
             untouched = untouched + 1 if len(cancelled) == before else 0
         assert dispatcher._waiting == 0
@@ -119,8 +119,13 @@ async def test_at_whichever_await_it_is_cancelled_the_event_arrives_and_no_conne
     pool = limiter._redis.connection_pool
     assert len(pool._in_use_connections) == 0
     await limiter.close()
-    passed = {name.partition(":")[0] for names in cancelled for name in names}
-    assert {"Store.claim", "Limiter.reserve", "Deliverer.post", "GroupCommit.submit"} <= passed
+    functions = {name.partition(":")[0] for names in cancelled for name in names}
+    assert {
+        "MongoLeaseQueue.claim",
+        "Limiter.reserve",
+        "Deliverer.post",
+        "GroupCommit.submit",
+    } <= functions
     documents = await db.events.find().to_list(None)
     assert len(documents) == runs
     assert {each["status"] for each in documents} == {"DELIVERED"}
@@ -128,7 +133,7 @@ async def test_at_whichever_await_it_is_cancelled_the_event_arrives_and_no_conne
     expected = Expectations(now, 20, BACKOFF, 60)
     assert [list(violations(each, expected)) for each in documents] == [[]] * runs
     for each in documents:
-        # No request without a record of it: known, or unknown because it was cut off.
+        # Each request has an attempt on record: with its result, or `unknown` if it was cut off.
         assert receiver.ids.count(each["_id"]) <= len(each["attempts"])
 
 

@@ -1,4 +1,4 @@
-"""Dispatchers whose wall clock is minutes wrong, in both directions, change nothing."""
+"""A dispatcher with a wall clock minutes ahead or behind behaves like any other."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from aiohttp import web
 from tests.e2e import processes
 from tests.faults.harness import system
 
-# What `python -m wds` would see on a machine whose clock is wrong: time() and datetime.now().
+# Runs `python -m wds` with a wrong time() and datetime.now().
 WRONG_CLOCK = """
 import datetime, runpy, sys, time
 shift = float(sys.argv.pop(1))
-right = time.time
-time.time = lambda: right() + shift
+real = time.time
+time.time = lambda: real() + shift
 class Wrong(datetime.datetime):
     @classmethod
     def now(cls, tz=None):
@@ -27,7 +27,7 @@ runpy.run_module("wds", run_name="__main__", alter_sys=True)
 
 
 @pytest.mark.parametrize("minutes", [-5, 5])
-async def test_a_wrong_clock_retries_nothing_early_and_leases_nothing_twice(
+async def test_dispatcher_clock_wrong_by_minutes_changes_no_retry_and_no_lease(
     tmp_path, seed, minutes
 ):
     answered: set[str] = set()
@@ -40,7 +40,7 @@ async def test_a_wrong_clock_retries_nothing_early_and_leases_nothing_twice(
 
     script = tmp_path / "wrong_clock.py"
     script.write_text(WRONG_CLOCK)
-    # So few at a time that neither takes all before the other looks.
+    # A small concurrency, so that both dispatchers get events.
     settings = {"WDS_BACKOFF": "1,1,1", "WDS_CONCURRENCY": "8"}
     async with system(tmp_path, seed=seed, dispatchers=1, settings=settings) as running:
         running.receiver.answer = fail_once
@@ -59,17 +59,17 @@ async def test_a_wrong_clock_retries_nothing_early_and_leases_nothing_twice(
     assert max(stamps) - min(stamps) > 240, "no clock was wrong"
     assert verdict.faults == {}
     assert verdict.duplicated == {}
-    assert all(verdict_of_waits(running.receiver.requests))
+    assert all(retry_delays_kept(running.receiver.requests))
 
 
-def verdict_of_waits(requests) -> list[bool]:
-    """Tell for each event whether its second request came a second or more after the first."""
+def retry_delays_kept(requests) -> list[bool]:
+    """Return, for each retried event, whether its second request came 1 to 5 s after the first."""
     first: dict[str, float] = {}
-    waits = []
+    kept = []
     for each in requests:
         event_id = each.headers["webhook-id"]
         if event_id in first:
-            waits.append(1 <= each.at - first[event_id] < 5)
+            kept.append(1 <= each.at - first[event_id] < 5)
         else:
             first[event_id] = each.at
-    return waits
+    return kept

@@ -1,4 +1,4 @@
-"""A downstream that misbehaves in every way first: no event is given up wrongly."""
+"""A downstream that misbehaves in every way before it accepts: no event is given up."""
 
 from __future__ import annotations
 
@@ -54,18 +54,18 @@ async def accept(writer):
     await writer.drain()
 
 
-TEMPERS = [hang, drip, garbage, reset, cut_short, bomb_with_500, accept]
+BEHAVIOURS = [hang, drip, garbage, reset, cut_short, bomb_with_500, accept]
 
 
 @asynccontextmanager
-async def moody():
-    """Serve each event's attempts by one temper after the other, as its headers number them."""
+async def misbehaving():
+    """Answer attempt n of each event by the nth of `BEHAVIOURS`."""
 
     async def handle(reader, writer):
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
             number = int(head.split("webhook-attempt: ")[1].split("\r\n")[0])
-            await TEMPERS[number - 1](writer)
+            await BEHAVIOURS[number - 1](writer)
         except (ConnectionError, asyncio.IncompleteReadError):
             return
         finally:
@@ -76,10 +76,8 @@ async def moody():
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
 
 
-async def test_every_misbehaviour_is_a_failed_attempt_and_the_event_arrives_in_the_end(
-    tmp_path, seed
-):
-    async with moody() as url:
+async def test_downstream_misbehaviour_fails_attempts_and_the_event_arrives(tmp_path, seed):
+    async with misbehaving() as url:
         settings = {"WDS_DOWNSTREAM_URL": url}
         async with system(tmp_path, seed=seed, ingests=1, settings=settings) as running:
             await running.sender.send(40)
@@ -89,5 +87,5 @@ async def test_every_misbehaviour_is_a_failed_attempt_and_the_event_arrives_in_t
     timeout_ms = float(running.env["WDS_REQUEST_TIMEOUT"]) * 1000
     for each in documents:
         outcomes = [attempt["outcome"] for attempt in each["attempts"]]
-        assert outcomes == ["failure"] * (len(TEMPERS) - 1) + ["success"]
+        assert outcomes == ["failure"] * (len(BEHAVIOURS) - 1) + ["success"]
         assert max(attempt["duration_ms"] for attempt in each["attempts"]) <= timeout_ms + 1000

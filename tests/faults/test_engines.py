@@ -1,4 +1,4 @@
-"""The death and the stalling of MongoDB and Redis, under load."""
+"""MongoDB and Redis killed, stopped and cut off, under load."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ACK_AGAIN_S = 15.0
-"""Seconds within which ingest must answer 202 again after the primary has gone."""
+"""Seconds within which ingest must answer 202 again after the primary has failed."""
 
 
 async def primary_of(members: Sequence[embedded_engines.Server]) -> embedded_engines.Server:
-    """Return the member that is primary now, waiting for an election to end."""
+    """Return the primary; wait for an election to end."""
 
     async def look() -> embedded_engines.Server | None:
         for server in members:
@@ -51,7 +51,7 @@ async def primary_of(members: Sequence[embedded_engines.Server]) -> embedded_eng
 
 
 async def acknowledged_again(running: System, since: float) -> float:
-    """Wait for a 2xx to a request that began after `since`; return the seconds it took."""
+    """Wait for a 2xx to a request that began after `since`; return the seconds from then."""
 
     async def look() -> float:
         fresh = [at - since for at, took in running.sender.answered_at if at - took > since]
@@ -90,7 +90,7 @@ async def stall(running: System) -> None:
 
 
 @pytest.mark.parametrize("fault", [kill, step_down, stall], ids=lambda fault: fault.__name__)
-async def test_the_primary_goes_and_nothing_acknowledged_is_lost(tmp_path, seed, scale, fault):
+async def test_primary_failure_loses_no_acknowledged_event(tmp_path, seed, scale, fault):
     times = {kill: scale.primaries, step_down: scale.primaries, stall: scale.stalls}[fault]
     slowest = 0.0
     async with system(tmp_path, seed=seed, nodes=3, dispatchers=2) as running:
@@ -114,11 +114,9 @@ async def test_the_primary_goes_and_nothing_acknowledged_is_lost(tmp_path, seed,
 
 @pytest.mark.parametrize("command", ["insert", "findAndModify", "update"])
 @pytest.mark.parametrize("when", ["before", "after", "unsure"])
-async def test_connections_are_cut_around_a_write_and_it_counts_once(
-    tmp_path, seed, scale, command, when
-):
-    """Cut before the write and after it, or let mongod answer that it cannot tell."""
-    # A claim of a single event is a findAndModify: leave no more than one due at a time.
+async def test_write_whose_connection_is_cut_counts_once(tmp_path, seed, scale, command, when):
+    """Cut before the write, or after it, or have mongod answer that the outcome is unknown."""
+    # A claim of a single event is a findAndModify: have one due at a time.
     one_by_one = command == "findAndModify"
     scarce = {"WDS_CONCURRENCY": "1"} if one_by_one else {}
     proxied = when == "after"
@@ -126,8 +124,8 @@ async def test_connections_are_cut_around_a_write_and_it_counts_once(
         tmp_path, seed=seed, dispatchers=2, settings=scarce, proxied=proxied
     ) as running:
 
-        async def bite() -> int:
-            """Hurt three writes; return how many have been hurt until now."""
+        async def inject() -> int:
+            """Fail three writes; return the number of writes failed so far."""
             if when == "after":
                 running.proxy.command, running.proxy.left = command, 3
                 return running.proxy.cut
@@ -142,17 +140,17 @@ async def test_connections_are_cut_around_a_write_and_it_counts_once(
 
         connections = 1 if one_by_one else 4
         sending = asyncio.create_task(running.sender.send(10**6, connections=connections))
-        bitten = 0
-        while bitten < scale.cuts:
-            before = bitten
-            bitten = await eventually(bite, lambda now, before=before: now > before)
+        failed = 0
+        while failed < scale.cuts:
+            before = failed
+            failed = await eventually(inject, lambda now, before=before: now > before)
             await acknowledged_again(running, time.monotonic())
             await asyncio.sleep(running.rng.uniform(0.01, 0.05))
         running.sender.stopped = True
         await sending
         await running.settled(len(running.sender.acknowledged), within_s=120)
         verdict = await running.verdict()
-    running.report(f"{bitten} x {command} cut {when}, {len(running.sender.acknowledged)} events")
+    running.report(f"{failed} x {command} cut {when}, {len(running.sender.acknowledged)} events")
     assert verdict.faults == {}
     assert len(running.sender.acknowledged) > scale.cuts // 3
 
@@ -196,7 +194,7 @@ def p99(took: list[float]) -> float:
     [killed, stopped, flushed, without_scripts, without_memory],
     ids=lambda fault: fault.__name__,
 )
-async def test_redis_suffers_and_the_limit_holds(tmp_path, seed, scale, fault):
+async def test_rate_limit_holds_through_redis_failures(tmp_path, seed, scale, fault):
     limit = 20
     settings = {"WDS_RATE_LIMIT": str(limit), "WDS_LEASE": "4"}
     slowest = 0.0
@@ -223,7 +221,7 @@ async def test_redis_suffers_and_the_limit_holds(tmp_path, seed, scale, fault):
         outages = []
         for _ in range(scale.outages):
             await running.sender.send(limit * 2, prefix=f"more-{running.rng.random()}-")
-            # Until the burst has been taken: what it costs is not the fault's.
+            # Until the burst is delivered, so that its delay is not taken for the fault's.
             await asyncio.sleep(running.rng.uniform(1.2, 1.6))
             began = time.monotonic()
             await fault(running, client)
@@ -238,17 +236,17 @@ async def test_redis_suffers_and_the_limit_holds(tmp_path, seed, scale, fault):
         await client.aclose()
         await receiver.fetch()
         verdict = await running.verdict()
-    meanwhile, calm = [], []
+    during, otherwise = [], []
     for at, took in running.sender.answered_at:
         inside = any(began <= at - took and at <= ended for began, ended in outages)
-        (meanwhile if inside else calm).append(took)
+        (during if inside else otherwise).append(took)
     running.report(
         f"{fault.__name__} x {scale.outages}: sends again after at most {slowest:.2f} s, most in a"
-        f" second {verdict.most_in_a_second}, ingest p99 {p99(meanwhile):.3f} s in {len(meanwhile)}"
-        f" events meanwhile, {p99(calm):.3f} s in {len(calm)} others"
+        f" second {verdict.most_in_a_second}, ingest p99 {p99(during):.3f} s in {len(during)}"
+        f" events during outages, {p99(otherwise):.3f} s in {len(otherwise)} others"
     )
     assert verdict.faults == {}
     assert slowest <= 2
-    # Where Redis keeps its memory, nothing may exceed the limit; else one window may be doubled.
+    # If Redis forgets the slots it granted, one window may hold twice the limit; else none may.
     forgets = fault in (killed, flushed)
     assert verdict.most_in_a_second <= limit * (2 if forgets else 1)

@@ -1,4 +1,4 @@
-"""The limit over several dispatchers for a long while, by the receiver's own clock."""
+"""The rate limit over several dispatchers for seconds to minutes, by the receiver's clock."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from tests.faults.harness import system
 from tests.faults.receiver import receiving_apart
 
 
-async def test_fifty_a_second_over_four_dispatchers_is_never_exceeded_and_is_used(
-    tmp_path, seed, scale
-):
+async def test_rate_limit_of_50_over_four_dispatchers_is_kept_and_used(tmp_path, seed, scale):
     limit = 50
     count = limit * scale.limit_s
     settings = {"WDS_RATE_LIMIT": str(limit), "WDS_LEASE": "5"}
@@ -24,7 +22,7 @@ async def test_fifty_a_second_over_four_dispatchers_is_never_exceeded_and_is_use
         await receiver.fetch()
         verdict = await running.verdict(overdue_s=count / limit + 60)
     instants = sorted(request.at for request in running.receiver.requests)
-    busy = instants[2 * limit :]  # before that there may not have been work for all slots
+    busy = instants[2 * limit :]  # earlier, there may not have been an event for every slot
     windows = (len(busy) - 1) // limit
     used = windows / (busy[windows * limit] - busy[0])
     running.report(f"{used:.1%} used, most in a second {verdict.most_in_a_second}")

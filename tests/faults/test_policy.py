@@ -1,4 +1,4 @@
-"""Every status against every kind of Retry-After: exactly the documented policy."""
+"""Every status with every kind of `Retry-After` follows the documented retry policy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SCHEDULE = (1.0, 2.0, 4.0, 8.0)
 
 @asynccontextmanager
 async def answering(answers: asyncio.Queue[bytes]):
-    """Serve one prepared answer after another, each on a connection of its own."""
+    """Serve the prepared answers in turn, each on a connection of its own."""
 
     async def handle(reader, writer):
         try:
@@ -54,8 +54,8 @@ def claim_of(number: int) -> Claim:
 
 
 @pytest.mark.parametrize("kind", RETRY_AFTER)
-async def test_the_policy_for_every_status(settings, store, kind):
-    value, asked = RETRY_AFTER[kind]
+async def test_retry_policy_for_every_status_and_retry_after(settings, store, kind):
+    value, asked_s = RETRY_AFTER[kind]
     header = "" if value is None else f"Retry-After: {value}\r\n"
     limits = replace(settings, backoff=SCHEDULE, max_attempts=5, rate_limit=0)
     answers: asyncio.Queue[bytes] = asyncio.Queue()
@@ -69,7 +69,7 @@ async def test_the_policy_for_every_status(settings, store, kind):
             claim = claim_of(number)
             result = await deliverer.post(claim)
             settlement = dispatcher._decide(claim, result)
-            interim = status < 200  # followed by nothing: no answer at all
+            interim = status < 200  # with nothing after it, the request gets no answer
             assert result.status_code == (None if interim and status != 101 else status)
             if 200 <= status < 300:
                 assert settlement.status is Status.DELIVERED
@@ -77,6 +77,6 @@ async def test_the_policy_for_every_status(settings, store, kind):
                 assert settlement.status is Status.FAILED_PERMANENTLY
             else:
                 assert settlement.status is Status.DELIVERING
-                heard = 0 if result.status_code is None else asked
-                assert settlement.delay_s == max(SCHEDULE[number - 1], heard)
+                retry_after_s = 0 if result.status_code is None else asked_s
+                assert settlement.delay_s == max(SCHEDULE[number - 1], retry_after_s)
         await deliverer.close()

@@ -1,4 +1,4 @@
-"""The death and the stalling of our own processes, under load."""
+"""Ingests and dispatchers killed, stopped and restarted, under load."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.support import eventually
 
 
 async def slowly(_: web.Request) -> web.Response:
-    """Answer after a while, so that there is always something in flight to kill."""
+    """Answer after 50 ms, so that a killed dispatcher has requests in flight."""
     await asyncio.sleep(0.05)
     return web.Response()
 
 
-async def test_dispatchers_are_killed_and_nothing_is_lost(tmp_path, seed, scale):
+async def test_dispatchers_killed_under_load_lose_nothing(tmp_path, seed, scale):
     async with system(tmp_path, seed=seed) as running:
         running.receiver.answer = slowly
         sending = asyncio.create_task(running.sender.send(scale.events))
@@ -45,7 +45,7 @@ async def test_dispatchers_are_killed_and_nothing_is_lost(tmp_path, seed, scale)
     assert verdict.lost_attempts > 0, "no fault was felt"
 
 
-async def test_control_the_judge_finds_what_is_lost_and_what_is_sent_twice(tmp_path, seed):
+async def test_control_verdict_finds_a_lost_event_and_a_second_request(tmp_path, seed):
     async with system(tmp_path, seed=seed, dispatchers=1, ingests=1) as running:
         await running.sender.send(20)
         await running.settled(20, within_s=30)
@@ -59,7 +59,7 @@ async def test_control_the_judge_finds_what_is_lost_and_what_is_sent_twice(tmp_p
     assert verdict.unexplained == [ids[1]]
 
 
-async def test_an_orphan_is_sent_again_soon_after_its_lease(tmp_path, seed):
+async def test_event_of_a_killed_dispatcher_is_sent_again_after_its_lease(tmp_path, seed):
     release = asyncio.Event()
 
     async def hang_at_first(_: web.Request) -> web.Response:
@@ -79,13 +79,13 @@ async def test_an_orphan_is_sent_again_soon_after_its_lease(tmp_path, seed):
         event = await running.db.events.find_one()
         verdict = await running.verdict()
     assert verdict.faults == {}
-    # From lease to lease, by the database's clock: a request arrives later than its lease began.
+    # Between the leases, by the database's clock: a request arrives after its lease began.
     leased, again = (attempt["timestamp"] for attempt in event["attempts"])
     lease = float(running.env["WDS_LEASE"])
     assert lease <= (again - leased).total_seconds() <= lease + 2
 
 
-async def test_ingests_are_killed_and_every_key_is_one_event(tmp_path, seed, scale):
+async def test_ingests_killed_under_load_store_one_event_per_key(tmp_path, seed, scale):
     async with system(tmp_path, seed=seed) as running:
         sending = asyncio.create_task(running.sender.send(scale.events))
         for _ in range(max(scale.kills // 2, 4)):
@@ -105,15 +105,13 @@ async def test_ingests_are_killed_and_every_key_is_one_event(tmp_path, seed, sca
 
 
 async def holds_leases(running: System, dispatchers: list[Replica]) -> bool:
-    """Tell whether one of these, which are stopped, has events: another may have all of them."""
+    """Tell whether one of these stopped dispatchers holds a lease: another may hold them all."""
     pids = [each.process.process.pid for each in dispatchers if each.process is not None]
     owners = "|".join(f"-{pid}-" for pid in pids)
     return await running.db.events.find_one({"lease.owner": {"$regex": owners}}) is not None
 
 
-async def test_dispatchers_stall_past_their_lease_and_their_results_are_refused(
-    tmp_path, seed, scale
-):
+async def test_dispatchers_stalled_past_their_lease_have_results_refused(tmp_path, seed, scale):
     async with system(tmp_path, seed=seed, ingests=1) as running:
         running.receiver.answer = slowly
         sending = asyncio.create_task(running.sender.send(scale.events, connections=4))
@@ -139,7 +137,7 @@ async def test_dispatchers_stall_past_their_lease_and_their_results_are_refused(
     assert verdict.lost_attempts > 0, "no fault was felt"
 
 
-async def test_rolling_restarts_lose_nothing_and_send_nothing_twice(tmp_path, seed, scale):
+async def test_rolling_restart_loses_nothing_and_sends_nothing_twice(tmp_path, seed, scale):
     async with system(tmp_path, seed=seed) as running:
         running.receiver.answer = slowly
         sending = asyncio.create_task(running.sender.send(scale.events))
@@ -152,7 +150,7 @@ async def test_rolling_restarts_lose_nothing_and_send_nothing_twice(tmp_path, se
             assert await victim.process.stop(signal.SIGTERM) == 0
             slowest = max(slowest, time.monotonic() - started)
             await victim.start()
-            await victim.ready()  # as a rolling restart does, and a signal before would just end it
+            await victim.ready()  # a SIGTERM before that would end it without a drain
         await sending
         await running.settled(scale.events, within_s=120)
         verdict = await running.verdict()

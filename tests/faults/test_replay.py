@@ -1,4 +1,4 @@
-"""A bulk replay beside a steady stream of new events, while those who carry it out are killed."""
+"""A bulk replay during a steady stream of new events, while the ingests that run it are killed."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from tests.faults.receiver import receiving_apart
 from tests.grants import recording_grants
 from tests.support import eventually, most_in_any_second, new_event, signed
 from wds.domain.invariants import Expectations, violations
-from wds.storage.lease_queries import event_document
+from wds.storage.event_documents import event_document
 
 LIMIT = 3
 WINDOW_S = 5
-"""Seconds over which arrivals are judged here: with so much going on in one machine, requests may
-be held up on their way for some tenths of one. What Redis grants is judged by every second, and so
-is what arrives in `test_limit`."""
+"""Seconds over which arrivals are counted here: on one busy machine, requests may be delayed by
+some tenths of a second. The slots that Redis grants are counted by the second, and so are the
+arrivals in `test_limit`."""
 PER_SECOND = 50
 FILTERS = {"status": "FAILED_PERMANENTLY", "event_type": "old"}
 
 
 async def seed_failed(running, count):
-    """Store `count` events of 2 KiB that failed for good, an hour ago."""
+    """Store `count` events of 2 KiB that became FAILED_PERMANENTLY an hour ago."""
     hello = await running.db.command("hello")
     long_ago = hello["localTime"].replace(tzinfo=UTC) - timedelta(hours=1)
     failure = {
@@ -54,7 +54,7 @@ async def seed_failed(running, count):
 
 
 class Stream:
-    """Sends new events at a steady rate, whatever the answers take; keeps how long they took."""
+    """Sends new events at a steady rate, however long answers take; records the seconds of each."""
 
     def __init__(self, running):
         self.urls = [f"{each.url}/webhooks/ingest" for each in running.ingests]
@@ -77,18 +77,18 @@ class Stream:
             async with session.post(url, data=body, headers=signed(body)) as response:
                 await response.read()
                 assert response.status == 202
-        except aiohttp.ClientError:  # an ingest that was killed
+        except aiohttp.ClientError:  # that ingest was killed
             self.failed += 1
             return
         self.seconds.append((began, time.monotonic() - began))
 
     def p99_ms(self, since, until):
-        taken = sorted(took for began, took in self.seconds if since <= began < until)
-        return taken[len(taken) * 99 // 100] * 1000
+        times = sorted(took for began, took in self.seconds if since <= began < until)
+        return times[len(times) * 99 // 100] * 1000
 
 
 async def ask(running, method, path, body=None):
-    """Ask whichever ingest answers."""
+    """Send a request to the first ingest that answers."""
     async with aiohttp.ClientSession() as session:
         for replica in running.ingests * 50:
             try:
@@ -101,7 +101,7 @@ async def ask(running, method, path, body=None):
 
 
 async def kill_the_worker(running, request_id):
-    """Kill the ingest that carries out a bulk action, start it again, and see another take over.
+    """Kill the ingest that runs a bulk action, start it again, and wait until another takes over.
 
     False if the bulk action has ended.
     """
@@ -124,7 +124,10 @@ async def kill_the_worker(running, request_id):
 
 
 async def bulk(running, path, kills=0, **body):
-    """Start a bulk action, kill who works on it so often, and return it once it has ended."""
+    """Start a bulk action and wait for its end; kill the ingest that runs it `kills` times.
+
+    Returns the bulk action and the number of kills.
+    """
     request_id = secrets.token_hex(8)
     await ask(running, "POST", path, {**body, "request_id": request_id})
     done = 0
@@ -164,15 +167,15 @@ async def replay_beside_a_stream(tmp_path, seed, count, *, kills):
         stream = Stream(running)
         sending = asyncio.create_task(stream.run())
         began = time.monotonic()
-        # The stream alone, to compare with, which a run with kills does not.
+        # The stream alone, for comparison; a run with kills compares nothing.
         await asyncio.sleep(1 if kills else 8)
         replaying = time.monotonic()
-        done, killed = await bulk(running, "/webhooks/replay", kills, **FILTERS, per_second=0)
+        replay, killed = await bulk(running, "/webhooks/replay", kills, **FILTERS, per_second=0)
         over = time.monotonic()
         await asyncio.sleep(3)
         sending.cancel()
         await asyncio.wait({sending})
-        # What is left is stopped, so that the test need not wait for all of it at this limit.
+        # Cancel the rest: delivering it at this rate limit would take too long.
         cancelled, _ = await bulk(running, "/webhooks/cancel", **{"from": "2020-01-01"})
         await eventually(
             lambda: running.db.events.count_documents({"next_attempt_at": {"$exists": True}}),
@@ -185,13 +188,13 @@ async def replay_beside_a_stream(tmp_path, seed, count, *, kills):
         most = most_in_any_second(instants, window_s=WINDOW_S)
         before, during = stream.p99_ms(began, replaying), stream.p99_ms(replaying, over)
         running.report(
-            f"{done['changed']} replayed in {over - replaying:.1f} s with {killed} kills; ingest"
-            f" p99 {before:.0f} ms before, {during:.0f} ms meanwhile;"
+            f"{replay['changed']} replayed in {over - replaying:.1f} s with {killed} kills; ingest"
+            f" p99 {before:.0f} ms before, {during:.0f} ms during it;"
             f" most in {WINDOW_S} s {most}, in one {most_in_any_second(instants)};"
             f" {len(granted)} slots for {len(instants)} requests"
         )
         await assert_sound(running, count)
-    assert (done["state"], done["changed"], done["skipped"]) == ("done", count, 0)
+    assert (replay["state"], replay["changed"], replay["skipped"]) == ("done", count, 0)
     assert cancelled["state"] == "done"
     assert len(receiver.requests) > LIMIT
     assert most <= WINDOW_S * LIMIT + LIMIT
@@ -200,14 +203,14 @@ async def replay_beside_a_stream(tmp_path, seed, count, *, kills):
     return stream, before, during, killed
 
 
-async def test_a_replay_of_many_neither_blocks_ingest_nor_exceeds_the_limit(tmp_path, seed, scale):
+async def test_bulk_replay_neither_blocks_ingest_nor_exceeds_the_rate_limit(tmp_path, seed, scale):
     count = scale.replayed
     stream, before, during, _ = await replay_beside_a_stream(tmp_path, seed, count, kills=0)
     assert stream.failed == 0
     assert during <= max(10 * before, 500)
 
 
-async def test_a_replay_goes_on_whichever_ingest_is_killed_in_the_middle(tmp_path, seed, scale):
+async def test_bulk_replay_continues_after_its_ingest_is_killed(tmp_path, seed, scale):
     count, kills = scale.replayed, scale.replay_kills
     *_, killed = await replay_beside_a_stream(tmp_path, seed, count, kills=kills)
     assert killed == kills, "no fault was felt"

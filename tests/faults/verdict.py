@@ -1,4 +1,4 @@
-"""The judge: joins what senders were told, what the database holds and what the receiver saw."""
+"""The verdict on a run: compares acknowledgements, stored events and received requests."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ FINAL = {"DELIVERED", "FAILED_PERMANENTLY"}
 
 @dataclass(frozen=True)
 class Verdict:
-    """What went wrong, by event id; empty lists are what is hoped for.
+    """What went wrong, by event id; all lists are empty if nothing did.
 
     Attributes:
-        lost: acknowledged and not in the database.
+        lost: acknowledged, but not in the database.
         stuck: not final at the end.
         unsent: DELIVERED without a request at the receiver.
-        duplicated: accepted by the receiver more often than once, with how often too many.
-        unexplained: of those, the ones without a lost attempt on record that explains it.
+        duplicated: accepted by the receiver more than once, with the number of extra times.
+        unexplained: duplicated without as many lost attempts on record.
         twice_stored: idempotency keys with more than one event.
-        early: retries that came before the delay was over, by the receiver's clock.
+        early: retried before the delay was over, by the receiver's clock.
         most_in_a_second: most requests within any one second, by the receiver's clock.
-        lost_attempts: attempts whose outcome is on record as unknown: the faults that bit.
-        broken: events that violate an invariant, with its name.
+        lost_attempts: the number of attempts recorded as `unknown`: faults that had an effect.
+        broken: events that violate an invariant, with the name of the invariant.
     """
 
     lost: list[str] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Verdict:
 
     @property
     def faults(self) -> dict[str, object]:
-        """Return what must never be, whichever fault was injected; empty if all is well."""
+        """Return what no fault may cause; empty if nothing of it happened."""
         never = ("lost", "stuck", "unsent", "unexplained", "twice_stored", "early", "broken")
         return {name: getattr(self, name) for name in never if getattr(self, name)}
 
@@ -58,7 +58,7 @@ def judge(
     requests: Sequence[Request],
     expected: Expectations,
 ) -> Verdict:
-    """Return the verdict over one run."""
+    """Return the verdict on one run."""
     stored = {document["_id"]: document for document in documents}
     accepted = Counter(each.headers["webhook-id"] for each in requests if each.status == 200)
     duplicated = {event_id: count - 1 for event_id, count in accepted.items() if count > 1}
@@ -90,7 +90,7 @@ def _unknown_attempts(document: dict[str, Any] | None) -> int:
 def _early(
     stored: dict[str, dict[str, Any]], requests: Sequence[Request], schedule: Sequence[float]
 ) -> list[str]:
-    """Return ids that were sent again too soon after an answer that was no success."""
+    """Return the ids of events retried too soon after a failed answer."""
     last: dict[str, Request] = {}
     early = []
     for request in sorted(requests, key=lambda each: each.at):

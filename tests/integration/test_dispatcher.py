@@ -32,7 +32,7 @@ from wds.domain.errors import StoreUnavailableError
 from wds.domain.invariants import Expectations, violations
 from wds.domain.operator_actions import Action, Instruction
 from wds.local import embedded_engines
-from wds.storage import change_stream, lease_queries
+from wds.storage import change_stream, event_documents
 from wds.storage.mongo import uptime
 from wds.telemetry import metrics
 
@@ -639,7 +639,7 @@ async def test_an_idle_dispatcher_sends_what_it_is_told_of(
     settings, store, db, receiver, monkeypatch
 ):
     """Looking alone would find it after a minute."""
-    monkeypatch.setattr(change_stream, "MOST_S", 60.0)
+    monkeypatch.setattr(change_stream, "MAX_READ_S", 60.0)
     told = replace(settings, poll_interval=60, lease=120)
     async with running(told, store, receiver.url, limited=False) as dispatcher:
         await eventually(lambda: asyncio.sleep(0, store.change_stream._cursor))
@@ -656,7 +656,7 @@ async def test_an_idle_dispatcher_sends_a_retry_when_it_is_due(
     settings, store, db, receiver, monkeypatch
 ):
     """Looking alone would find it after a minute."""
-    monkeypatch.setattr(change_stream, "MOST_S", 60.0)
+    monkeypatch.setattr(change_stream, "MAX_READ_S", 60.0)
 
     async def fail_once(request: web.Request) -> web.Response:
         return web.Response(status=500 if request.headers["webhook-attempt"] == "1" else 200)
@@ -672,7 +672,7 @@ async def test_an_idle_dispatcher_sends_a_retry_when_it_is_due(
 
 @pytest.mark.parametrize("refused", [False, True])
 async def test_a_dispatcher_that_is_not_told_looks(settings, store, receiver, monkeypatch, refused):
-    monkeypatch.setattr(store.change_stream, "_try_at", math.inf if refused else 0)
+    monkeypatch.setattr(store.change_stream, "_retry_at", math.inf if refused else 0)
     alone = replace(settings, listen=refused)
     async with running(alone, store, receiver.url, limited=False):
         looks = looks_of(store, monkeypatch)
@@ -701,14 +701,14 @@ async def test_stopping_does_not_wait_to_be_told(settings, store, receiver, monk
 async def test_looks_that_were_told_for_nothing_are_apart(
     settings, store, db, receiver, monkeypatch
 ):
-    monkeypatch.setattr(change_stream, "MOST_S", 60.0)
+    monkeypatch.setattr(change_stream, "MAX_READ_S", 60.0)
     told = replace(settings, poll_interval=60, lease=120)
     async with running(told, store, receiver.url, limited=False):
         await eventually(lambda: asyncio.sleep(0, store.change_stream._cursor))
         looks = looks_of(store, monkeypatch)
         async with asyncio.timeout(15):  # not told, it would look in a minute
             while len(looks) < 6:
-                event = lease_queries.event_document(new_event(), await store.now())
+                event = event_documents.event_document(new_event(), await store.now())
                 await db.events.insert_one({**event, "destination": "elsewhere"})
     assert min(later - earlier for earlier, later in pairwise(looks)) >= LOOKS_APART_S - 0.001
 

@@ -102,7 +102,7 @@ def test_every_reason_of_a_refusal_that_is_counted_is_documented():
         for name in ("web/operator_access.py", "console/auth.py")
     )
     [said] = re.findall(r"counts refusals by reason: (.*?)\. ", OPERATIONS, re.DOTALL)
-    assert set(re.findall(r"`(\w+)`", said)) == set(re.findall(r'counted\(\s*\d+,\s*"(\w+)"', code))
+    assert set(re.findall(r"`(\w+)`", said)) == set(re.findall(r'refuse\(\s*\d+,\s*"(\w+)"', code))
 
 
 def test_how_many_event_types_are_counted_is_documented():

@@ -1,4 +1,4 @@
-"""Values of subclasses, as answers hold them, and what is no JSON."""
+"""JSON encoding of subclasses of built-in types, and of types that JSON has not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from bson import Int64
 
 from wds.domain.deliveries import Status
-from wds.encoding import instant_text, plain
+from wds.encoding import instant_text, json_default
 from wds.web.error_envelope import json_answer
 
 
@@ -22,19 +22,19 @@ class Text(str):
 
 
 @pytest.mark.parametrize("value", [Int64(1 << 40), Ratio(0.5), Text("größe"), Text("")])
-def test_a_value_of_a_subclass_is_answered_as_one_of_its_base(value):
-    made = plain(value)
+def test_json_default_writes_a_subclass_as_its_base_type(value):
+    made = json_default(value)
     assert made == value and type(made) in {int, float, str}
     assert json.loads(json_answer({"a": [value]}).body) == {"a": [value]}
 
 
-def test_what_the_writer_knows_is_answered():
+def test_json_answer_writes_built_in_types():
     body = {"id": "a", "status": Status.DELIVERED, "n": None, "big": 1 << 70, "ok": True}
     assert json.loads(json_answer(body).body) == {**body, "status": "DELIVERED"}
 
 
 @pytest.mark.parametrize("value", [object(), 1j, Exception("hush")])
-def test_what_is_no_json_is_a_defect_and_not_quoted(value):
+def test_json_default_refuses_other_types_without_quoting_them(value):
     with pytest.raises(TypeError) as caught:
         json_answer({"a": value})
     assert "hush" not in str(caught.value)

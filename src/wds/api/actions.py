@@ -15,9 +15,9 @@ from wds.domain.errors import Detail, Refusal
 from wds.domain.event_filter import filter_text
 from wds.domain.operator_actions import Action, Instruction, Verdict, is_request_id
 from wds.encoding import instant_text
-from wds.ingestion.payload import parse_request
 from wds.web import schemas
 from wds.web.error_envelope import json_answer
+from wds.web.json_body import parse_request
 from wds.web.openapi import Operation, header
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from wds.api import event_schemas
 from wds.domain.deliveries import Status
 from wds.domain.errors import Refusal, StoreUnavailableError
 from wds.encoding import instant_text
-from wds.ingestion.payload import is_json, parse_request
 from wds.storage import event_queries
 from wds.web import schemas
+from wds.web.json_body import is_json, parse_request
 from wds.web.openapi import Operation
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from wds.domain.event_filter import EventFilter
     from wds.storage.event_reader import EventReader
-    from wds.storage.lease_queries import Document
+    from wds.storage.mongo import Document
     from wds.storage.rollups import Rollups
 
 log = structlog.get_logger(__name__)

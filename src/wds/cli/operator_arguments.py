@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from wds.cli import remote
-from wds.config import Settings
+from wds.config import Settings, local_host
 from wds.domain.deliveries import Status
 from wds.domain.errors import SettingsError
 from wds.domain.event_filter import NEWEST_FIRST, SORTS, WIRE_NAMES
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _AGO = re.compile(r"(\d{1,9})([smhd])", re.ASCII)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-_EVERYWHERE = {"", "0.0.0.0", "::"}  # noqa: S104 - compared with, not bound to
 
 
 def add(command: Add) -> None:
@@ -136,7 +135,7 @@ def _change(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 def _target(arguments: argparse.Namespace, environ: Mapping[str, str]) -> remote.Target:
     settings = Settings.load(environ)
-    host = "127.0.0.1" if settings.host in _EVERYWHERE else settings.host
+    host = local_host(settings.host)
     host = f"[{host}]" if ":" in host else host
     url = arguments.url or f"http://{host}:{settings.port}"
     return remote.Target(url, settings.operator_token)

@@ -17,7 +17,7 @@ from rich.console import Console
 from tenacity import RetryError
 
 from wds.cli.api_client import ComeBackError, patiently, progress
-from wds.signing.schemes import Stamp
+from wds.signing.scheme import EventInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -58,11 +58,11 @@ class Sender:
 
     async def post(self, posting: Posting, *, path: str = "", forge: bool = False) -> Answer:
         """Sign and post once; `path` is appended to the URL, `forge` signs another body."""
-        stamp = Stamp(posting.key, posting.event_type, int(time.time()))
+        event = EventInfo(posting.key, posting.event_type, int(time.time()))
         signed = posting.body + b" " if forge else posting.body
         headers = {
             "Content-Type": "application/json",
-            **self._source.scheme.sign(self._source.keys[0], signed, stamp),
+            **self._source.scheme.sign(self._source.keys[0], signed, event),
         }
         async with self._session.post(
             self._url + path, data=posting.body, headers=headers

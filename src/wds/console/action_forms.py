@@ -26,8 +26,8 @@ from wds.domain.errors import Detail, Refusal, StoreUnavailableError
 from wds.domain.event_filter import filter_text
 from wds.domain.operator_actions import Action, Instruction, obstacle
 from wds.encoding import instant_text
-from wds.ingestion.payload import parse_request
 from wds.web import schemas
+from wds.web.json_body import parse_request
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from wds.actions.service import ActionService
     from wds.storage.event_reader import EventReader
-    from wds.storage.lease_queries import Document
+    from wds.storage.mongo import Document
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

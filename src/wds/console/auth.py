@@ -30,7 +30,7 @@ from wds.console.sessions import (
 )
 from wds.domain.errors import Refusal
 from wds.web import error_envelope
-from wds.web.operator_access import FOREIGN, counted, from_here
+from wds.web.operator_access import FOREIGN_SITES, from_own_page, refuse
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
@@ -100,7 +100,7 @@ class SessionAuth:
 
     async def login(self, request: web.Request) -> web.StreamResponse:
         """Start a session if the form holds the token; otherwise show the form again."""
-        if not from_here(request):
+        if not from_own_page(request):
             raise _cross_site()
         form = await read_form(request)
         target = _local_target(form.get("next", ""))
@@ -109,7 +109,7 @@ class SessionAuth:
         try:
             self._guard.check_token(request, form.get("token", "").strip())
         except Refusal as refusal:
-            error_envelope.note(request, refusal)
+            error_envelope.record_refusal(request, refusal)
             context = {"target": target, "refusal": refusal}
             login_page = page(request, "login.html", context, refusal.status)
             if refusal.retry_after_s is not None:
@@ -148,7 +148,7 @@ class SessionAuth:
 
     def _login_redirect(self, request: web.Request) -> web.StreamResponse:
         if request.method != "GET":
-            raise counted(401, "no_session", "there is no valid session; log in and try again")
+            raise refuse(401, "no_session", "there is no valid session; log in and try again")
         address = LOGIN if request.path_qs == HOME else f"{LOGIN}?next={quote(request.path_qs)}"
         return web.Response(status=303, headers={"Location": address})
 
@@ -177,10 +177,10 @@ async def _check_form(request: web.Request, session: Session) -> None:
     Raises:
         Refusal: 403 if not.
     """
-    if not from_here(request):
+    if not from_own_page(request):
         raise _cross_site()
     if not form_tokens_match((await read_form(request)).get("form_token", ""), session.form_token):
-        raise counted(
+        raise refuse(
             403,
             "stale_form",
             "the form belongs to another session; nothing was done. Go back, reload the page and"
@@ -191,7 +191,7 @@ async def _check_form(request: web.Request, session: Session) -> None:
 
 def _cross_site() -> Refusal:
     message = "the form came from a page of another site; nothing was done"
-    return counted(403, "cross_site", message, code="cross_site")
+    return refuse(403, "cross_site", message, code="cross_site")
 
 
 def _is_cross_site_navigation(request: web.Request) -> bool:
@@ -202,7 +202,7 @@ def _is_cross_site_navigation(request: web.Request) -> bool:
     """
     return (
         request.method == "GET"
-        and request.headers.get("Sec-Fetch-Site") in FOREIGN
+        and request.headers.get("Sec-Fetch-Site") in FOREIGN_SITES
         and request.headers.get("Sec-Fetch-Dest") == "document"
     )
 

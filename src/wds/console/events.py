@@ -21,9 +21,9 @@ from wds.console.timeline import timeline
 from wds.domain.deliveries import Status
 from wds.domain.errors import Refusal
 from wds.domain.events import ID_LENGTH
+from wds.domain.lease_queue import BACKLOG_CAP
 from wds.domain.operator_actions import can_cancel, can_replay
 from wds.storage import event_queries
-from wds.storage.replicas import BACKLOG_CAP
 from wds.telemetry.metrics import SILENCE
 
 if TYPE_CHECKING:
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
     from wds.console.event_counts import EventCounts
     from wds.console.event_query import EventQuery
+    from wds.domain.lease_queue import LeaseQueue
     from wds.storage.event_reader import EventReader
-    from wds.storage.lease_queries import Document
+    from wds.storage.mongo import Document
     from wds.storage.replicas import Replicas
 
 MAX_SHOWN_PAYLOAD = 64 * 1024
@@ -64,12 +65,14 @@ class EventPages:
     def __init__(
         self,
         reader: EventReader,
+        queue: LeaseQueue,
         replicas: Replicas,
         counts: EventCounts,
         now: Callable[[], Awaitable[datetime]],
     ) -> None:
         """Create the handlers; `now` returns the database's time."""
         self._reader = reader
+        self._queue = queue
         self._replicas = replicas
         self._counts = counts
         self._now = now
@@ -93,7 +96,7 @@ class EventPages:
             # A browser submits a form's empty fields too. Remove them from the URL.
             raise web.HTTPFound(query.url)
         now, backlog, fleet = await asyncio.gather(
-            self._now(), self._replicas.backlog(DESTINATION), self._replicas.fleet()
+            self._now(), self._queue.backlog(DESTINATION), self._replicas.fleet()
         )
         context: dict[str, Any] = {
             **_CHOICES,

@@ -61,7 +61,7 @@ def html_errors(handler: Handler) -> Handler:
             if error.status < HTTPStatus.BAD_REQUEST:
                 response = web.Response(status=error.status, headers=error.headers)
             else:
-                response = _error_page(request, error_envelope.of_http(error))
+                response = _error_page(request, error_envelope.refusal_of_http(error))
         except _EXPECTED_ERRORS as error:
             response = _error_page(request, _refusal_of(error))
         except Exception:
@@ -102,7 +102,7 @@ def _refusal_of(error: Exception) -> Refusal:
 
 
 def _error_page(request: web.Request, refusal: Refusal) -> web.Response:
-    error_envelope.note(request, refusal)
+    error_envelope.record_refusal(request, refusal)
     title = HTTPStatus(refusal.status).phrase
     context = {"refusal": refusal, "title": title, "method": request.method}
     response = page(request, "error.html", context, refusal.status)

@@ -55,7 +55,7 @@ def add_to(
     patterns = _add_routes(app, routes)
     swagger_routes = swagger.routes(console=HOME)
     _add_routes(app, [(method, path, html_errors(show)) for method, path, show in swagger_routes])
-    guard.share(patterns, auth.is_logged_in)
+    guard.exempt(patterns, auth.is_logged_in)
 
 
 def _add_routes(app: web.Application, routes: list[Route]) -> set[str]:
@@ -96,7 +96,7 @@ def _public_routes(auth: SessionAuth, files: templating.StaticFiles) -> list[Rou
 def _session_routes(auth: SessionAuth, store: Store, service: ActionService) -> list[Route]:
     """Return the routes that need a session. The last one answers 404 to any other path."""
     counts = EventCounts(store.reader, store.rollups)
-    events = EventPages(store.reader, store.replicas, counts, store.now)
+    events = EventPages(store.reader, store.queue, store.replicas, counts, store.now)
     forms = ActionForms(store.reader, service, store.now)
     bulk_actions = BulkActionPages(service, store.now)
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from wds.storage.lease_queries import Document
+    from wds.storage.mongo import Document
 
 _ATTEMPT_WORDS = {
     Outcome.SUCCESS: "delivered",

@@ -1,19 +1,19 @@
-"""Deliveries: an event on its way to a destination, its claims, attempts and how they end. Pure.
+"""Deliveries: an event on its way to a destination, its claims, attempts and their ends. Pure.
 
-What is made anew for each delivery is a `msgspec.Struct`; a frozen dataclass takes six to twelve
-times as long.
+Types that are created once per delivery are `msgspec.Struct`s: a frozen dataclass takes six to
+twelve times as long to create.
 
 State machine of an event (`status`):
 
     RECEIVED ──claim──▶ DELIVERING ──2xx──────────────▶ DELIVERED
         ▲                │  ▲   │
-        └─defer (never   │  └───┘ failure, attempts left: waits for its next attempt
+        └─defer (never   │  └───┘ failure, attempts left: due again after a delay
           attempted)     └──failure or lost lease, none left──▶ FAILED_PERMANENTLY
 
-The two on the right are final: such an event has no lease and is not due again, unless an
-operator replays it: then it is DELIVERING once more (RECEIVED, if it was never attempted) with
-the whole retry schedule before it. A cancelled event has its retries stopped: it is final at
-once, or as soon as the attempt under way is over.
+The two states on the right are final: the event has no lease and is not due again. A replay by an
+operator ends that: the event is DELIVERING once more (RECEIVED if it was never attempted), with the
+whole retry schedule before it. A cancel stops the retries: the event becomes final at once or, if
+it is leased, when that lease ends.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ from msgspec import Struct
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
-    from typing import Any
 
 
 class Status(StrEnum):
-    """Where an event stands. Only the store changes it."""
+    """The state of an event. Only the storage changes it."""
 
     RECEIVED = "RECEIVED"
     DELIVERING = "DELIVERING"
@@ -44,7 +43,7 @@ LIVE_STATUSES = (Status.RECEIVED, Status.DELIVERING)
 
 
 class Outcome(StrEnum):
-    """What is known of one attempt."""
+    """The result of one attempt."""
 
     SUCCESS = "success"
     FAILURE = "failure"
@@ -52,19 +51,33 @@ class Outcome(StrEnum):
     """The dispatcher died or stalled between claiming the event and recording a result."""
 
 
+def attempts_since_replay(attempt_count: int, attempts_before: int) -> int:
+    """Return the attempts since the event was received or last replayed.
+
+    The retry schedule and the limit of attempts count these. An attempt under way is included.
+
+    Args:
+        attempt_count: the attempts of the event in all.
+        attempts_before: the attempts that the event had at its last replay, 0 without one.
+    """
+    return attempt_count - attempts_before
+
+
 class Claim(Struct, frozen=True):
     """The right to make one attempt, until the lease expires.
 
     Attributes:
         token: fences every write that follows from this claim.
-        attempt_number: 1 for the event's first; goes on counting after a replay.
+        attempt_number: 1 for the event's first attempt; a replay does not reset it.
         leased_at: when the lease began, by the database's clock.
-        held_since: `time.monotonic()` when this process learned of it, not before `leased_at`.
-        trusted_until: `mongo.uptime()` after which this process must no longer send. It
-            counts from before the claim was asked for, so it ends before the lease does.
-        waited_s: seconds from when the event was due, or a lost lease expired, to the claim.
-        recovered: True if it took over from an expired lease, whose attempt is now `unknown`.
-        trace: as stored with the event, None if tracing was off then.
+        held_since: `time.monotonic()` when this process learned of the lease; never before
+            `leased_at`.
+        trusted_until: the reading of `storage.mongo.uptime()` after which this process must not
+            send. It is earlier than the expiry of the lease (`storage.lease_queue`).
+        waited_s: seconds from when the event was due, or its lost lease expired, to the claim.
+        recovered: True if the claim took over an expired lease, whose attempt is now `unknown`.
+        trace: the trace context stored with the event; None if tracing was off at ingest.
+        attempts_before: the attempts that the event had at its last replay, 0 without one.
     """
 
     id: str
@@ -81,34 +94,35 @@ class Claim(Struct, frozen=True):
     recovered: bool = False
     trace: Mapping[str, str] | None = None
     attempts_before: int = 0
-    """Attempts made before the last replay; the retry schedule began anew after them."""
 
     @property
     def schedule_step(self) -> int:
-        """Return the place of this attempt in the retry schedule, from 1."""
-        return self.attempt_number - self.attempts_before
+        """Return the position of this attempt in the retry schedule, from 1."""
+        return attempts_since_replay(self.attempt_number, self.attempts_before)
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """What one claim brought.
+    """The result of one `LeaseQueue.claim`.
 
     Attributes:
-        claims: the leases now held.
-        recovered: how many of these had an expired lease, now recorded as an unknown attempt.
-        buried: how many had no attempt left and are now FAILED_PERMANENTLY.
-        buried_ids: which, to be looked up; not known if the claim's answer was lost.
-        cancelled_ids: those that had attempts left, but were cancelled while they were leased:
-            FAILED_PERMANENTLY, too, and not among the buried.
-        lost: how many of those two had an expired lease, now recorded as an unknown attempt; the
-            others waited for an attempt that a lower limit does not allow.
-        outrun: whether it saw due events and others were faster with all of them.
+        claims: the leases that the caller now holds.
+        recovered: the number of `claims` that took over an expired lease.
+        exhausted_ids: the events that had no attempt left. The claim buried them: they are
+            FAILED_PERMANENTLY.
+        cancelled_ids: the events that had attempts left but were cancelled while an earlier lease
+            was on them. The claim buried them too.
+        lost: the number of buried events whose lease had expired, with its attempt now `unknown`.
+            The others were exhausted because the limit of attempts has been lowered.
+        outrun: True if the claim saw due events and other replicas took all of them first.
+
+    Buried events whose ids the database did not tell are in neither list: after a lost answer, or
+    if the read of them failed.
     """
 
     claims: list[Claim]
     recovered: int = 0
-    buried: int = 0
-    buried_ids: Sequence[str] = ()
+    exhausted_ids: Sequence[str] = ()
     cancelled_ids: Sequence[str] = ()
     lost: int = 0
     outrun: bool = False
@@ -118,12 +132,12 @@ class Attempt(Struct, frozen=True):
     """The record of one attempt; immutable once stored.
 
     Attributes:
-        timestamp: when the request began, by the database's clock: the lease's start plus the
-            time since this process held it, so at most the claim's round trip too early.
-        status_code: of the answer, None if there was none.
-        duration_ms: from sending to the end of the answer.
-        error: why it failed, None on success.
-        response: first KiB of the answer's body as text, None if there was no answer.
+        timestamp: when the request began, by the database's clock: the start of the lease plus
+            the time since this process held it. Early by up to one round trip of the claim.
+        status_code: the status of the answer, None without an answer.
+        duration_ms: milliseconds from sending to the end of the answer.
+        error: why the attempt failed, None on success.
+        response: the first KiB of the answer's body as text, None without an answer.
     """
 
     attempt_number: int
@@ -136,13 +150,13 @@ class Attempt(Struct, frozen=True):
 
 
 class Settlement(Struct, frozen=True):
-    """How a claim ends. Exactly one of four, see the constructors' callers in `dispatcher`.
+    """How a claim ends: deferred, to be retried, delivered, or failed for good.
 
     Attributes:
-        attempt: what to record; None defers: the lease is returned and nothing is counted.
-        status: DELIVERED or FAILED_PERMANENTLY ends the event; DELIVERING waits for another try.
-        delay_s: seconds from the write until the next attempt, when status is DELIVERING.
-        cancelled: there would be another try, had an operator not cancelled the event.
+        attempt: the attempt to record. None defers: the lease is returned and nothing is counted.
+        status: DELIVERED or FAILED_PERMANENTLY ends the event; DELIVERING retries it.
+        delay_s: seconds from the write until the next attempt, if `status` is DELIVERING.
+        cancelled: True if the event ends only because an operator cancelled it.
     """
 
     claim: Claim
@@ -150,9 +164,3 @@ class Settlement(Struct, frozen=True):
     status: Status = Status.DELIVERING
     delay_s: float = 0.0
     cancelled: bool = False
-
-
-def attempts_since_replay(event: Mapping[str, Any]) -> int:
-    """Return how many attempts of a stored event have started since its last replay, or ever."""
-    count: int = event["attempt_count"] - event.get("attempts_before", 0)
-    return count

@@ -1,7 +1,8 @@
-"""Every error the package raises on purpose, named by the stage that fails.
+"""The errors that cross package boundaries, each named by the stage that fails.
 
-Nothing here knows about HTTP servers or drivers. `Refusal` is the one error that a
-sender or an operator sees; `envelope` turns it into the answer.
+An error that one package raises and the same package handles is defined there, as a subclass of
+`WdsError`. Nothing here knows about HTTP servers or drivers. `Refusal` is the one error that a
+sender or an operator sees; `web.error_envelope` turns it into the response.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from dataclasses import dataclass, field
 
 
 class WdsError(Exception):
-    """Base of all errors raised on purpose."""
+    """Base of the errors that wds raises on purpose."""
 
 
 class StartError(WdsError):
-    """A process cannot start. The message is one sentence with the cure in it."""
+    """A process cannot start. The message is one sentence that says how to fix it."""
 
 
 class SettingsError(StartError):
@@ -31,11 +32,11 @@ class StandaloneRefusedError(StartError):
 
 
 class StoreUnavailableError(WdsError):
-    """MongoDB did not confirm the operation in time; whether it happened is unknown."""
+    """MongoDB did not confirm the operation in time. Whether it took effect is unknown."""
 
 
 class SearchTooSlowError(StoreUnavailableError):
-    """MongoDB ended a search at its time limit; one over fewer events may succeed."""
+    """MongoDB ended a search at its time limit. A search over fewer events may succeed."""
 
 
 class LimiterUnavailableError(WdsError):
@@ -43,27 +44,32 @@ class LimiterUnavailableError(WdsError):
 
 
 class QueueFullError(WdsError):
-    """A bounded queue has no room; the caller should come back later."""
+    """A bounded queue is full. The same call may succeed later."""
 
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """One thing wrong with a request: where (`field`, dotted path, may be empty) and what."""
+    """One problem of a request.
+
+    Attributes:
+        field: dotted path; empty for the whole body.
+        message: what is wrong there, for people.
+    """
 
     field: str
     message: str
 
 
 @dataclass(eq=False)
-class Refusal(WdsError):  # noqa: N818 - the field's word for a 4xx; it is an answer, not a fault
-    """A request is answered with an error envelope.
+class Refusal(WdsError):  # noqa: N818 - it is a response, not a fault of wds
+    """The request is answered with an error envelope.
 
     Attributes:
         status: HTTP status, 400-599.
         code: stable machine-readable reason, snake_case.
-        message: one sentence for people; never contains a secret or raw request bytes.
-        details: every problem found, when there can be several.
-        event_id: the one event that it concerns, for the log.
+        message: one sentence for people, without secrets and without bytes of the request.
+        details: every problem found, where there can be several.
+        event_id: the event that the request is about, for the log.
         retry_after_s: seconds for a `Retry-After` header, if the same request may succeed later.
     """
 
@@ -73,3 +79,8 @@ class Refusal(WdsError):  # noqa: N818 - the field's word for a 4xx; it is an an
     details: tuple[Detail, ...] = field(default=())
     retry_after_s: int | None = None
     event_id: str | None = None
+
+
+def wrong_shape(*details: Detail) -> Refusal:
+    """Return the 422 for a request whose fields are missing, unknown or malformed."""
+    return Refusal(422, "invalid_request", "the request has the wrong shape", details)

@@ -1,7 +1,7 @@
-"""Events: what a sender sent, once; what it is told; how it is named. Pure: no I/O, no clock.
+"""Events: what a sender sent once, the receipt for it, and its id. Pure: no I/O, no clock.
 
-What is made anew for each event is a `msgspec.Struct`; a frozen dataclass takes six to twelve times
-as long.
+Types that are created once per event are `msgspec.Struct`s: a frozen dataclass takes six to twelve
+times as long to create.
 """
 
 from __future__ import annotations
@@ -21,14 +21,18 @@ ID_LENGTH = 32
 """Characters of an event id: 128 bits in lower-case hex."""
 
 MAX_LABEL = 255
-"""Most characters of an event type or an idempotency key."""
+"""Maximum length of an event type or an idempotency key, characters."""
 
 MAX_BATCH = 1000
-"""Most events in one batch request."""
+"""Maximum number of events in one batch request."""
 
 
 class NewEvent(Struct, frozen=True):
-    """An event that was verified and not yet stored. Never changed after that."""
+    """A verified event that is not yet stored. None of these fields ever changes.
+
+    Attributes:
+        trace: the request's `traceparent` and, if it has one, `tracestate`; None without tracing.
+    """
 
     id: str
     source: str
@@ -39,11 +43,10 @@ class NewEvent(Struct, frozen=True):
     headers: Mapping[str, str] = field(default_factory=dict)
     destination: str = "default"
     trace: Mapping[str, str] | None = None
-    """`traceparent` and perhaps `tracestate` of whoever sent it, while tracing is on."""
 
     @property
     def payload_sha256(self) -> bytes:
-        """32 bytes; tells a repeat from another payload under the same idempotency key."""
+        """Return the 32-byte hash that tells a repeat from another payload under the same key."""
         return hashlib.sha256(self.payload).digest()
 
 
@@ -51,9 +54,9 @@ class Receipt(Struct, frozen=True):
     """An event is durable: majority-committed and journaled.
 
     Attributes:
-        id: the event's id; of the first one, when this is a repeat.
-        status: its status when the answer was made.
-        duplicate: True if an earlier request stored it.
+        id: the id of the event; a repeat has the id of the first request's event.
+        status: its status when the receipt was written.
+        duplicate: True if an earlier request stored the event.
     """
 
     id: str
@@ -66,7 +69,7 @@ class Conflict(Struct, frozen=True):
 
     Attributes:
         id: the event that has the key.
-        status: its status when the answer was made.
+        status: the status of that event when the conflict was found.
     """
 
     id: str
@@ -74,15 +77,15 @@ class Conflict(Struct, frozen=True):
 
 
 def is_label(value: object) -> bool:
-    """Tell whether `value` can name a type or a key: a short, printable, non-empty string."""
+    """Tell whether `value` can be a type or a key: 1 to `MAX_LABEL` printable characters."""
     return isinstance(value, str) and 0 < len(value) <= MAX_LABEL and value.isprintable()
 
 
 def derived_id(source: str, idempotency_key: str) -> str:
-    """Return the id that every event with this key from this source has.
+    """Return the id of the event with this key from this source.
 
-    The first 128 bits of SHA-256 over the length-prefixed pair, so that no two pairs share
-    an encoding and the primary key is the uniqueness constraint.
+    It is the first 128 bits of SHA-256 over the length-prefixed pair. The length keeps two pairs
+    from sharing an encoding, so the primary key is the uniqueness constraint.
     """
     name = source.encode()
     digest = hashlib.sha256(b"%d:%s:%s" % (len(name), name, idempotency_key.encode()))

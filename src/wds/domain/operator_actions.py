@@ -127,7 +127,8 @@ def obstacle(action: Action, event: Mapping[str, Any]) -> Verdict | None:
 def _is_met(condition: Presence | AttemptsSinceReplay, event: Mapping[str, Any]) -> bool:
     if isinstance(condition, Presence):
         return (condition.field in event) == condition.present
-    return attempts_since_replay(event) >= condition.least
+    made = attempts_since_replay(event["attempt_count"], event.get("attempts_before", 0))
+    return made >= condition.least
 
 
 def can_replay(event: Mapping[str, Any]) -> bool:

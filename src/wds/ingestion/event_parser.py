@@ -1,4 +1,4 @@
-"""From a verified request to the events in it: type and encoding, fields, key, id, kept headers."""
+"""Makes events of a verified request: id, type, idempotency key, payload, headers to keep."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 from multidict import CIMultiDict
 
-from wds.domain.errors import Detail, Refusal
+from wds.domain.errors import Detail, Refusal, wrong_shape
 from wds.domain.events import MAX_BATCH, NewEvent, derived_id, random_id
 from wds.ingestion import payload
-from wds.signing.schemes import only
+from wds.signing.scheme import single_header
+from wds.web.json_body import is_json, require_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from multidict import MultiMapping
 
     from wds.ingestion.sources import Source
-    from wds.signing.schemes import Proof
+    from wds.signing.scheme import Proof
 
 KEPT_HEADERS = frozenset(
     {
@@ -42,35 +43,36 @@ KEPT_HEADERS = frozenset(
 )
 """Headers stored with an event. A short list: others may carry credentials."""
 MAX_KEPT_HEADER = 512
+"""Characters; a longer header is not stored."""
 
 _entropy = random.Random()  # noqa: S311 - ids need to differ, not to be secret
 """Seeded by the system once: asking it for each event costs as much as reading a small one."""
 
 
-def content_type(request: web.Request, *, forms: bool = False) -> str:
-    """Return the Content-Type as sent.
+def check_content_type(request: web.Request, *, forms: bool = False) -> str:
+    """Return the Content-Type as sent, if wds can read the body.
 
     Raises:
-        Refusal: 415 if it is not JSON in UTF-8 sent as it is, nor, with `forms`, a form; 400 if
-            it is given twice.
+        Refusal: 415 if the body is compressed or is neither JSON in UTF-8 nor, with `forms`, a
+            form; 400 if the header is repeated.
     """
-    encoding = (only(request.headers, "Content-Encoding") or "identity").strip().lower()
+    encoding = (single_header(request.headers, "Content-Encoding") or "identity").strip().lower()
     if encoding != "identity":
         raise Refusal(415, "unsupported_encoding", "send the body without Content-Encoding")
-    value = only(request.headers, "Content-Type") or ""
-    accepted = payload.is_json(value) or (forms and payload.is_form(value))
+    value = single_header(request.headers, "Content-Type") or ""
+    accepted = is_json(value) or (forms and payload.is_form(value))
     if not accepted or not (value.isascii() and value.isprintable()):
         kinds = "application/json or application/x-www-form-urlencoded"
-        wanted = kinds if forms else "application/json"
-        raise Refusal(415, "unsupported_media_type", f"send Content-Type: {wanted}")
+        expected = kinds if forms else "application/json"
+        raise Refusal(415, "unsupported_media_type", f"send Content-Type: {expected}")
     charset = (request.charset if ";" in value else None) or "utf-8"
     if charset.strip().lower() not in {"utf-8", "utf8", "us-ascii"}:
         raise Refusal(415, "unsupported_charset", "send UTF-8")
     return value
 
 
-class Verified(Struct, frozen=True):
-    """A request that its source signed, with its body and the Content-Type as sent."""
+class VerifiedRequest(Struct, frozen=True):
+    """A request that its source signed, with its body and its Content-Type as sent."""
 
     request: web.Request
     source: Source
@@ -79,49 +81,50 @@ class Verified(Struct, frozen=True):
     content_type: str
 
 
-def event(verified: Verified, fields: dict[str, Any]) -> NewEvent:
-    """Return the one event of a request; `fields` are what its body holds.
+def parse_event(verified: VerifiedRequest, fields: dict[str, Any]) -> NewEvent:
+    """Return the one event of a request. `fields` holds the body fields that its source reads.
 
     Raises:
-        Refusal: 422 if its idempotency key is none.
+        Refusal: 422 if its idempotency key is not a label.
     """
     headers = verified.request.headers
-    key = payload.idempotency_key(_values(verified, fields, headers))
-    return _event(verified, verified.body, fields, key, headers)
+    key = payload.first_idempotency_key(_key_candidates(verified, fields, headers))
+    return _new_event(verified, verified.body, fields, key, headers)
 
 
-def batch(verified: Verified) -> list[NewEvent]:
-    """Return the events of a batch, each with the exact bytes it has there.
+def parse_batch(verified: VerifiedRequest) -> list[NewEvent]:
+    """Return the events of a batch, each with the exact bytes that it has there.
 
-    An `Idempotency-Key` header stands for all: event number n gets it with `/n` appended.
+    An `Idempotency-Key` header applies to all: event number n gets it with `/n` appended.
 
     Raises:
         Refusal: 400 or 422 with every problem of every event.
     """
-    whole_key = only(verified.request.headers, "Idempotency-Key")
-    if whole_key is not None:
-        payload.idempotency_key([whole_key])
-        payload.idempotency_key([f"{whole_key}/{MAX_BATCH - 1}"])
+    batch_key = single_header(verified.request.headers, "Idempotency-Key")
+    if batch_key is not None:
+        payload.first_idempotency_key([batch_key])
+        payload.first_idempotency_key([f"{batch_key}/{MAX_BATCH - 1}"])
     headers = CIMultiDict(verified.request.headers)
     events: list[NewEvent] = []
-    wrong: list[Detail] = []
+    problems: list[Detail] = []
     for index, (text, value) in enumerate(payload.split_batch(verified.body)):
-        if whole_key is not None:
-            headers["Idempotency-Key"] = f"{whole_key}/{index}"
+        if batch_key is not None:
+            headers["Idempotency-Key"] = f"{batch_key}/{index}"
         path = f"events.{index}"
         try:
-            fields = payload.checked_object(value, path)
-            key = payload.idempotency_key(_values(verified, fields, headers), f"{path}.")
+            fields = require_object(value, path)
+            candidates = _key_candidates(verified, fields, headers)
+            key = payload.first_idempotency_key(candidates, f"{path}.")
         except Refusal as refusal:
-            wrong.extend(refusal.details)
+            problems.extend(refusal.details)
         else:
-            events.append(_event(verified, text, fields, key, headers))
-    if wrong:
-        raise Refusal(422, "invalid_request", "the request has the wrong shape", tuple(wrong))
+            events.append(_new_event(verified, text, fields, key, headers))
+    if problems:
+        raise wrong_shape(*problems)
     return events
 
 
-def clashes(events: list[NewEvent]) -> list[int]:
+def conflicting_indexes(events: list[NewEvent]) -> list[int]:
     """Return the indexes of events that repeat a key of this batch with another payload."""
     first: dict[str, NewEvent] = {}
     return [
@@ -131,16 +134,15 @@ def clashes(events: list[NewEvent]) -> list[int]:
     ]
 
 
-def _values(
-    verified: Verified, fields: dict[str, Any], headers: MultiMapping[str]
+def _key_candidates(
+    verified: VerifiedRequest, fields: dict[str, Any], headers: MultiMapping[str]
 ) -> Iterator[object]:
-    """Yield what may be the idempotency key, the first that counts first."""
-    for place in verified.source.idempotency_key:
-        yield place.value(fields, headers, verified.proof)
+    for location in verified.source.idempotency_key:
+        yield location.value(fields, headers, verified.proof)
 
 
-def _event(
-    verified: Verified,
+def _new_event(
+    verified: VerifiedRequest,
     body: bytes,
     fields: dict[str, Any],
     key: str | None,
@@ -154,16 +156,16 @@ def _event(
         source=source.name,
         payload=body,
         content_type=verified.content_type,
-        event_type=payload.event_type(
-            place.value(fields, headers, verified.proof) for place in source.event_type
+        event_type=payload.first_event_type(
+            location.value(fields, headers, verified.proof) for location in source.event_type
         ),
         idempotency_key=key,
-        headers=_kept(verified.request.headers),
+        headers=_kept_headers(verified.request.headers),
     )
 
 
-def _kept(headers: MultiMapping[str]) -> dict[str, str]:
-    """Return the headers worth storing, by their names in lower case; the first of each."""
+def _kept_headers(headers: MultiMapping[str]) -> dict[str, str]:
+    """Return the headers to store, by lower-case name; of a repeated header the first."""
     kept: dict[str, str] = {}
     for name, text in headers.items():
         lower = name.lower()

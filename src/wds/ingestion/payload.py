@@ -1,21 +1,22 @@
-"""What wds reads out of a body: JSON or a form, an object, of which type, under which key. Pure.
+"""What wds reads out of a sender's body: selected fields, event type, idempotency key. Pure.
 
-The bytes themselves are never changed. JSON is read by RFC 8259 and no further: no NaN, no
-second encoding, no trailing text. Numbers of any length are legitimate, because nothing here needs
-their value.
+A body is a JSON object, a form, or a batch of objects. Its bytes are never changed. JSON is read
+strictly, as `web.json_body` describes, but numbers of any length are legitimate, because wds does
+not use their values.
 """
 
 from __future__ import annotations
 
 import json
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 import msgspec
 
-from wds.domain.errors import Detail, Refusal
+from wds.domain.errors import Detail, Refusal, wrong_shape
 from wds.domain.events import MAX_BATCH, MAX_LABEL, is_label
+from wds.web.json_body import media_type, parse_text, reject_constant, require_object
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -23,127 +24,41 @@ if TYPE_CHECKING:
 MAX_FORM_FIELDS = 1000
 _WHITESPACE = " \t\n\r"
 
-
-def _not_json(constant: str) -> NoReturn:
-    msg = f"{constant} is not JSON"
-    raise ValueError(msg)
-
-
-def _integer(digits: str) -> float:
-    return int(digits) if len(digits) <= _EXACT_DIGITS else float(digits)
-
-
-_EXACT_DIGITS = 18
-_MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
-"""Leaves the values as they are written, which it checks nevertheless."""
+_RAW_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+"""Checks all of an object and leaves the values as they are written."""
 _VALUE = msgspec.json.Decoder()
-_DECODER = json.JSONDecoder(parse_constant=_not_json, parse_int=float)
-_REQUEST_DECODER = json.JSONDecoder(parse_constant=_not_json, parse_int=_integer)
+_DECODER = json.JSONDecoder(parse_constant=reject_constant, parse_int=float)
 
 
-def members(body: bytes, names: Collection[str]) -> dict[str, Any]:
-    """Return those members of a payload, one JSON object, that `names` has and that are there.
+def read_fields(body: bytes, names: Collection[str]) -> dict[str, Any]:
+    """Return those top-level fields of a JSON object that `names` lists and the object has.
 
-    All of it is checked to be JSON, but nothing is made of what nobody asked for: that takes twice
-    as long, and many times the memory. A repeated name counts with its last value.
+    All of the body is checked to be JSON, but only these values become Python objects: converting
+    all of them takes twice the time and many times the memory. Of a repeated name the last value
+    counts.
 
     Raises:
         Refusal: 400 if it is not JSON in UTF-8, 422 if it is JSON but not an object.
     """
     try:
-        found = _MEMBERS.decode(body.decode("utf-8"))
+        found = _RAW_FIELDS.decode(body.decode("utf-8"))
         return {name: _VALUE.decode(found[name]) for name in names if name in found}
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
-        # It reads less: no lone surrogates, no numbers beyond a float. And it says less.
-        whole = _object(_DECODER, body)
+        # msgspec rejects lone surrogates and numbers beyond a float, which are JSON, and its
+        # messages have no line and column.
+        whole = require_object(parse_text(_DECODER.decode, body), "")
         return {name: whole[name] for name in names if name in whole}
 
 
-def parse_request(body: bytes) -> dict[str, Any]:
-    """Parse an operator's request like a payload, with integers of up to 18 digits exact."""
-    return _object(_REQUEST_DECODER, body)
+def read_form_fields(body: bytes, names: Collection[str]) -> dict[str, Any]:
+    """Return those fields of a form that `names` lists and the form has.
 
-
-def _object(decoder: json.JSONDecoder, body: bytes) -> dict[str, Any]:
-    return checked_object(_guard(decoder.decode, body), "")
-
-
-def split_batch(body: bytes) -> list[tuple[bytes, Any]]:
-    """Cut a batch into its elements: the exact bytes of each, and each parsed.
-
-    `body` is a JSON array, or `{"events": [...]}` with nothing beside it. `checked_object` says
-    which elements are events.
+    A form with a field `payload` stands for the JSON object in that field, as GitHub and Slack
+    send it.
 
     Raises:
-        Refusal: 400 if it is not JSON, 422 listing every problem of its shape.
-    """
-    items = _guard(_batch_items, body)
-    if not items:
-        raise _wrong_shape(Detail("events", "must hold at least one event"))
-    if len(items) > MAX_BATCH:
-        raise _wrong_shape(Detail("events", f"must hold at most {MAX_BATCH} events"))
-    return [(text.encode(), value) for text, value in items]
-
-
-def checked_object(value: object, path: str) -> dict[str, Any]:
-    """Return `value`, which is at `path` of the request, if it is a JSON object.
-
-    Raises:
-        Refusal: 422 if it is not.
-    """
-    if not isinstance(value, dict):
-        raise _wrong_shape(Detail(path, "must be a JSON object"))
-    return value
-
-
-def event_type(candidates: Iterable[object]) -> str | None:
-    """Return the first candidate that can name a type.
-
-    Payloads belong to their senders, so a `type` that is not a label is no error; it is
-    simply not ours.
-    """
-    return next((str(each) for each in candidates if is_label(each)), None)
-
-
-def idempotency_key(candidates: Iterable[object], path: str = "") -> str | None:
-    """Return the first candidate that is there; `path` prefixes the field's name in the refusal.
-
-    Raises:
-        Refusal: 422 if it is no label; ignoring it would lose the guard.
-    """
-    key = next((each for each in candidates if each is not None), None)
-    if key is None:
-        return None
-    if not is_label(key):
-        text = f"must be 1 to {MAX_LABEL} printable characters"
-        raise _wrong_shape(Detail(f"{path}idempotency_key", text))
-    return str(key)
-
-
-def is_json(content_type: str) -> bool:
-    """Tell whether a Content-Type header means JSON."""
-    kind = _kind(content_type)
-    return kind == "application/json" or (
-        kind.startswith("application/") and kind.endswith("+json")
-    )
-
-
-def is_form(content_type: str) -> bool:
-    """Tell whether a Content-Type header means the form of a web page."""
-    return _kind(content_type) == "application/x-www-form-urlencoded"
-
-
-def _kind(content_type: str) -> str:
-    return content_type.partition(";")[0].strip().lower()
-
-
-def form_members(body: bytes, names: Collection[str]) -> dict[str, Any]:
-    """Return those fields of a form that `names` has, or of the JSON object in its field `payload`.
-
-    That is how GitHub and Slack put JSON into forms.
-
-    Raises:
-        Refusal: 400 if it is no form in UTF-8, or `payload` is not JSON; 422 if it is no object.
+        Refusal: 400 if it is not a form in UTF-8, or `payload` is not JSON; 422 if `payload` is
+            not an object.
     """
     fields: dict[str, Any] = {}
     with suppress(ValueError):
@@ -160,78 +75,110 @@ def form_members(body: bytes, names: Collection[str]) -> dict[str, Any]:
         text = f"the body is not a form of 1 to {MAX_FORM_FIELDS} fields in UTF-8"
         raise Refusal(400, "invalid_form", text)
     if "payload" in fields:
-        return members(fields["payload"].encode(), names)
+        return read_fields(fields["payload"].encode(), names)
     return {name: fields[name] for name in names if name in fields}
 
 
-def _guard(parse: Any, body: bytes) -> Any:  # noqa: ANN401 - whatever JSON there is
-    try:
-        return parse(body.decode("utf-8"))
-    except UnicodeDecodeError:
-        reason = "the body is not UTF-8"
-    except RecursionError:
-        reason = "the body is nested too deeply"
-    except json.JSONDecodeError as error:
-        reason = f"the body is not JSON: {error.msg} at line {error.lineno} column {error.colno}"
-    except ValueError as error:
-        reason = f"the body is not JSON: {error}"
-    raise Refusal(400, "invalid_json", reason)
+def split_batch(body: bytes) -> list[tuple[bytes, Any]]:
+    """Split a batch into its elements; return the exact bytes of each and its parsed value.
+
+    `body` is a JSON array, or `{"events": [...]}` without other fields. The elements may be any
+    JSON; `require_object` tells which of them are events.
+
+    Raises:
+        Refusal: 400 if it is not JSON, 422 listing every problem of its shape.
+    """
+    items = parse_text(_batch_items, body)
+    if not items:
+        raise wrong_shape(Detail("events", "must hold at least one event"))
+    if len(items) > MAX_BATCH:
+        raise wrong_shape(Detail("events", f"must hold at most {MAX_BATCH} events"))
+    return [(text.encode(), value) for text, value in items]
+
+
+def first_event_type(candidates: Iterable[object]) -> str | None:
+    """Return the first candidate that is a label; None without one.
+
+    A candidate that is not a label is not an error: payloads belong to their senders, and a field
+    `type` may mean something else there.
+    """
+    return next((str(each) for each in candidates if is_label(each)), None)
+
+
+def first_idempotency_key(candidates: Iterable[object], path: str = "") -> str | None:
+    """Return the first candidate that is not None; `path` prefixes the field in the refusal.
+
+    Raises:
+        Refusal: 422 if it is not a label. Ignoring it would store a repeat as a new event.
+    """
+    key = next((each for each in candidates if each is not None), None)
+    if key is None:
+        return None
+    if not is_label(key):
+        text = f"must be 1 to {MAX_LABEL} printable characters"
+        raise wrong_shape(Detail(f"{path}idempotency_key", text))
+    return str(key)
+
+
+def is_form(content_type: str) -> bool:
+    """Tell whether a Content-Type header means a form (`application/x-www-form-urlencoded`)."""
+    return media_type(content_type) == "application/x-www-form-urlencoded"
 
 
 def _batch_items(text: str) -> list[tuple[str, Any]]:
-    start = _skip(text, 0)
+    start = _skip_whitespace(text, 0)
     if text[start : start + 1] == "[":
         items, end = _array(text, start)
         _expect_end(text, end)
         return items
     whole = _DECODER.decode(text)
     if not isinstance(whole, dict):
-        raise _wrong_shape(Detail("", 'must be a JSON array or {"events": [...]}'))
-    return _events_member(text, start, whole)
+        raise wrong_shape(Detail("", 'must be a JSON array or {"events": [...]}'))
+    return _events_array(text, start, whole)
 
 
-def _events_member(text: str, start: int, whole: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Walk the members of the object at `start`, known to be valid, to the array `events`."""
-    wrong = [Detail(key[:64], "is not a field of a batch") for key in whole if key != "events"]
+def _events_array(text: str, start: int, whole: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return the elements of the array `events` of the object at `start`, which is valid JSON."""
+    problems = [Detail(key[:64], "is not a field of a batch") for key in whole if key != "events"]
     if not isinstance(whole.get("events"), list):
-        wrong.append(Detail("events", "must be an array of objects"))
-    position = _skip(text, start + 1)
-    members: list[int] = []
-    while not wrong and text[position] != "}":
+        problems.append(Detail("events", "must be an array of objects"))
+    position = _skip_whitespace(text, start + 1)
+    starts: list[int] = []
+    while not problems and text[position] != "}":
         _, position = _DECODER.raw_decode(text, position)
-        position = _skip(text, _skip(text, position) + 1)
-        members.append(position)
+        position = _skip_whitespace(text, _skip_whitespace(text, position) + 1)
+        starts.append(position)
         _, position = _DECODER.raw_decode(text, position)
-        position = _skip(text, position)
+        position = _skip_whitespace(text, position)
         if text[position] == ",":
-            position = _skip(text, position + 1)
-    if len(members) > 1:
-        wrong.append(Detail("events", "must be given once"))
-    if wrong:
-        raise _wrong_shape(*wrong)
-    return _array(text, members[0])[0]
+            position = _skip_whitespace(text, position + 1)
+    if len(starts) > 1:
+        problems.append(Detail("events", "must be given once"))
+    if problems:
+        raise wrong_shape(*problems)
+    return _array(text, starts[0])[0]
 
 
 def _array(text: str, start: int) -> tuple[list[tuple[str, Any]], int]:
-    """Return the elements of the array at `start`, each as written and parsed, and its end."""
+    """Return the elements of the array at `start`, each as text and parsed, and the array's end."""
     items: list[tuple[str, Any]] = []
-    position = _skip(text, start + 1)
+    position = _skip_whitespace(text, start + 1)
     if text[position : position + 1] == "]":
         return items, position + 1
     while True:
         value, end = _DECODER.raw_decode(text, position)
         items.append((text[position:end], value))
-        position = _skip(text, end)
+        position = _skip_whitespace(text, end)
         separator = text[position : position + 1]
         if separator == "]":
             return items, position + 1
         if separator != ",":
             raise _not_json_at(text, position, "Expecting ',' delimiter")
-        position = _skip(text, position + 1)
+        position = _skip_whitespace(text, position + 1)
 
 
 def _expect_end(text: str, position: int) -> None:
-    if _skip(text, position) != len(text):
+    if _skip_whitespace(text, position) != len(text):
         raise _not_json_at(text, position, "Extra data")
 
 
@@ -239,11 +186,7 @@ def _not_json_at(text: str, position: int, reason: str) -> json.JSONDecodeError:
     return json.JSONDecodeError(reason, text, position)
 
 
-def _skip(text: str, position: int) -> int:
+def _skip_whitespace(text: str, position: int) -> int:
     while position < len(text) and text[position] in _WHITESPACE:
         position += 1
     return position
-
-
-def _wrong_shape(*details: Detail) -> Refusal:
-    return Refusal(422, "invalid_request", "the request has the wrong shape", details)

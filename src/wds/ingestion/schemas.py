@@ -1,4 +1,4 @@
-"""Wire shapes of what senders post and of what they are answered."""
+"""JSON shapes of what senders post and of the answers to them."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ class ReceiptSchema(ma.Schema):
 
 
 class SourceAnswerSchema(ReceiptSchema):
-    """A receipt, or the challenge that Slack sent; a form from Slack has no body for an answer."""
+    """A receipt, or the challenge that Slack sent. A form from Slack is answered without a body."""
 
     id = fields.String()
-    challenge = fields.String(metadata={"description": "What `url_verification` asks back."})
+    challenge = fields.String(metadata={"description": "The challenge of a `url_verification`."})
 
 
 class BatchReceiptSchema(ma.Schema):
     """All events of a batch are durable."""
 
     accepted = fields.Integer(metadata={"description": "Events stored by this request."})
-    duplicates = fields.Integer(metadata={"description": "Events that earlier ones stand for."})
+    duplicates = fields.Integer(metadata={"description": "Events stored by an earlier request."})
     events = fields.List(fields.Nested(ReceiptSchema), metadata={"description": "In order."})
 
 
 class PayloadSchema(ma.Schema):
-    """Any JSON object; these fields mean something to wds."""
+    """Any JSON object. wds reads these fields."""
 
     class Meta:
-        """Everything else passes through."""
+        """Other fields are kept."""
 
         unknown = ma.INCLUDE
 
@@ -47,7 +47,7 @@ class PayloadSchema(ma.Schema):
 
 
 class BatchSchema(ma.Schema):
-    """A batch; a bare array of the same objects will do too."""
+    """A batch. An array of the same objects is accepted too."""
 
     events = fields.List(
         fields.Nested(PayloadSchema), required=True, validate=validate.Length(1, MAX_BATCH)

@@ -1,18 +1,18 @@
 """Sources: who may send, how each signs, and where its event type and idempotency key are. Pure.
 
 `POST /webhooks/ingest` is the source `default`, with the scheme `wds` and WDS_HMAC_SECRET. The
-others are tables of a TOML file, which `__main__` reads:
+others are tables of a TOML file, which `__main__` opens:
 
     [sources.NAME]               letters, digits, - and _
     scheme = "github"            wds, github, stripe, shopify, slack or standard
     secrets = ["..."]            newest first while rotating
-    secrets_from = "VARIABLE"    more of them, separated by spaces, from the environment
+    secrets_from = "VARIABLE"    an environment variable with more of them, separated by spaces
     tolerance = 300              seconds; only where the scheme signs a timestamp
     event_type = ["header:X-Kind", "body:data.kind"]     instead of the scheme's own
     idempotency_key = ["body:id"]                        likewise
 
-Every mistake is listed, by source and line. A name that means nothing here is one of them: a
-setting that is silently ignored may be the one that was to protect something.
+Every mistake is reported, by source and line. An unknown name is a mistake too: a setting that is
+silently ignored may be the one that should protect something.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from wds.domain.errors import SettingsError
-from wds.signing.schemes import SCHEMES, TOLERANCE_S, WDS, Proof, Scheme, only, verify
+from wds.signing.registry import SCHEMES
+from wds.signing.scheme import TOLERANCE_S, Proof, Scheme, single_header, verify
+from wds.signing.wds import WDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from multidict import MultiMapping
 
-    from wds.signing.standard_webhooks import Key
+    from wds.signing.scheme import Key
 
 DEFAULT = "default"
 RESERVED = {DEFAULT: "is what WDS_HMAC_SECRET configures", "batch": "is a route of its own"}
@@ -38,32 +40,41 @@ MAX_TOLERANCE_S = 24 * 3600
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_PLACE = re.compile(r"header:[A-Za-z0-9-]{1,64}|body:[^\s.]+(\.[^\s.]+)*|signature")
+_LOCATION = re.compile(r"header:[A-Za-z0-9-]{1,64}|body:[^\s.]+(\.[^\s.]+)*|signature")
 _FIELDS = ("scheme", "secrets", "secrets_from", "tolerance", "event_type", "idempotency_key")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where in a request a value is: a header, a field of the body, or the signature itself.
+class Location:
+    """Where in a request a value is: in a header, in a field of the body, or the signature itself.
 
-    The signature serves as a key of last resort: the same request sent again has the same.
+    The signature serves as an idempotency key of last resort: the same request sent again has the
+    same one.
+
+    Attributes:
+        kind: `header`, `body` or `signature`.
+        name: the header's name, or the field's dotted path.
     """
 
     kind: str
     name: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> Place:
+    def parse(cls, text: str) -> Location:
         """Read `header:NAME`, `body:FIELD.FIELD` or `signature`."""
         kind, _, name = text.partition(":")
         return cls(kind, name)
 
     def value(self, body: Mapping[str, Any], headers: MultiMapping[str], proof: Proof) -> object:
-        """Return what is there; None if nothing is."""
+        """Return the value at this location; None without one.
+
+        Raises:
+            Refusal: 400 if it is in a header and the header is repeated.
+        """
         if self.kind == "signature":
             return proof.signature
         if self.kind == "header":
-            return only(headers, self.name)
+            return single_header(headers, self.name)
         found: object = body
         for part in self.name.split("."):
             found = found.get(part) if isinstance(found, dict) else None
@@ -72,46 +83,50 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """One sender, or several who share secrets. Its secrets never show in its `repr`.
+    """One sender, or several that share secrets. Its `repr` never shows the secrets.
 
     Attributes:
         keys: newest first.
-        vouches: a repeated idempotency key means a repeated event, whatever its bytes.
-        members: of a body, all that its places are in, by name.
+        tolerance_s: allowed distance of a signed timestamp from now.
+        event_type, idempotency_key: where these are, in order of precedence.
+        signs_idempotency_key: a repeated idempotency key means a repeated event, even if the
+            bytes differ, because the sender signed the key.
+        body_fields: the top-level fields of a body that wds reads.
     """
 
     name: str
     scheme: Scheme
     keys: tuple[Key, ...] = field(repr=False)
     tolerance_s: float = TOLERANCE_S
-    event_type: tuple[Place, ...]
-    idempotency_key: tuple[Place, ...]
-    vouches: bool = False
-    members: tuple[str, ...] = field(init=False, repr=False)
+    event_type: tuple[Location, ...]
+    idempotency_key: tuple[Location, ...]
+    signs_idempotency_key: bool = False
+    body_fields: tuple[str, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Find out what of a body is ever asked for."""
-        places = (*self.event_type, *self.idempotency_key)
-        found = dict.fromkeys(
-            place.name.partition(".")[0] for place in places if place.kind == "body"
+        """Collect `body_fields`."""
+        locations = (*self.event_type, *self.idempotency_key)
+        names = dict.fromkeys(
+            location.name.partition(".")[0] for location in locations if location.kind == "body"
         )
-        object.__setattr__(self, "members", tuple(found))
+        names |= dict.fromkeys(self.scheme.handshake_fields)
+        object.__setattr__(self, "body_fields", tuple(names))
 
     def verify(self, headers: MultiMapping[str], body: bytes, now: float) -> Proof:
-        """See `schemes.verify`."""
+        """Return which of the source's keys signed `body`; see `signing.scheme.verify`."""
         return verify(self.scheme, self.keys, headers, body, now=now, tolerance_s=self.tolerance_s)
 
 
-def default(secrets: tuple[str, ...]) -> Source:
+def default_source(secrets: tuple[str, ...]) -> Source:
     """Return the source of `POST /webhooks/ingest`."""
     return _source(DEFAULT, WDS, tuple(secret.encode() for secret in secrets), {})
 
 
 def load(text: str, environ: Mapping[str, str], file: str) -> dict[str, Source]:
-    """Read the sources of a file; `file` is what messages call it.
+    """Read the sources in `text`, the content of a TOML file; messages call the file `file`.
 
     Raises:
-        SettingsError: every mistake, each with its place. Secrets are not repeated.
+        SettingsError: every mistake, each with its line. It does not repeat secrets.
     """
     try:
         document = tomllib.loads(text)
@@ -142,7 +157,7 @@ def load(text: str, environ: Mapping[str, str], file: str) -> dict[str, Source]:
 
 
 class _Table:
-    """Reads one table and collects what is wrong with it, each by its field ('' for all)."""
+    """Reads one table and collects its problems as (field, message); the field may be ''."""
 
     def __init__(self, name: str, table: object, environ: Mapping[str, str]) -> None:
         self._name = name
@@ -152,69 +167,73 @@ class _Table:
         if not isinstance(table, dict):
             self.problems.append(("", "must be a table"))
         if not _NAME.fullmatch(name):
-            self.problems.append(("", "is no name: 1 to 64 letters, digits, - and _"))
+            self.problems.append(("", "is not a name: 1 to 64 letters, digits, - and _"))
         if name in RESERVED:
             self.problems.append(("", f"{RESERVED[name]}; choose another name"))
         for key in self._table:
             if key not in _FIELDS:
-                self.problems.append((key, f"is none of {', '.join(_FIELDS)}"))
+                self.problems.append((key, f"is not one of {', '.join(_FIELDS)}"))
 
     def read(self) -> Source | None:
-        """Return the source, or None if anything is wrong."""
+        """Return the source, or None if there are problems."""
         scheme = self._scheme()
         secrets = list(self._secrets())
         tolerance = self._tolerance(scheme)
-        places = {key: self._places(key) for key in ("event_type", "idempotency_key")}
+        locations = {key: self._locations(key) for key in ("event_type", "idempotency_key")}
         keys = [] if scheme is None else list(self._keys(scheme, secrets))
         if self.problems or scheme is None:
             return None
-        given = {key: found for key, found in places.items() if found is not None}
-        return _source(self._name, scheme, tuple(keys), given, tolerance)
+        own = {key: found for key, found in locations.items() if found is not None}
+        return _source(self._name, scheme, tuple(keys), own, tolerance)
 
     def _scheme(self) -> Scheme | None:
         name = self._table.get("scheme")
         scheme = SCHEMES.get(name) if isinstance(name, str) else None
         if scheme is None:
-            wrong = "is missing" if name is None else "is unknown"
-            self.problems.append(("scheme", f"{wrong}; it is one of {', '.join(SCHEMES)}"))
+            problem = "is missing" if name is None else "is unknown"
+            self.problems.append(("scheme", f"{problem}; it is one of {', '.join(SCHEMES)}"))
         return scheme
 
     def _secrets(self) -> Iterator[tuple[str, str]]:
         """Yield (field, secret): those of the file, then those of the environment."""
         before = len(self.problems)
-        given = self._table.get("secrets", [])
-        if not isinstance(given, list) or not all(
-            isinstance(each, str) and each.strip() for each in given
+        in_file = self._table.get("secrets", [])
+        if not isinstance(in_file, list) or not all(
+            isinstance(each, str) and each.strip() for each in in_file
         ):
             self.problems.append(("secrets", "must be a list of strings, none of them empty"))
-            given = []
-        yield from (("secrets", secret) for secret in given)
-        variable = self._table.get("secrets_from")
-        more: list[str] = []
-        if variable is not None:
-            if not isinstance(variable, str) or not _VARIABLE.fullmatch(variable):
-                self.problems.append(("secrets_from", "must be the name of one variable"))
-            else:
-                more = self._environ.get(variable, "").split()
-                if not more:
-                    text = f"names {variable}, which is not set in the environment"
-                    self.problems.append(("secrets_from", text))
-        yield from (("secrets_from", secret) for secret in more)
-        if not given and not more and len(self.problems) == before:
+            in_file = []
+        yield from (("secrets", secret) for secret in in_file)
+        in_environment = self._environment_secrets()
+        yield from (("secrets_from", secret) for secret in in_environment)
+        if not in_file and not in_environment and len(self.problems) == before:
             self.problems.append(("", "has no secret: give secrets or secrets_from"))
+
+    def _environment_secrets(self) -> list[str]:
+        variable = self._table.get("secrets_from")
+        if variable is None:
+            return []
+        if not isinstance(variable, str) or not _VARIABLE.fullmatch(variable):
+            self.problems.append(("secrets_from", "must be the name of one variable"))
+            return []
+        secrets = self._environ.get(variable, "").split()
+        if not secrets:
+            text = f"names {variable}, which is not set in the environment"
+            self.problems.append(("secrets_from", text))
+        return secrets
 
     def _keys(self, scheme: Scheme, secrets: list[tuple[str, str]]) -> Iterator[Key]:
         seen: set[str] = set()
-        for number, (where, secret) in enumerate(secrets, 1):
+        for number, (origin, secret) in enumerate(secrets, 1):
             try:
-                key = scheme.key(secret)
+                key = scheme.read_key(secret)
             except UnicodeEncodeError:
-                self.problems.append((where, f"number {number} is not UTF-8"))
+                self.problems.append((origin, f"number {number} is not UTF-8"))
             except ValueError as error:
-                self.problems.append((where, f"number {number} {error}"))
+                self.problems.append((origin, f"number {number} {error}"))
             else:
                 if secret in seen:
-                    self.problems.append((where, f"number {number} is there already"))
+                    self.problems.append((origin, f"number {number} is there already"))
                 yield key
             seen.add(secret)
 
@@ -224,29 +243,31 @@ class _Table:
             value = -1
         if not 1 <= value <= MAX_TOLERANCE_S:
             self.problems.append(("tolerance", f"must be 1 to {MAX_TOLERANCE_S} seconds"))
-        if "tolerance" in self._table and scheme is not None and not scheme.timed:
+        if "tolerance" in self._table and scheme is not None and not scheme.signs_timestamp:
             text = f"has no effect: {scheme.name} signs no timestamp"
             self.problems.append(("tolerance", text))
         return float(value)
 
-    def _places(self, key: str) -> tuple[Place, ...] | None:
-        """Return what stands for the scheme's own places; None if nothing does."""
+    def _locations(self, key: str) -> tuple[Location, ...] | None:
+        """Return the locations that replace the scheme's own; None to keep those."""
         if key not in self._table:
             return None
-        given = self._table[key]
-        many = given if isinstance(given, list) else [given]
-        if not many or not all(isinstance(each, str) and _PLACE.fullmatch(each) for each in many):
+        value = self._table[key]
+        texts = value if isinstance(value, list) else [value]
+        if not texts or not all(
+            isinstance(each, str) and _LOCATION.fullmatch(each) for each in texts
+        ):
             text = "must be header:NAME, body:FIELD.FIELD or signature, or a list of them"
             self.problems.append((key, text))
             return None
-        return tuple(map(Place.parse, many))
+        return tuple(map(Location.parse, texts))
 
 
 def _source(
     name: str,
     scheme: Scheme,
     keys: tuple[Key, ...],
-    places: Mapping[str, tuple[Place, ...]],
+    locations: Mapping[str, tuple[Location, ...]],
     tolerance_s: float = TOLERANCE_S,
 ) -> Source:
     return Source(
@@ -254,16 +275,19 @@ def _source(
         scheme=scheme,
         keys=keys,
         tolerance_s=tolerance_s,
-        event_type=places.get("event_type", tuple(map(Place.parse, scheme.event_type))),
-        idempotency_key=places.get(
-            "idempotency_key", tuple(map(Place.parse, scheme.idempotency_key))
+        event_type=locations.get("event_type", tuple(map(Location.parse, scheme.event_type))),
+        idempotency_key=locations.get(
+            "idempotency_key", tuple(map(Location.parse, scheme.idempotency_key))
         ),
-        vouches=scheme.vouches and "idempotency_key" not in places,
+        signs_idempotency_key=scheme.signs_idempotency_key and "idempotency_key" not in locations,
     )
 
 
 def _line(text: str, table: str, key: str = "") -> str:
-    """Return ` line N` of a table's header, or of its field; nothing if it is written otherwise."""
+    """Return ` line N` of a field, else of its table's header, else ''.
+
+    It finds the usual spellings only; TOML has others.
+    """
     header = re.compile(rf"\s*\[\s*{re.escape(table)}\s*[].]")
     start = 0
     for number, line in enumerate(text.splitlines(), 1):

@@ -87,7 +87,7 @@ async def _send(
 
     Returns the ids, in order of sending.
     """
-    sender = Sender(session, f"{url}/webhooks/ingest", sources.default((secret,)))
+    sender = Sender(session, f"{url}/webhooks/ingest", sources.default_source((secret,)))
     batch = list(sample_events.generate(BATCH, seed=2))
     singles = list(sample_events.generate(EVENTS - BATCH, seed=1))
     ids = []

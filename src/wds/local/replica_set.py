@@ -11,7 +11,7 @@ from tenacity import AsyncRetrying, RetryError, stop_after_delay, wait_random_ex
 from wds.domain.errors import StartError, StoreUnavailableError
 
 if TYPE_CHECKING:
-    from wds.storage.lease_queries import Document
+    from wds.storage.mongo import Document
 
 _ALREADY_INITIALIZED = 23
 

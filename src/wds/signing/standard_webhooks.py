@@ -1,6 +1,6 @@
-"""Standard Webhooks: keys, and signatures over `id.SECONDS.body`. Pure.
+"""Standard Webhooks: keys, signatures over `id.SECONDS.body`, and the scheme of its senders.
 
-Used in both directions: to verify senders that follow it, and to sign what is delivered. Format:
+It is used in both directions: to verify senders that follow it, and to sign deliveries. Format:
 https://github.com/standard-webhooks/standard-webhooks (spec/standard-webhooks.md).
 
     v1,  and base64 HMAC-SHA256        whsec_ and base64 of 24 to 64 bytes
@@ -13,7 +13,7 @@ import base64
 import binascii
 import hashlib
 import hmac
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import (
@@ -21,12 +21,25 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PublicKey,
 )
 
+from wds.signing.scheme import (
+    RequestSignatures,
+    Scheme,
+    invalid_signature,
+    read_timestamp,
+    required_header,
+)
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-Key: TypeAlias = bytes | Ed25519PublicKey | Ed25519PrivateKey
-"""A secret, or half of a pair. A private key verifies what its public one does."""
+    from multidict import MultiMapping
 
+    from wds.signing.scheme import EventInfo, Key
+
+_FORMAT = (
+    "must be v1, and the base64 HMAC-SHA256 of id.SECONDS.body,"
+    " or v1a, and its base64 ed25519 signature; several are separated by spaces"
+)
 _SECRET_BYTES = range(24, 65)
 _ED25519_BYTES = 32
 
@@ -35,7 +48,8 @@ def read_key(text: str) -> Key:
     """Read one key.
 
     Raises:
-        ValueError: saying what a key looks like; never with the text itself.
+        ValueError: `text` is not a key. The message says what a key looks like and does not
+            repeat `text`.
     """
     kind, _, encoded = text.partition("_")
     try:
@@ -46,7 +60,7 @@ def read_key(text: str) -> Key:
         return raw
     if kind == "whpk" and len(raw) == _ED25519_BYTES:
         return Ed25519PublicKey.from_public_bytes(raw)
-    # Some libraries write the public half behind the private one.
+    # Some libraries append the public half to the private one.
     if kind == "whsk" and len(raw) in {_ED25519_BYTES, 2 * _ED25519_BYTES}:
         return Ed25519PrivateKey.from_private_bytes(raw[:_ED25519_BYTES])
     msg = (
@@ -57,12 +71,12 @@ def read_key(text: str) -> Key:
 
 
 def content(message_id: str, timestamp: str, body: bytes) -> bytes:
-    """Return what is signed. Undecodable bytes of an id go back to what they were."""
+    """Return the bytes to sign. Undecodable bytes of an id become what they were on the wire."""
     return b"%s.%s.%s" % (message_id.encode("utf-8", "surrogateescape"), timestamp.encode(), body)
 
 
 def sign(keys: Sequence[Key], message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """Return the three headers, signed with every key: receivers may hold any one of them.
+    """Return the three headers, with a signature of every key: receivers may hold any of them.
 
     Raises:
         ValueError: one of `keys` is a public key.
@@ -76,7 +90,7 @@ def sign(keys: Sequence[Key], message_id: str, timestamp: int, body: bytes) -> d
 
 
 def matches(key: Key, signed: bytes, signatures: Iterable[str]) -> set[str]:
-    """Return which of `signatures` (ASCII) are this key's over `signed`."""
+    """Return those of `signatures` (ASCII) that `key` made over `signed`, in constant time."""
     if isinstance(key, bytes):
         expected = _signature(key, signed)
         return {each for each in signatures if hmac.compare_digest(expected, each)}
@@ -97,7 +111,7 @@ def _is_ed25519(key: Ed25519PublicKey, signed: bytes, text: str) -> bool:
     version, _, encoded = text.partition(",")
     try:
         raw = base64.b64decode(encoded, validate=True)
-        if version != "v1a" or _base64(raw) != encoded:  # one spelling only
+        if version != "v1a" or _base64(raw) != encoded:  # base64 has several spellings
             return False
         key.verify(raw, signed)
     except (binascii.Error, ValueError, InvalidSignature):
@@ -107,3 +121,38 @@ def _is_ed25519(key: Ed25519PublicKey, signed: bytes, text: str) -> bool:
 
 def _base64(raw: bytes) -> str:
     return base64.b64encode(raw).decode("ascii")
+
+
+def _read(headers: MultiMapping[str], body: bytes) -> RequestSignatures:
+    message_id = required_header(headers, "webhook-id")
+    text = required_header(headers, "webhook-timestamp")
+    signatures = tuple(required_header(headers, "webhook-signature").split(" "))
+    timestamp = read_timestamp(text, _FORMAT)
+    if not all(map(str.isascii, signatures)):
+        raise invalid_signature(_FORMAT)
+    # An id may contain full stops, so the parts could be cut elsewhere. That gains an attacker
+    # nothing: any other cut leaves a number or an id for a body, and only JSON objects are bodies.
+    return RequestSignatures(content(message_id, text, body), signatures, timestamp)
+
+
+def _matches(key: Key, request: RequestSignatures) -> set[str]:
+    return matches(key, request.signed, request.signatures)
+
+
+def _sign(key: Key, body: bytes, event: EventInfo) -> dict[str, str]:
+    return sign([key], event.id, event.timestamp, body)
+
+
+STANDARD = Scheme(
+    name="standard",
+    headers=("webhook-id", "webhook-timestamp", "webhook-signature"),
+    header_format=_FORMAT,
+    read=_read,
+    read_key=read_key,
+    matches=_matches,
+    sign=_sign,
+    event_type=("body:type", "body:event_type"),
+    idempotency_key=("header:webhook-id",),
+    signs_timestamp=True,
+    signs_idempotency_key=True,
+)

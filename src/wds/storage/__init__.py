@@ -1,1 +1,6 @@
-"""storage."""
+"""MongoDB: the lease queue, writing and reading events, operator actions, kept counts.
+
+Imports `domain`, `concurrency`, `encoding` and the MongoDB drivers, which no other package may use.
+Every write is confirmed by a majority and journaled, each state change is one write to one
+document, and a failure that outlasts the retries is `StoreUnavailableError`.
+"""

@@ -19,14 +19,14 @@ from pymongo import ASCENDING, DESCENDING, IndexModel
 
 from wds.domain.deliveries import Status
 from wds.domain.operator_actions import PRECONDITIONS, Action, BulkAction, Presence
-from wds.storage.lease_queries import FINAL_BY_LAST_ATTEMPT
+from wds.storage.event_documents import ATTEMPTS_SINCE_REPLAY, FINAL_BY_LAST_ATTEMPT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
     from wds.domain.operator_actions import AttemptsSinceReplay, Instruction
-    from wds.storage.lease_queries import Document
+    from wds.storage.mongo import Document
 
 BULK = "bulk_actions"
 BULK_KEPT_S = 90 * 24 * 3600
@@ -41,9 +41,6 @@ BULK_INDEXES = [
 ROOM_BYTES = 16 * 1024 * 1024 - 512 * 1024
 """An event of this size is not replayed: MongoDB's documents end at 16 MiB, and the attempts to
 come need room."""
-
-ATTEMPTS_SINCE_REPLAY = {"$subtract": ["$attempt_count", {"$ifNull": ["$attempts_before", 0]}]}
-"""`attempts_since_replay`, as an expression."""
 
 _LEASED = {"$ne": [{"$type": "$lease"}, "missing"]}
 _HAS_ROOM = {"$lt": [{"$bsonSize": "$$ROOT"}, ROOM_BYTES]}

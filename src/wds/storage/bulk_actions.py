@@ -23,15 +23,14 @@ from pymongo.read_concern import ReadConcern
 from wds.domain.errors import SearchTooSlowError
 from wds.domain.event_filter import OLDEST_FIRST, SORTS, Position, read_filter
 from wds.domain.operator_actions import Action, Verdict, affected_events, obstacle
-from wds.storage import action_queries, event_queries, lease_queries
-from wds.storage.mongo import FOREVER, SEARCH_LIMIT_MS, WRITE_BUDGET_S
+from wds.storage import action_queries, collection_names, event_queries
+from wds.storage.mongo import FOREVER, READ_BUDGET_S, SEARCH_LIMIT_MS, WRITE_BUDGET_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from wds.domain.operator_actions import BulkAction, Instruction
-    from wds.storage.lease_queries import Document
-    from wds.storage.mongo import MongoDatabase
+    from wds.storage.mongo import Document, MongoDatabase
     from wds.storage.rollups import Rollups
 
 CHUNK = 200
@@ -39,7 +38,6 @@ CHUNK = 200
 LEASE_S = 15.0
 """Seconds after which another process takes over; longer than a search may take."""
 TRIES = 3
-READ_BUDGET_S = 5.0
 CHUNK_BUDGET_S = 30.0
 RECENT = 50
 """Bulk actions in a list, the latest first."""
@@ -77,8 +75,8 @@ class BulkActions:
         self._mongo = mongo
         self._try_for = mongo.try_for
         self._rollups = rollups
-        self._events = mongo.db[lease_queries.EVENTS]
-        # Returns a write only once a majority has it, so a repeat is not confirmed before.
+        self._events = mongo.db[collection_names.EVENTS]
+        # Shows a write only once a majority has it: a repeat is confirmed no sooner.
         self._linear = self._events.with_options(read_concern=ReadConcern("linearizable"))
         self._bulk = mongo.db[action_queries.BULK]
 

@@ -1,16 +1,17 @@
-"""Being told that events may be due, for a dispatcher that found none: a change stream.
+"""Notification that events may be due, from a change stream of MongoDB.
 
-MongoDB stays the queue, and looking at it what finds events. This only says when to look again, so
-whatever it misses or says for nothing costs time, never an event. What must stay true:
+The queue decides what is due; a notification only says when to poll it. A notification that is
+missed or that comes for nothing costs time, never an event. What must stay true:
 
-* Whoever listens looks once after listening has begun, and again after each `wait`: what became
-  due before is found by the look, what becomes due later is told.
-* Where there is no telling (no right to it, no answer), looks are as frequent as without.
+* A caller polls once after listening has begun, and again after each `wait`. The first poll finds
+  what became due before; what becomes due later is notified.
+* Where change streams are unavailable (no privilege, no answer), the caller polls as often as
+  without them.
 
-Format: https://www.mongodb.com/docs/manual/changeStreams/ and
-https://www.mongodb.com/docs/manual/reference/command/getMore/. By those commands and not by the
-driver's `watch`, which hands out one change at a time: of many that came meanwhile each would ask
-for a look of its own.
+Formats: https://www.mongodb.com/docs/manual/changeStreams/ and
+https://www.mongodb.com/docs/manual/reference/command/getMore/. This module sends those commands
+itself instead of using the driver's `watch`, which returns one change at a time: each of many
+changes would ask for a poll of its own.
 """
 
 from __future__ import annotations
@@ -18,55 +19,106 @@ from __future__ import annotations
 import asyncio
 import math
 from contextlib import suppress
+from datetime import UTC, datetime
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from pymongo.errors import PyMongoError
 
-from wds.storage import lease_queries
-from wds.storage.mongo import AWARE, CLOSE_S, SOCKET_TIMEOUT_S, heeded
+from wds.storage.collection_names import EVENTS
+from wds.storage.lease_queries import DUE_ORDER, due_by
+from wds.storage.mongo import AWARE, CLOSE_S, SOCKET_TIMEOUT_S, ending_if_cancelled
 
 if TYPE_CHECKING:
-    from wds.storage.lease_queries import Document
-    from wds.storage.mongo import MongoDatabase, Session
+    from wds.storage.mongo import Command, Document, MongoDatabase, Session
 
 log = structlog.get_logger(__name__)
 
 STALE_S = 2.0
-"""A stream that was not read for so long is begun anew: MongoDB would go through all since then."""
-MOST_S = SOCKET_TIMEOUT_S / 2
-"""Longest wait for one answer: well before the driver takes it for a broken connection."""
-TRY_AGAIN_S = 60.0
-"""Seconds after which listening is tried again where it failed."""
+"""A stream that was not read for this long is replaced: MongoDB would go through all changes
+since."""
+MAX_READ_S = SOCKET_TIMEOUT_S / 2
+"""Longest wait for one answer, well before the driver takes the connection for broken."""
+RETRY_S = 60.0
+"""Seconds until the next attempt to listen after one failed."""
+
+_END_OF_TIME = datetime(9999, 12, 31, tzinfo=UTC)
+
+BEGIN_STREAM: Command = {
+    "aggregate": EVENTS,
+    "pipeline": [
+        {"$changeStream": {}},
+        {
+            "$match": {
+                "$or": [
+                    {"operationType": "insert"},
+                    {
+                        "updateDescription.updatedFields.next_attempt_at": {"$exists": True},
+                        "updateDescription.updatedFields.lease": {"$exists": False},
+                    },
+                ]
+            }
+        },
+        {"$project": {"_id": 1}},
+    ],
+    "cursor": {},
+}
+"""Begin a change stream of new events, retries, replays and returned leases.
+
+Claims are left out: they set `lease` together with `next_attempt_at`. Some claims that take over an
+expired lease are notified all the same, because only parts of `lease` change.
+"""
+
+
+def next_changes(cursor: int, max_ms: int) -> Command:
+    """Return the command that waits up to `max_ms` milliseconds for the next changes."""
+    return {"getMore": cursor, "collection": EVENTS, "maxTimeMS": max_ms}
+
+
+def end_stream(cursor: int) -> Command:
+    """Return the command that ends a stream. It also succeeds if the stream does not exist."""
+    return {"killCursors": EVENTS, "cursors": [cursor]}
+
+
+def earliest_due(destination: str) -> Command:
+    """Return the command that reads the earliest due time of the live events of `destination`."""
+    return {
+        "find": EVENTS,
+        "filter": due_by(destination, _END_OF_TIME),
+        "projection": {"_id": 0, "next_attempt_at": 1},
+        "sort": dict(DUE_ORDER),
+        "limit": 1,
+        "singleBatch": True,
+    }
 
 
 class ChangeStream:
-    """One process's ear. `wait`, look, and `wait` again; `close`."""
+    """One process's change stream: `wait`, poll the queue, `wait` again; then `close`."""
 
     def __init__(self, mongo: MongoDatabase) -> None:
-        """Take the connection to use."""
+        """Use an open connection. The stream begins with the first `wait`."""
         self._mongo = mongo
         self._db = mongo.queue_db
         self._session: Session | None = None
         self._cursor = 0
         self._read_at = -math.inf
-        self._try_at = -math.inf
+        self._retry_at = -math.inf
 
-    async def wait(self, destination: str, most_s: float) -> bool:
-        """Wait until an event of `destination` may have become due, at most `most_s` seconds.
+    async def wait(self, destination: str, max_s: float) -> bool:
+        """Block until an event of `destination` may have become due, for up to `max_s` seconds.
 
-        Returns at once when listening has just begun, and where it cannot: False then, and the
-        caller has to look as often as it would alone. Not with a sharded cluster, whose idle
-        shards hold back what the others have to tell, for up to ten seconds.
+        True if it waited, or returned at once because listening has just begun. False, at once, if
+        it cannot listen: the caller polls at its own interval. So on a sharded cluster, where a
+        change is held back for up to ten seconds until the other shards have had one.
         """
-        if self._mongo.sharded or monotonic() < self._try_at:
+        if self._mongo.sharded or monotonic() < self._retry_at:
             return False
         try:
-            await self._wait(destination, most_s)
+            await self._wait(destination, max_s)
         except PyMongoError as error:
             self._read_at = -math.inf
-            self._try_at = monotonic() + TRY_AGAIN_S
+            self._retry_at = monotonic() + RETRY_S
             log.warning(
                 "cannot_listen",
                 cause=_cause(error),
@@ -76,7 +128,7 @@ class ChangeStream:
         return True
 
     async def close(self) -> None:
-        """End listening; a server that does not hear of it forgets the stream in half an hour."""
+        """End the stream. A server that does not receive this ends it after half an hour."""
         if self._cursor:
             with suppress(PyMongoError, TimeoutError):
                 async with asyncio.timeout(CLOSE_S):
@@ -84,40 +136,40 @@ class ChangeStream:
         if self._session is not None:
             await self._session.end_session()
 
-    async def _wait(self, destination: str, most_s: float) -> None:
+    async def _wait(self, destination: str, max_s: float) -> None:
         if not self._cursor or monotonic() - self._read_at > STALE_S:
             await self._begin()
             return
-        found = await self._ask(lease_queries.earliest(destination))
+        found = await self._run(earliest_due(destination))
         for event in found["cursor"]["firstBatch"]:
             due_in = event["next_attempt_at"] - await self._mongo.now_at_latest()
-            most_s = min(most_s, due_in.total_seconds())
-        if most_s > 0:
-            await self._read(min(most_s, MOST_S))
+            max_s = min(max_s, due_in.total_seconds())
+        if max_s > 0:
+            await self._read(min(max_s, MAX_READ_S))
 
     async def _begin(self) -> None:
         if self._session is None:
             self._session = self._mongo.session()
         if self._cursor:
             await self._end()
-        self._heed(await self._ask(lease_queries.STREAM))
+        self._keep_cursor(await self._run(BEGIN_STREAM))
 
     async def _end(self) -> None:
-        ended = lease_queries.end_stream(self._cursor)
+        command = end_stream(self._cursor)
         self._cursor = 0
-        await self._ask(ended)
+        await self._run(command)
 
-    async def _read(self, most_s: float) -> None:
-        question = lease_queries.next_changes(self._cursor, math.ceil(most_s * 1000))
-        self._heed(await self._ask(question))
+    async def _read(self, max_s: float) -> None:
+        command = next_changes(self._cursor, math.ceil(max_s * 1000))
+        self._keep_cursor(await self._run(command))
 
-    async def _ask(self, question: Document) -> Document:
-        # Each by itself: where one overlooks a cancellation, the next is not asked.
-        return await heeded(
-            lambda: self._db.command(question, codec_options=AWARE, session=self._session)
+    async def _run(self, command: Command) -> Document:
+        # Checked after each command: if the driver swallows a cancellation, the next is not sent.
+        return await ending_if_cancelled(
+            lambda: self._db.command(command, codec_options=AWARE, session=self._session)
         )
 
-    def _heed(self, answer: Document) -> None:
+    def _keep_cursor(self, answer: Document) -> None:
         self._cursor = answer["cursor"]["id"]
         self._read_at = monotonic()
 

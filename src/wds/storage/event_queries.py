@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from wds.domain.event_filter import EventFilter, Order
-    from wds.storage.lease_queries import Document
+    from wds.storage.mongo import Document
     from wds.storage.rollup_queries import Span
 
 _FIRST_INSTANT = datetime(1, 1, 1, tzinfo=UTC)

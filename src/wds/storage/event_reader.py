@@ -8,22 +8,18 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from wds.domain.event_filter import NEWEST_FIRST, OLDEST_FIRST, SORTS
-from wds.storage import event_queries, indexes, lease_queries
+from wds.storage import collection_names, event_queries, indexes
 from wds.storage.event_queries import OrderedQuery
-from wds.storage.mongo import SEARCH_LIMIT_MS
+from wds.storage.mongo import READ_BUDGET_S, SEARCH_LIMIT_MS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
     from datetime import datetime
 
     from wds.domain.event_filter import Order, Position
-    from wds.storage.lease_queries import Document
-    from wds.storage.mongo import MongoDatabase
+    from wds.storage.mongo import Document, MongoDatabase
     from wds.storage.rollup_queries import Span
     from wds.storage.rollups import Rollups
-
-READ_BUDGET_S = 5.0
-"""Seconds for which reading one event is retried on transport errors."""
 EXPORT_BUDGET_S = 30.0
 """Seconds for which a page of an export is retried before the export ends early."""
 PAGE_BYTES = 8 * 1024 * 1024
@@ -66,7 +62,7 @@ class EventReader:
     def __init__(self, mongo: MongoDatabase, rollups: Rollups) -> None:
         """Read over `mongo`; `rollups` tells in which time spans to look."""
         self._rollups = rollups
-        self._events = mongo.db[lease_queries.EVENTS]
+        self._events = mongo.db[collection_names.EVENTS]
         self._try_for = mongo.try_for
         self._search = mongo.search
 

@@ -1,14 +1,14 @@
-"""New events into the database: one by one with what else arrives, or many all or none.
+"""Write new events: each by itself, in a group with other requests, or a batch all or none.
 
-Ids are fixed before a write, so a write whose outcome is unknown is simply written again, and an
-id that is taken tells a repeat from a contradiction by the payload's hash.
+The id of an event is fixed before the write. A write of unknown outcome is therefore repeated, and
+an id that is taken is either a repeat (same payload hash) or a conflict (another payload).
 """
 
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from pymongo.errors import BulkWriteError
 from pymongo.read_concern import ReadConcern
@@ -16,50 +16,51 @@ from pymongo.read_concern import ReadConcern
 from wds.domain.deliveries import Status
 from wds.domain.errors import StoreUnavailableError
 from wds.domain.events import Conflict, NewEvent, Receipt
-from wds.storage import lease_queries
-from wds.storage.mongo import WRITE_BUDGET_S, duplicates, uptime
+from wds.storage.collection_names import EVENTS
+from wds.storage.event_documents import STORED_PROJECTION, event_document
+from wds.storage.mongo import READ_BUDGET_S, WRITE_BUDGET_S, duplicates, uptime
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from wds.storage.lease_queries import Document
+    from pymongo.asynchronous.collection import AsyncCollection
+
+    from wds.storage.event_documents import EventDocument
     from wds.storage.mongo import MongoDatabase, Session
     from wds.storage.rollups import Rollups
 
-READ_BUDGET_S = 5.0
-"""Seconds that a read is retried where giving up would leave a write's outcome unknown."""
 _MILLISECOND = timedelta(milliseconds=1)
-"""The least by which two instants in the database differ."""
+"""The smallest difference between two instants in the database."""
 
 
 class EventWriter:
-    """The writing of new events; what was written late is told to the kept counts."""
+    """Inserts events, and tells the kept counts about inserts that took long."""
 
     def __init__(self, mongo: MongoDatabase, rollups: Rollups) -> None:
-        """Take the connection, and the counts to tell."""
+        """Use an open connection; `rollups` keeps the counts."""
         self._mongo = mongo
         self._rollups = rollups
         self._try_for = mongo.try_for
-        self._events = mongo.queue_db[lease_queries.EVENTS]
-        # What decides whether a write took place is read where no failover can undo it.
+        self._events = cast("AsyncCollection[EventDocument]", mongo.queue_db[EVENTS])
+        # Reads that decide whether a write took place see only what no failover can undo.
         self._majority = self._events.with_options(read_concern=ReadConcern("majority"))
-        self._under_way: set[datetime] = set()
+        self._instants_in_use: set[datetime] = set()
 
     async def insert(self, events: Sequence[NewEvent]) -> list[Receipt | Conflict]:
-        """Store `events`, one result for each in order, majority-committed and journaled.
+        """Store `events`, majority-committed and journaled; return one result for each, in order.
 
-        Ids are fixed by the caller, so a write of unknown outcome is simply written again.
+        The caller fixes the ids, so a write of unknown outcome is repeated.
 
         Raises:
-            StoreUnavailableError: no confirmation in time. Some may have been stored; sent
-                again, those with an idempotency key are recognised.
+            StoreUnavailableError: no confirmation in time. Some events may have been stored. If
+                they are sent again, those with an idempotency key are recognised.
         """
-        async with self._instant() as now:
+        async with self._unused_instant() as now:
             return await self._insert(events, now)
 
     async def _insert(self, events: Sequence[NewEvent], now: datetime) -> list[Receipt | Conflict]:
         began = uptime()
-        documents = [lease_queries.event_document(event, now) for event in events]
+        documents = [event_document(event, now) for event in events]
         tries = 0
 
         async def write() -> list[int]:
@@ -82,36 +83,36 @@ class EventWriter:
             for index in repeated:
                 event = events[index]
                 # Only a second try can meet a document that the first one wrote.
-                mine = now if tries > 1 and first[event.id] == index else None
-                results[index] = _verdict(event, stored[event.id], mine)
+                own_instant = now if tries > 1 and first[event.id] == index else None
+                results[index] = _repeat_or_conflict(event, stored[event.id], own_instant)
         return results
 
     async def insert_all(self, events: Sequence[NewEvent]) -> list[Receipt | Conflict]:
         """Store all of `events` or, if one of them is a `Conflict`, none.
 
-        In one transaction, the only place that needs one. Events that are stored already are
-        left out of it; two of `events` under one id must be equal.
+        One transaction, the only one in wds. Events that are stored already are left out of it. Two
+        of `events` with the same id must be equal.
 
         Raises:
             StoreUnavailableError: no confirmation in time; either all were stored or none.
         """
-        async with self._instant() as now:
+        async with self._unused_instant() as now:
             return await self._insert_all(events, now)
 
     async def _insert_all(
         self, events: Sequence[NewEvent], now: datetime
     ) -> list[Receipt | Conflict]:
         began = uptime()
-        wanted = {event.id: event for event in events}
-        stored: dict[str, Document] = {}
+        by_id = {event.id: event for event in events}
+        stored: dict[str, EventDocument] = {}
         tries = 0
 
         async def write() -> None:
             nonlocal tries
             tries += 1
-            while not any(_contradicts(wanted[event_id], stored[event_id]) for event_id in stored):
-                new = [event for event in wanted.values() if event.id not in stored]
-                documents = [lease_queries.event_document(event, now) for event in new]
+            while not any(_contradicts(by_id[event_id], stored[event_id]) for event_id in stored):
+                new = [event for event in by_id.values() if event.id not in stored]
+                documents = [event_document(event, now) for event in new]
                 if not documents or await self._insert_in_transaction(documents):
                     return
                 found = await self._read_committed([event.id for event in new])
@@ -122,34 +123,34 @@ class EventWriter:
         await self._try_for(WRITE_BUDGET_S, write)
         await self._rollups.inserted(now, uptime() - began)
         results: list[Receipt | Conflict] = []
-        met: set[str] = set()
+        seen: set[str] = set()
         for event in events:
             if event.id in stored:
-                mine = now if tries > 1 and event.id not in met else None
-                results.append(_verdict(event, stored[event.id], mine))
+                own_instant = now if tries > 1 and event.id not in seen else None
+                results.append(_repeat_or_conflict(event, stored[event.id], own_instant))
             else:
-                results.append(Receipt(event.id, Status.RECEIVED, event.id in met))
-            met.add(event.id)
+                results.append(Receipt(event.id, Status.RECEIVED, event.id in seen))
+            seen.add(event.id)
         return results
 
     @asynccontextmanager
-    async def _instant(self) -> AsyncIterator[datetime]:
-        """Give the database's time, to no other insert of this process while the block lasts.
+    async def _unused_instant(self) -> AsyncIterator[datetime]:
+        """Yield an instant of the database's clock that no other insert of this process is using.
 
-        An insert that is repeated knows by it which documents are its own. Where another has it,
-        an earlier one is as good: never later than it is.
+        A repeated insert recognises its own documents by it. If the present instant is in use, step
+        back 1 ms at a time: it must never lie in the future.
         """
         instant = await self._mongo.now()
-        while instant in self._under_way:
+        while instant in self._instants_in_use:
             instant -= _MILLISECOND
-        self._under_way.add(instant)
+        self._instants_in_use.add(instant)
         try:
             yield instant
         finally:
-            self._under_way.discard(instant)
+            self._instants_in_use.discard(instant)
 
-    async def _insert_in_transaction(self, documents: list[Document]) -> bool:
-        """Insert all or none; False if one of them is there already."""
+    async def _insert_in_transaction(self, documents: list[EventDocument]) -> bool:
+        """Insert all or none; False if one of the ids is taken."""
 
         async def insert(session: Session) -> None:
             await self._events.insert_many(documents, session=session)
@@ -160,13 +161,13 @@ class EventWriter:
             return not duplicates(error)
         return True
 
-    async def _committed(self, ids: set[str]) -> dict[str, Document]:
+    async def _committed(self, ids: set[str]) -> dict[str, EventDocument]:
         """Read documents that exist on the primary, once a majority has them.
 
-        A repeat is acknowledged too, so the first write must be durable by then.
+        A repeat is acknowledged as well, so the first write must be durable by then.
         """
 
-        async def read() -> dict[str, Document]:
+        async def read() -> dict[str, EventDocument]:
             found = await self._read_committed(list(ids))
             if len(found) < len(ids):
                 raise StoreUnavailableError
@@ -174,19 +175,24 @@ class EventWriter:
 
         return await self._try_for(READ_BUDGET_S, read)
 
-    async def _read_committed(self, ids: list[str]) -> dict[str, Document]:
-        """Read what a majority has of these documents, without their payloads."""
-        fields = {"payload_sha256": 1, "status": 1, "received_at": 1}
-        found = await self._majority.find({"_id": {"$in": ids}}, fields).to_list(None)
+    async def _read_committed(self, ids: list[str]) -> dict[str, EventDocument]:
+        """Return those of these documents that are on a majority, by id, without their payloads."""
+        found = await self._majority.find({"_id": {"$in": ids}}, STORED_PROJECTION).to_list(None)
         return {document["_id"]: document for document in found}
 
 
-def _contradicts(event: NewEvent, stored: Document) -> bool:
-    return bool(stored["payload_sha256"] != event.payload_sha256)
+def _contradicts(event: NewEvent, stored: EventDocument) -> bool:
+    return stored["payload_sha256"] != event.payload_sha256
 
 
-def _verdict(event: NewEvent, stored: Document, mine: datetime | None) -> Receipt | Conflict:
-    """Judge an event whose id is taken; `mine` is when this process may have written it itself."""
+def _repeat_or_conflict(
+    event: NewEvent, stored: EventDocument, own_instant: datetime | None
+) -> Receipt | Conflict:
+    """Return the result for an event whose id is taken.
+
+    `own_instant` is the `received_at` of a document that an earlier try of the same insert wrote:
+    that document is no duplicate.
+    """
     if _contradicts(event, stored):
         return Conflict(event.id, Status(stored["status"]))
-    return Receipt(event.id, Status(stored["status"]), stored["received_at"] != mine)
+    return Receipt(event.id, Status(stored["status"]), stored["received_at"] != own_instant)

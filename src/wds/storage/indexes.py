@@ -1,7 +1,7 @@
 """Every index of the events, and how a starting process makes them.
 
-Queries name the index that they are read by, so a name is part of a query. The indexes of bulk
-actions are in `action_queries`.
+Queries name the index that they use, so its name is part of the query. The indexes of bulk actions
+are in `action_queries`.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ CLAIM_INDEX = IndexModel(
     name="claim",
     partialFilterExpression={"next_attempt_at": {"$exists": True}},
 )
-"""Holds live events only, so a claim costs the same however many are finished.
+"""Live events by due time. Finished ones are not in it, so they do not slow a claim.
 
-With `_id`, so that looking at what is due and counting it reads no document.
+It ends with `_id`, so that reading and counting what is due reads no document.
 """
 
 COVERING_INDEX = "search_time"
-"""Holds all that is filtered and counted by, so that no document is read."""
+"""All fields that searches filter and count by, so that they read no document."""
 STATUS_INDEX = "search_status"
 TYPE_INDEX = "search_type"
-"""Has each status of a type apart, so that a type with a status it never had costs nothing."""
+"""By type, then status: a search for a type in a status that it never had reads no key."""
 SOURCE_INDEX = "search_source"
-"""Holds nothing that changes, so an event is put into it once."""
+"""Only fields that never change, so an event is entered once."""
 CODE_INDEX = "search_code"
-"""Holds what `COVERING_INDEX` does, of events with a last status code, each code apart."""
+"""The fields of `COVERING_INDEX` by last status code; only events that have one."""
 RETRIED = 2
-"""Attempts of the events in `ATTEMPTS_INDEX`, at least."""
+"""Minimum number of attempts of the events in `ATTEMPTS_INDEX`."""
 ATTEMPTS_INDEX = "search_attempts"
-"""Holds what `COVERING_INDEX` does, of the few events attempted more than once, by attempts."""
+"""The fields of `COVERING_INDEX` by number of attempts; only events attempted more than once."""
 KEY_INDEX = "key"
-"""Finds an idempotency key without its source; holds only events that have one."""
+"""Finds an idempotency key without its source; only events that have one."""
 
 _NEWEST_FIRST = [("received_at", DESCENDING), ("_id", DESCENDING)]
 _KINDS = [(name, ASCENDING) for name in ("status", "event_type", "source", "destination")]
@@ -70,16 +70,16 @@ EVENT_INDEXES = [
     ),
 ]
 OBSOLETE_INDEXES = ("search", "search_retried")
-"""What earlier versions had instead; dropped once there is what replaces it."""
+"""Indexes of earlier versions; dropped once the indexes that replace them exist."""
 
 RETENTION_INDEX = "retention"
-"""Makes MongoDB delete finished events once they are old; exists only while that is wanted."""
+"""The TTL index that deletes old finished events; exists only while a retention period is set."""
 
 
 def retention_index(after_s: int) -> IndexModel:
-    """Return the index by which events go `after_s` seconds after they finished.
+    """Return the index by which MongoDB deletes events `after_s` seconds after they finished.
 
-    A live event has no `finished_at`, so it is not in the index and never goes.
+    A live event has no `finished_at`, so it is not in the index and is never deleted.
     """
     return IndexModel(
         [("finished_at", ASCENDING)],
@@ -90,15 +90,16 @@ def retention_index(after_s: int) -> IndexModel:
 
 
 LOGOUTS_INDEX = IndexModel([("forget_at", ASCENDING)], name="forget", expireAfterSeconds=0)
+"""Deletes the digest of an ended session at the time that is stored with it."""
 
 _INDEX_NOT_FOUND = 27
 
 
 async def make_indexes(events: AsyncCollection[dict[str, Any]]) -> None:
-    """Make what is missing, and anew what an earlier version made otherwise under the same name.
+    """Make missing indexes, replace those that an earlier version made with other keys.
 
-    Then drop what is obsolete. Replicas of an earlier version may still ask for that, so what
-    replaces it is there first.
+    Then drop obsolete ones: last, because replicas of an earlier version may still use them, and
+    find the new ones in their place.
     """
     existing = await events.index_information()
     for index in EVENT_INDEXES:
@@ -113,7 +114,7 @@ async def make_indexes(events: AsyncCollection[dict[str, Any]]) -> None:
 
 
 async def _drop_index(events: AsyncCollection[dict[str, Any]], name: str) -> None:
-    """Drop an index, unless another replica that starts just now was faster."""
+    """Drop an index; no error if another starting replica has dropped it first."""
     try:
         await events.drop_index(name)
     except OperationFailure as error:

@@ -1,9 +1,52 @@
-"""The durable queue: insert, claim, settle.
+"""The lease queue in MongoDB.
 
-Trust: every write is acknowledged by a majority and journaled, so what this module returns
-survives any one node. A lost connection leaves a write's outcome unknown; each method says
-how it finds out. Retries of deliveries are not this module's: they are due times in the
-documents.
+# Overview
+
+The collection `events` is the queue: one document per event. A dispatcher claims due events, which
+leases them to it for a while, sends each, and settles each claim, which records the attempt and
+returns the lease. `domain.lease_queue.LeaseQueue` is the contract; `lease_queries` has the filters
+and pipelines, `event_documents` every field.
+
+# State
+
+`next_attempt_at` exists exactly while an event is live. It is the time at which the event is due
+or, while the event is leased, the time at which the lease expires. So a new event, a retry and the
+event of a dead dispatcher are found by one predicate, `next_attempt_at <= $$NOW`, with one index.
+No process has to look for expired leases.
+
+A claim first reads the ids of due events (a peek, answered by the index alone), then writes by id
+and repeats the predicate in the write. MongoDB serialises the writes to one document: of several
+claims of one event, the first takes the lease and moves `next_attempt_at` into the future, and the
+others match nothing.
+
+* One event: `find_one_and_update` on one peeked id after the other, until one is leased.
+* Many: peek at more than `limit`, take a random sample so that replicas do not compete for the same
+  ids, write once with `update_many` under a fresh token, and read back the events with that token.
+
+# Trust window
+
+The lease is as long for the database as for its holder, but the holder learns of it later, and its
+clock is another. Before each request the holder therefore checks a deadline on its own clock:
+
+    trusted_until = uptime() before the claim is sent + lease_s
+    it may send while  uptime() + request_timeout + SETTLE_MARGIN_S <= trusted_until
+
+The database starts the lease after the claim was sent, so `trusted_until` is earlier than the
+expiry. `mongo.uptime()` counts the time in which the machine was suspended; `time.monotonic()` does
+not.
+
+# Failures
+
+* **The holder dies or stalls.** Its lease expires. The next claim takes the event over and records
+  the lost attempt as `unknown`, or buries the event if that was its last attempt.
+* **The holder settles too late.** The write matches the token of its lease (the fence), finds
+  nothing, and changes nothing. `settle` returns None.
+* **The answer to a claim is lost.** The read of the fresh token tells which leases exist. It reads
+  with majority read concern, because a failover can undo what a single member shows. A lease that
+  it misses expires.
+* **The answer to a settlement is lost.** The write is repeated. If it matches nothing, the attempt
+  on record tells whether the first write took place.
+* **A read or write fails for longer than its retries.** `StoreUnavailableError`.
 """
 
 from __future__ import annotations
@@ -11,8 +54,8 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-import time
-from typing import TYPE_CHECKING, NamedTuple
+from time import monotonic
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import structlog
 from msgspec.structs import replace
@@ -22,273 +65,330 @@ from pymongo.read_concern import ReadConcern
 
 from wds.domain.deliveries import Claim, Claimed, Outcome, Settlement, Status
 from wds.domain.errors import StoreUnavailableError
+from wds.domain.lease_queue import BACKLOG_CAP, Backlog
 from wds.storage import lease_queries
-from wds.storage.event_writer import READ_BUDGET_S
+from wds.storage.collection_names import EVENTS
+from wds.storage.event_documents import CLAIM_PROJECTION, SETTLED_PROJECTION
 from wds.storage.mongo import (
+    READ_BUDGET_S,
     MongoDatabase,
-    heeded,
-    transient,
+    ending_if_cancelled,
+    is_transient,
     uptime,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import timedelta
 
     from pymongo import UpdateMany, UpdateOne
+    from pymongo.asynchronous.collection import AsyncCollection
 
-    from wds.storage.lease_queries import Document
+    from wds.storage.change_stream import ChangeStream
+    from wds.storage.event_documents import EventDocument
+    from wds.storage.mongo import Pipeline
 
 log = structlog.get_logger(__name__)
 
 READ_BACK_TRIES = 10
 READ_BACK_WAIT_S = 0.05
 PEEK_FACTOR = 4
-"""Due ids looked at for each one leased: replicas that sample do not race for the same head."""
-PEEK_LEAST = 16
-PEEKS_MOST = 3
-"""How often a claim of one event looks again where others took, or it buried, all it saw."""
+"""Due ids read per event to lease; the sample from them keeps replicas from competing."""
+MIN_PEEK = 16
+"""Due ids read at least."""
+MAX_PEEKS = 3
+"""Peeks by which a claim of one event tries to lease one. A peek is in vain if other replicas lease
+what it saw first, or if the claim buries all of it."""
+
+LARGE_BACKLOG = 10_000
+LARGE_BACKLOG_EVERY_S = 10.0
+"""Seconds between two counts of `LARGE_BACKLOG` or more: every replica counts, and each count reads
+one index key per event."""
 
 
-class _Got(NamedTuple):
-    """Documents that a claim leased; how many it buried; those of them it knows; saw it any due?"""
+class _Touched(NamedTuple):
+    """What one claim wrote to: the documents it knows, and whether other replicas were first."""
 
-    leased: list[Document]
-    buried: int
-    gone: list[Document]
-    saw_some: bool = True
+    documents: list[EventDocument]
+    outrun: bool
 
 
 class MongoLeaseQueue:
-    """The lease queue in the collection of events."""
+    """`LeaseQueue` over the collection of events. See the docstring of this module."""
 
-    def __init__(self, mongo: MongoDatabase) -> None:
-        """Use an open connection."""
+    def __init__(self, mongo: MongoDatabase, change_stream: ChangeStream) -> None:
+        """Use an open connection; `change_stream` notifies of events."""
         self._mongo = mongo
         self._try_for = mongo.try_for
-        self._events = mongo.queue_db[lease_queries.EVENTS]
-        # What decides whether a write took place is read where no failover can undo it.
+        self._events = cast("AsyncCollection[EventDocument]", mongo.queue_db[EVENTS])
+        # Reads that decide whether a write took place see only what no failover can undo.
         self._majority = self._events.with_options(read_concern=ReadConcern("majority"))
+        self._change_stream = change_stream
+        self._large_backlogs: dict[str, tuple[int, float]] = {}
+
+    # -- claim -----------------------------------------------------------------------------
 
     async def claim(
         self, destination: str, limit: int, *, owner: str, lease_s: float, max_attempts: int
     ) -> Claimed:
-        """Lease up to `limit` due events of `destination`; none due gives an empty result.
-
-        At most one live lease exists per event, by the server's own serialisation of writes
-        to one document. If this process never learns of a lease it was given, the lease
-        expires and the event is found again.
-
-        Raises:
-            StoreUnavailableError: the database did not answer.
-        """
+        """Lease up to `limit` due events of `destination`: see `LeaseQueue.claim`."""
         token = secrets.token_hex(8)
         update = lease_queries.claim(token, owner, round(lease_s * 1000), max_attempts)
         trusted_until = uptime() + lease_s
         if limit == 1:
-            got = await self._claim_one(destination, update)
+            touched = await self._claim_one(destination, update)
         else:
-            got = await self._claim_many(destination, limit, token, update)
-        held_since = time.monotonic()
-        cancelled = [each["_id"] for each in got.gone if each["buried"]["cancelled"]]
-        return Claimed(
-            [_claim(document, token, held_since, trusted_until) for document in got.leased],
-            sum("recovered" in document["lease"] for document in got.leased),
-            got.buried - len(cancelled),
-            [each["_id"] for each in got.gone if not each["buried"]["cancelled"]],
-            cancelled,
-            sum(each["buried"]["lost"] for each in got.gone),
-            outrun=got.saw_some and not got.leased and not got.buried,
+            touched = await self._claim_many(destination, limit, token, update)
+        return claim_result(
+            touched.documents,
+            token,
+            held_since=monotonic(),
+            trusted_until=trusted_until,
+            outrun=touched.outrun,
         )
 
     async def _peek(self, destination: str, limit: int) -> list[str]:
         """Return the ids of up to `limit` events that are due, in due order.
 
-        A few that become due in the next milliseconds may be among them.
+        Some that become due within the next milliseconds may be among them.
         """
         command = lease_queries.peek(destination, await self._mongo.now_at_latest(), limit)
-        # Not by a cursor, which costs a fifth more: an idle dispatcher does little else.
+        # A cursor would cost a fifth more, and an idle dispatcher does little else than this.
         found = await self._try_for(0, lambda: self._mongo.queue_db.command(command))
         return [document["_id"] for document in found["cursor"]["firstBatch"]]
 
-    async def _claim_one(self, destination: str, update: list[Document]) -> _Got:
-        """Lease the first due event that no other replica takes at this moment.
+    async def _claim_one(self, destination: str, update: Pipeline) -> _Touched:
+        """Lease the first due event that no other replica leases at the same moment.
 
-        Not for ever: after a failover to a slower clock, what looks due may not be for a while.
+        The number of peeks is limited: after a failover to a member with a slower clock, events may
+        look due that are not due for a while.
         """
-        gone: list[Document] = []
-        for tries in range(PEEKS_MOST):
-            ids = await self._peek(destination, PEEK_LEAST)
+        touched: list[EventDocument] = []
+        for peeks_before in range(MAX_PEEKS):
+            ids = await self._peek(destination, MIN_PEEK)
             if not ids:
-                return _Got([], len(gone), gone, saw_some=tries > 0)
-            got = await self._lease_first(ids, destination, update)
-            gone += got.gone
-            if got.leased:
-                return got._replace(buried=len(gone), gone=gone)
-        return _Got([], len(gone), gone)
+                return _Touched(touched, outrun=peeks_before > 0 and not touched)
+            touched += await self._lease_first(ids, destination, update)
+            if touched and "lease" in touched[-1]:
+                return _Touched(touched, outrun=False)
+        return _Touched(touched, outrun=not touched)
 
-    async def _lease_first(self, ids: list[str], destination: str, update: list[Document]) -> _Got:
-        """Lease the first of `ids` that is still due, if one is; also tell which were buried."""
-        gone: list[Document] = []
+    async def _lease_first(
+        self, ids: list[str], destination: str, update: Pipeline
+    ) -> list[EventDocument]:
+        """Lease the first of `ids` that is still due; return what was buried before it, then it."""
+        touched: list[EventDocument] = []
         for event_id in ids:
-            found = await self._lease(event_id, destination, update)
-            if found is None:
-                continue
-            if "lease" in found:
-                return _Got([found], len(gone), gone)
-            gone.append(found)
-        return _Got([], len(gone), gone)
+            document = await self._lease_or_bury(event_id, destination, update)
+            if document is not None:
+                touched.append(document)
+                if "lease" in document:
+                    break
+        return touched
 
-    async def _lease(
-        self, event_id: str, destination: str, update: list[Document]
-    ) -> Document | None:
-        """Lease, or bury, one event if it is still due; None if it is not."""
+    async def _lease_or_bury(
+        self, event_id: str, destination: str, update: Pipeline
+    ) -> EventDocument | None:
+        """Lease or bury one event if it is still due; None if it is not."""
         return await self._try_for(
             0,
             lambda: self._events.find_one_and_update(
                 {"_id": event_id, **lease_queries.due(destination)},
                 update,
-                projection=lease_queries.CLAIM_PROJECTION,
+                projection=CLAIM_PROJECTION,
                 return_document=ReturnDocument.AFTER,
                 hint="_id_",
             ),
         )
 
     async def _claim_many(
-        self, destination: str, limit: int, token: str, update: list[Document]
-    ) -> _Got:
-        peeked = await self._peek(destination, max(limit * PEEK_FACTOR, PEEK_LEAST))
+        self, destination: str, limit: int, token: str, update: Pipeline
+    ) -> _Touched:
+        peeked = await self._peek(destination, max(limit * PEEK_FACTOR, MIN_PEEK))
         if not peeked:
-            return _Got([], 0, [], saw_some=False)
+            return _Touched([], outrun=False)
         if len(peeked) == 1:  # one round trip instead of two
-            return await self._lease_first(peeked, destination, update)
+            touched = await self._lease_first(peeked, destination, update)
+            return _Touched(touched, outrun=not touched)
         ids = random.sample(peeked, min(limit, len(peeked)))
-        chosen = {"_id": {"$in": ids}, **lease_queries.due(destination)}
+        due = {"_id": {"$in": ids}, **lease_queries.due(destination)}
         try:
-            written = await heeded(lambda: self._events.update_many(chosen, update, hint="_id_"))
+            written = await ending_if_cancelled(
+                lambda: self._events.update_many(due, update, hint="_id_")
+            )
         except PyMongoError as error:
-            if not transient(error):
+            if not is_transient(error):
                 raise
             log.warning("claim_outcome_unknown", error=type(error).__name__, events=len(ids))
-            return _Got(await self._claimed_after_all(ids, token), 0, [])
-        found = await self._try_for(READ_BUDGET_S, lambda: self._held_by(ids, token))
-        buried = max(written.modified_count - len(found), 0)
-        return _Got(found, buried, await self._buried(ids, token) if buried else [])
+            leased = await self._leased_after_lost_answer(ids, token)
+            return _Touched(leased, outrun=not leased)
+        leased = await self._try_for(READ_BUDGET_S, lambda: self._leased(ids, token))
+        buried: list[EventDocument] = []
+        if written.modified_count > len(leased):
+            buried = await self._buried(ids, token)
+        return _Touched(leased + buried, outrun=not written.modified_count)
 
-    async def _buried(self, ids: list[str], token: str) -> list[Document]:
-        """Tell which of `ids` this claim buried; not worth losing it for."""
-        wanted = lease_queries.buried(ids, token)
+    async def _leased(self, ids: list[str], token: str) -> list[EventDocument]:
+        leased = lease_queries.leased_by(ids, token)
+        return await self._majority.find(leased, CLAIM_PROJECTION).to_list(None)
+
+    async def _buried(self, ids: list[str], token: str) -> list[EventDocument]:
+        """Return which of `ids` this claim buried; if the read fails, none.
+
+        They only serve counts and log lines, so a failure must not cost the claim its leases.
+        """
+        buried = lease_queries.buried_by(ids, token)
         try:
             return await self._try_for(
-                0, lambda: self._events.find(wanted, {"buried": 1}).to_list(None)
+                0, lambda: self._events.find(buried, {"buried": 1}).to_list(None)
             )
         except StoreUnavailableError:
             return []
 
-    async def _held_by(self, ids: list[str], token: str) -> list[Document]:
-        wanted = {"_id": {"$in": ids}, "lease.token": token}
-        return await self._majority.find(wanted, lease_queries.CLAIM_PROJECTION).to_list(None)
+    async def _leased_after_lost_answer(self, ids: list[str], token: str) -> list[EventDocument]:
+        """Read which of `ids` a claim leased whose answer was lost, once a majority has the write.
 
-    async def _claimed_after_all(self, ids: list[str], token: str) -> list[Document]:
-        """Find what a claim without an answer took, once a majority has it; wait a while for all.
-
-        What is overlooked waits for its lease to expire, with an attempt recorded as unknown.
+        Waits up to `READ_BACK_TRIES` times for all of them. An event that it misses stays leased
+        until the lease expires; its attempt is then recorded as `unknown`.
         """
-        found: list[Document] = []
+        leased: list[EventDocument] = []
         for _ in range(READ_BACK_TRIES):
-            found = await self._try_for(READ_BUDGET_S, lambda: self._held_by(ids, token))
-            if len(found) == len(ids):
+            leased = await self._try_for(READ_BUDGET_S, lambda: self._leased(ids, token))
+            if len(leased) == len(ids):
                 break
             await asyncio.sleep(READ_BACK_WAIT_S)
-        return found
+        return leased
+
+    # -- settle ----------------------------------------------------------------------------
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settlement | None]:
-        """End claims in one round trip: record the attempt and give the lease back.
+        """End claims in one round trip: see `LeaseQueue.settle`.
 
-        Each write matches its lease token, so a dispatcher that overran its lease changes
-        nothing. Returns, in order, None where the lease was lost before the attempt was
-        recorded, else how the claim ended: as asked for or, where an operator cancelled the
-        event meanwhile, with the attempt as its last. Retried until the leases themselves are
-        over.
-
-        Raises:
-            StoreUnavailableError: no confirmation in time; what was not recorded becomes an
-                attempt of unknown outcome when its lease is found expired.
+        Two more writes or reads follow only if a lease was lost, an event cancelled, or an answer
+        lost.
         """
         if await self._end(settlements) == len(settlements):
             return list(settlements)
-        retried = [
-            each
-            for each in settlements
-            if each.attempt is not None and each.status is Status.DELIVERING
-        ]
+        attempted = [each for each in settlements if each.attempt is not None]
+        retried = [each for each in attempted if each.status is Status.DELIVERING]
         if retried:
             await self._end([_cancelled(each) for each in retried])
-        attempted = [each for each in settlements if each.attempt is not None]
-        recorded: dict[tuple[str, int], Document] = {}
-        if attempted:
-            found = await self._try_for(
-                READ_BUDGET_S,
-                lambda: self._majority.find(
-                    lease_queries.settled(attempted), lease_queries.SETTLED_PROJECTION
-                ).to_list(None),
-            )
-            recorded = {
-                (document["_id"], attempt["attempt_number"]): document
-                for document in found
-                for attempt in document["attempts"]
-                if attempt["outcome"] != Outcome.UNKNOWN
-            }
+        recorded = await self._recorded(attempted) if attempted else {}
         return [each if each.attempt is None else _ended(each, recorded) for each in settlements]
 
-    async def _end(self, settlements: Sequence[Settlement]) -> int:
-        """Write the ends of these claims; return how many had their lease still.
+    async def _recorded(self, attempted: list[Settlement]) -> dict[tuple[str, int], EventDocument]:
+        """Return the events of these settlements by id and number of each attempt on record."""
+        found = await self._try_for(
+            READ_BUDGET_S,
+            lambda: self._majority.find(
+                lease_queries.settled(attempted), SETTLED_PROJECTION
+            ).to_list(None),
+        )
+        return {
+            (document["_id"], attempt["attempt_number"]): document
+            for document in found
+            for attempt in document["attempts"]
+            if attempt["outcome"] != Outcome.UNKNOWN
+        }
 
-        One by one on a sharded cluster, where an update of many may miss documents that move to
-        another shard meanwhile, and count them (https://jira.mongodb.org/browse/TOOLS-3431). And
-        where MongoDB refuses something, which must not keep the rest of its claim from being
-        recorded.
+    async def _end(self, settlements: Sequence[Settlement]) -> int:
+        """Write the ends of these claims; return how many still had their lease.
+
+        One write per event on a sharded cluster: there an update of many can miss documents that
+        move to another shard meanwhile, and still count them
+        (https://jira.mongodb.org/browse/TOOLS-3431). And one write per event after MongoDB has
+        refused one of them, so that the others are recorded.
         """
-        apart = self._mongo.sharded
+        one_by_one = self._mongo.sharded
         try:
             return await self._write_ends(
-                lease_queries.settlements(settlements, apart=apart), settlements
+                lease_queries.settlements(settlements, one_by_one=one_by_one), settlements
             )
         except StoreUnavailableError as error:
-            if apart or error.__cause__ is None or transient(error.__cause__):
+            if one_by_one or error.__cause__ is None or is_transient(error.__cause__):
                 raise
         return await self._write_ends(
-            lease_queries.settlements(settlements, apart=True), settlements
+            lease_queries.settlements(settlements, one_by_one=True), settlements
         )
 
     async def _write_ends(
         self, writes: list[UpdateOne | UpdateMany], settlements: Sequence[Settlement]
     ) -> int:
-        budget = max(each.claim.trusted_until for each in settlements) - uptime()
+        budget_s = max(each.claim.trusted_until for each in settlements) - uptime()
         written = await self._try_for(
-            max(budget, 0), lambda: self._events.bulk_write(writes, ordered=False)
+            max(budget_s, 0), lambda: self._events.bulk_write(writes, ordered=False)
         )
         return written.matched_count
 
+    # -- what is due -----------------------------------------------------------------------
 
-def _cancelled(settlement: Settlement) -> Settlement:
-    """Return the end instead of a retry, for an event that an operator cancelled meanwhile."""
-    return replace(settlement, status=Status.FAILED_PERMANENTLY, cancelled=True)
+    async def wait_for_change(self, destination: str, max_s: float) -> bool:
+        """Block until an event may have become due: see `LeaseQueue.wait_for_change`."""
+        return await self._change_stream.wait(destination, max_s)
+
+    async def backlog(self, destination: str) -> Backlog:
+        """Measure what is due now: see `LeaseQueue.backlog`.
+
+        A count of `LARGE_BACKLOG` or more may be `LARGE_BACKLOG_EVERY_S` old.
+        """
+        now = await self._mongo.now()
+        due = lease_queries.due_by(destination, now)
+        oldest = await self._try_for(
+            0,
+            lambda: self._events.find_one(
+                due, {"_id": 0, "next_attempt_at": 1}, sort=lease_queries.DUE_ORDER
+            ),
+        )
+        if oldest is None:
+            return Backlog(0, 0.0)
+        count, counted_at = self._large_backlogs.get(destination, (0, 0.0))
+        if count < LARGE_BACKLOG or monotonic() - counted_at >= LARGE_BACKLOG_EVERY_S:
+            count = await self._try_for(
+                0, lambda: self._events.count_documents(due, limit=BACKLOG_CAP, hint="claim")
+            )
+            self._large_backlogs[destination] = count, monotonic()
+        age: timedelta = now - oldest["next_attempt_at"]
+        return Backlog(count, max(age.total_seconds(), 0.0))
 
 
-def _ended(settlement: Settlement, recorded: dict[tuple[str, int], Document]) -> Settlement | None:
-    """Tell how a claim with an attempt ended, by what is recorded of its event by now."""
-    claim = settlement.claim
-    event = recorded.get((claim.id, claim.attempt_number))
-    if event is None:
-        return None
-    is_last = event["attempt_count"] == claim.attempt_number
-    retried = settlement.status is Status.DELIVERING
-    if retried and is_last and event["status"] == Status.FAILED_PERMANENTLY:
-        return _cancelled(settlement)
-    return settlement
+def claim_result(
+    documents: Sequence[EventDocument],
+    token: str,
+    *,
+    held_since: float,
+    trusted_until: float,
+    outrun: bool,
+) -> Claimed:
+    """Sort the documents that a claim wrote to into leased, exhausted and cancelled ones.
+
+    Args:
+        documents: as the claim left them, each with either `lease` or `buried`.
+        token: the claim's.
+        held_since: see `Claim`.
+        trusted_until: see `Claim`.
+        outrun: see `Claimed`.
+    """
+    leased = [each for each in documents if "lease" in each]
+    exhausted: list[str] = []
+    cancelled: list[str] = []
+    lost = 0
+    for each in documents:
+        if "lease" not in each:
+            buried = each["buried"]
+            (cancelled if buried["cancelled"] else exhausted).append(each["_id"])
+            lost += buried["lost"]
+    claims = [_claim(each, token, held_since, trusted_until) for each in leased]
+    return Claimed(
+        claims=claims,
+        recovered=sum(claim.recovered for claim in claims),
+        exhausted_ids=exhausted,
+        cancelled_ids=cancelled,
+        lost=lost,
+        outrun=outrun,
+    )
 
 
-def _claim(document: Document, token: str, held_since: float, trusted_until: float) -> Claim:
+def _claim(document: EventDocument, token: str, held_since: float, trusted_until: float) -> Claim:
     lease = document["lease"]
     return Claim(
         id=document["_id"],
@@ -306,3 +406,23 @@ def _claim(document: Document, token: str, held_since: float, trusted_until: flo
         trace=document.get("trace"),
         attempts_before=document.get("attempts_before", 0),
     )
+
+
+def _cancelled(settlement: Settlement) -> Settlement:
+    """Return the settlement that ends an event in place of a retry, because it was cancelled."""
+    return replace(settlement, status=Status.FAILED_PERMANENTLY, cancelled=True)
+
+
+def _ended(
+    settlement: Settlement, recorded: dict[tuple[str, int], EventDocument]
+) -> Settlement | None:
+    """Return how a claim with an attempt ended, by what is now on record; None if it is not."""
+    claim = settlement.claim
+    event = recorded.get((claim.id, claim.attempt_number))
+    if event is None:
+        return None
+    is_last = event["attempt_count"] == claim.attempt_number
+    retried = settlement.status is Status.DELIVERING
+    if retried and is_last and event["status"] == Status.FAILED_PERMANENTLY:
+        return _cancelled(settlement)
+    return settlement

@@ -1,8 +1,8 @@
-"""The connection to MongoDB: what it must promise, how long to be patient, whose clock counts.
+"""The connection to MongoDB: write guarantees, retries and their time limits, the database's clock.
 
-Every write through it is acknowledged by a majority and journaled. Transport errors are
-retried for a bounded time (tenacity); what then remains is `StoreUnavailableError`. A
-standalone server is refused: it has no majority, and it can lose what it acknowledged.
+Every write through it is confirmed by a majority and journaled. Transport errors are retried for a
+bounded time (tenacity); an error that remains is `StoreUnavailableError`. A standalone server is
+refused: it has no majority and can lose what it confirmed.
 """
 
 from __future__ import annotations
@@ -47,74 +47,87 @@ if TYPE_CHECKING:
 
     from tenacity import RetryCallState
 
-    from wds.storage.lease_queries import Document
-
 T = TypeVar("T")
 Session = AsyncClientSession
+
+# Plain dictionaries, as PyMongo takes and returns them. `event_documents` has the stored event.
+Document = dict[str, Any]
+"""A document that was read, or that is inserted."""
+Query = dict[str, Any]
+"""What a document must match: the filter of a read or write."""
+Expression = dict[str, Any]
+"""An aggregation expression, or fields that are set to expressions."""
+Pipeline = list[dict[str, Any]]
+"""An aggregation or an update, as stages."""
+Command = dict[str, Any]
+"""A database command."""
 
 log = structlog.get_logger(__name__)
 
 SERVER_SELECTION_TIMEOUT_S = 3.0
 SOCKET_TIMEOUT_S = 10.0
 SEARCH_LIMIT_MS = 8_000
-"""Milliseconds after which the server ends a search. Well before the socket gives up on it: the
-driver would then take that for a broken connection and have the server do it all once more."""
+"""Milliseconds after which the server ends a search. Well before the socket times out: the driver
+would take that for a broken connection and repeat the whole search."""
 HEARTBEAT_S = 2.0
-"""Seconds between the driver's looks at each server; its default, 10, finds a primary late."""
+"""Seconds between the driver's checks of each server; its default of 10 finds a new primary
+late."""
 WRITE_BUDGET_S = 8.0
-"""Seconds that an insert is retried on transport errors before the sender is told 503."""
+"""Seconds for which an insert is retried on transport errors before the sender gets 503."""
+READ_BUDGET_S = 5.0
+"""Seconds for which a read is retried: one that decides whether a write took place, or one that an
+operator waits for."""
 CLOSE_S = 0.2
-"""Seconds that each step of taking leave of the server may take."""
+"""Seconds that each step of closing may take."""
 FOREVER = float("inf")
 MILLISECOND_S = 0.001
 CLOCK_TRUST_S = 5.0
-"""Seconds after which the database's clock is looked at again."""
+"""Seconds after which the database's clock is read again."""
 
 DUPLICATE_KEY = 11000
-# NotWritablePrimary, shutdown, stepdown, failover, lost cursor, network and time-limit codes of
 # https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml
 _TRANSIENT_CODES = frozenset(
     {
-        6,
-        7,
-        43,
-        50,
-        64,
-        89,
-        91,
-        100,
-        112,
-        133,
-        189,
-        202,
-        262,
-        9001,
-        10107,
-        11600,
-        11602,
-        13435,
-        13436,
+        6,  # HostUnreachable
+        7,  # HostNotFound
+        43,  # CursorNotFound
+        50,  # MaxTimeMSExpired
+        64,  # WriteConcernTimeout
+        89,  # NetworkTimeout
+        91,  # ShutdownInProgress
+        100,  # UnsatisfiableWriteConcern
+        112,  # WriteConflict
+        133,  # FailedToSatisfyReadPreference
+        189,  # PrimarySteppedDown
+        202,  # NetworkInterfaceExceededTimeLimit
+        262,  # ExceededTimeLimit
+        9001,  # SocketException
+        10107,  # NotWritablePrimary
+        11600,  # InterruptedAtShutdown
+        11602,  # InterruptedDueToReplStateChange
+        13435,  # NotPrimaryNoSecondaryOk
+        13436,  # NotPrimaryOrSecondary
     }
 )
 AWARE: CodecOptions[Document] = CodecOptions(tz_aware=True)
-"""For `command`, which ignores the client's own."""
+"""For `command`, which ignores the codec options of the client."""
 
 
 class MongoDatabase:
-    """One database, by two clients of the one driver.
+    """One database, through two clients of the same driver.
 
     Attributes:
-        db: by Motor, which hands each call to a thread. For what operators ask.
-        queue_db: by PyMongo's own asyncio client, which stays on the event loop. For what moves
-            events: threads that take turns at the interpreter cost each event a quarter more.
-        sharded: whether a `mongos` answers, of a sharded cluster; known once open.
+        db: through Motor, which hands each call to a thread. For the requests of operators.
+        queue_db: through PyMongo's asyncio client, which stays on the event loop. For what moves
+            events: threads that compete for the interpreter cost each event a quarter more.
+        sharded: True if the server is the `mongos` of a sharded cluster; known once open.
     """
 
     def __init__(self, url: str, database: str) -> None:
-        """Prepare the clients; nothing is sent until `open`.
+        """Prepare the clients. Nothing is sent until `open`.
 
         Raises:
-            StartError: the URL is malformed. It is not repeated, it may hold a password.
+            StartError: the URL is malformed. The message omits it, as it may hold a password.
         """
         options: dict[str, Any] = {
             "tz_aware": True,
@@ -139,16 +152,16 @@ class MongoDatabase:
         self.db = self._client[database]
         self.queue_db = self._queue_client[database]
         self.sharded = False
-        self._endings: set[asyncio.Future[None]] = set()
+        self._ending_sessions: set[asyncio.Future[None]] = set()
         self._clock_read_at = -CLOCK_TRUST_S
         self._clock_ahead_s = (0.0, 0.0)
 
     async def open(self) -> None:
-        """Check what kind of server this is, once it answers.
+        """Wait until the server answers and check what kind it is.
 
         Raises:
-            StandaloneRefusedError: it is no replica set.
-            StartError: it refuses this client.
+            StandaloneRefusedError: the server is not a member of a replica set.
+            StartError: the server refuses this client.
         """
         try:
             hello = await self.try_for(FOREVER, self.hello)
@@ -164,28 +177,28 @@ class MongoDatabase:
             raise StandaloneRefusedError(msg)
 
     async def close(self) -> None:
-        """Drop all connections, once transactions are ended and sessions returned, if that is soon.
+        """Close all connections; before that, end transactions and sessions if that is quick.
 
-        A server that hangs does not hear of it; it ends them by itself.
+        A server that hangs does not receive this; it ends them after a timeout of its own.
         """
         await asyncio.gather(self._close_motor(), self._close_queue_client())
 
     async def _close_queue_client(self) -> None:
-        # It takes leave of sessions, then of cursors; at another try of none that it has tried.
+        # close() ends sessions, then cursors; a repeated close() skips those it has tried to end.
         for _ in range(3):
             with suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_S):
-                    await asyncio.gather(*self._endings, return_exceptions=True)
+                    await asyncio.gather(*self._ending_sessions, return_exceptions=True)
                     await self._queue_client.close()
                     break
 
     async def _close_motor(self) -> None:
-        """Close the client that would stop the event loop until the server has answered."""
+        """Close Motor in a thread: it would block the event loop until the server has answered."""
         loop, closed = asyncio.get_running_loop(), asyncio.Event()
 
         def close() -> None:
             self._client.close()
-            with suppress(RuntimeError):  # nobody waited so long, and the loop is over
+            with suppress(RuntimeError):  # the loop has ended before the server answered
                 loop.call_soon_threadsafe(closed.set)
 
         threading.Thread(target=close, name="leave MongoDB", daemon=True).start()
@@ -194,53 +207,55 @@ class MongoDatabase:
                 await closed.wait()
 
     async def hello(self) -> Document:
-        """Ask the server about itself; `localTime` in it is its clock, tz-aware."""
+        """Return the server's description of itself; its `localTime` is its clock, tz-aware."""
         return await self._queue_client.admin.command("hello", codec_options=AWARE)
 
     async def now(self) -> datetime:
-        """Return the database's time, never later than it is; UTC, in milliseconds."""
-        return await self._reading(latest=False)
+        """Return the database's time, never ahead of it: UTC, in milliseconds."""
+        return await self._clock(latest=False)
 
     async def now_at_latest(self) -> datetime:
-        """Return the database's time, never earlier than it is; UTC, in milliseconds."""
-        return await self._reading(latest=True)
+        """Return the database's time, never behind it: UTC, in milliseconds."""
+        return await self._clock(latest=True)
 
-    async def _reading(self, *, latest: bool) -> datetime:
+    async def _clock(self, *, latest: bool) -> datetime:
         asked = uptime()
         if asked - self._clock_read_at >= CLOCK_TRUST_S:
             hello = await self.try_for(WRITE_BUDGET_S, self.hello)
             self._clock_read_at = uptime()
-            # It was read at some instant between the question and the answer.
-            shown = hello["localTime"].timestamp()
-            self._clock_ahead_s = shown - self._clock_read_at, shown + MILLISECOND_S - asked
+            # The server read its clock at some instant between the request and the answer.
+            read = hello["localTime"].timestamp()
+            self._clock_ahead_s = read - self._clock_read_at, read + MILLISECOND_S - asked
         instant = datetime.fromtimestamp(uptime() + self._clock_ahead_s[latest], UTC)
         return instant.replace(microsecond=instant.microsecond // 1000 * 1000)
 
     def session(self) -> Session:
-        """Begin a session of `queue_db`'s client, for commands that belong together; end it."""
+        """Begin a session of `queue_db` for commands that belong together. The caller ends it."""
         return self._queue_client.start_session(causal_consistency=False)
 
     async def in_transaction(self, call: Callable[[Session], Coroutine[Any, Any, None]]) -> None:
-        """Run `call` in a transaction; again from the start after a conflict of writes.
+        """Run `call` in a transaction; repeat both after a write conflict.
 
-        Not by the driver's `with_transaction`: it does not repeat a commit whose answer was lost.
+        The driver's `with_transaction` does not serve: it does not repeat a commit whose answer was
+        lost.
 
         Raises:
-            StoreUnavailableError: not confirmed within `WRITE_BUDGET_S`; done whole or not at all.
+            StoreUnavailableError: no confirmation within `WRITE_BUDGET_S`. The transaction took
+                effect as a whole or not at all.
         """
         session = self._queue_client.start_session()
         try:
             async with asyncio.timeout(WRITE_BUDGET_S):
-                async for attempt in _while_labelled("TransientTransactionError"):
+                async for attempt in _retrying_while_labelled("TransientTransactionError"):
                     with attempt:
                         await self._transact(session, call)
         except TimeoutError as error:
             raise StoreUnavailableError from error
         finally:
-            # Not by leaving a context, which waits to abort what is open until MongoDB answers.
+            # In a task: leaving the session's context would wait for MongoDB to confirm an abort.
             ending = asyncio.ensure_future(session.end_session())
-            self._endings.add(ending)
-            ending.add_done_callback(self._endings.discard)
+            self._ending_sessions.add(ending)
+            ending.add_done_callback(self._ending_sessions.discard)
 
     async def _transact(
         self, session: Session, call: Callable[[Session], Coroutine[Any, Any, None]]
@@ -251,18 +266,18 @@ class MongoDatabase:
         except Exception:
             await session.abort_transaction()
             raise
-        async for attempt in _while_labelled("UnknownTransactionCommitResult"):
+        async for attempt in _retrying_while_labelled("UnknownTransactionCommitResult"):
             with attempt:
                 await session.commit_transaction()
 
     async def try_for(self, budget_s: float, call: Callable[[], Awaitable[T]]) -> T:
-        """Await `call`, again after a transport error while `budget_s` lasts; 0 for one try.
+        """Await `call`, and repeat it after transport errors for `budget_s` seconds; 0 for one try.
 
         Raises:
             StoreUnavailableError: no try succeeded in time, or MongoDB refused the call for a
-                reason that time does not mend, which is logged as the defect it is.
+                lasting reason, which is a defect and is logged as one.
         """
-        return await heeded(lambda: self._try_for(budget_s, call))
+        return await ending_if_cancelled(lambda: self._try_for(budget_s, call))
 
     async def _try_for(self, budget_s: float, call: Callable[[], Awaitable[T]]) -> T:
         try:
@@ -272,27 +287,27 @@ class MongoDatabase:
                 try:
                     return await call()
                 except (PyMongoError, StoreUnavailableError) as error:
-                    if not transient(error):
+                    if not is_transient(error):
                         raise
                     _log_retry(error, 1)
-                return await _again(budget_s, call)
+                return await _repeat(budget_s, call)
         except RetryError as error:
             cause = error.last_attempt.exception()
             raise StoreUnavailableError(type(cause).__name__) from cause
         except TimeoutError as error:
             raise StoreUnavailableError from error
         except PyMongoError as error:
-            if transient(error):
+            if is_transient(error):
                 raise StoreUnavailableError(type(error).__name__) from error
             log.exception("mongodb_refused")
             details: Any = getattr(error, "details", None) or {}
             raise StoreUnavailableError(details.get("codeName", type(error).__name__)) from error
 
     async def search(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Await, once, a search that the server ends at a time limit.
+        """Await a search once. The server ends it after `SEARCH_LIMIT_MS`.
 
         Raises:
-            SearchTooSlowError: it did.
+            SearchTooSlowError: the server ended it.
             StoreUnavailableError: as `try_for`.
         """
         try:
@@ -303,12 +318,12 @@ class MongoDatabase:
             raise
 
 
-async def heeded(call: Callable[[], Awaitable[T]]) -> T:
-    """Await `call`; if this task was cancelled meanwhile, it ends as cancelled.
+async def ending_if_cancelled(call: Callable[[], Awaitable[T]]) -> T:
+    """Await `call`; raise `CancelledError` after it if this task was cancelled meanwhile.
 
-    PyMongo waits by `asyncio.wait_for`, which before Python 3.12 overlooks a cancellation that
-    comes together with what it waits for. The task would go on, and whoever cancelled it and
-    waits for its end might wait for ever.
+    PyMongo uses `asyncio.wait_for`, which before Python 3.12 loses a cancellation that arrives
+    together with the awaited result. The task would go on, and a canceller that waits for its end
+    could wait for ever.
     """
     task = asyncio.current_task()
     before = task.cancelling() if task else 0
@@ -320,7 +335,7 @@ async def heeded(call: Callable[[], Awaitable[T]]) -> T:
 
 
 def duplicates(error: BulkWriteError) -> list[int]:
-    """Return the indexes refused as duplicates; raise on for any other failure in the bulk."""
+    """Return the indexes that were refused as duplicates; raise `error` if it has other causes."""
     details: Any = error.details
     others = [each for each in details["writeErrors"] if each["code"] != DUPLICATE_KEY]
     if others or details["writeConcernErrors"]:
@@ -329,15 +344,16 @@ def duplicates(error: BulkWriteError) -> list[int]:
 
 
 def uptime() -> float:
-    """Return seconds since the machine started, those it was suspended for included.
+    """Return seconds since the machine started, including the time in which it was suspended.
 
-    What is compared with the database's clock has to count those; `time.monotonic()` does not.
+    A value that is compared with the database's clock must include that time. `time.monotonic()`
+    does not.
     """
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def _while_labelled(label: str) -> AsyncRetrying:
-    """Repeat for as long as the driver labels the error so; the caller bounds the time."""
+def _retrying_while_labelled(label: str) -> AsyncRetrying:
+    """Repeat while the driver gives its errors this label. The caller limits the time."""
     return AsyncRetrying(
         retry=retry_if_exception(
             lambda error: isinstance(error, PyMongoError) and error.has_error_label(label)
@@ -347,17 +363,17 @@ def _while_labelled(label: str) -> AsyncRetrying:
     )
 
 
-async def _again(budget_s: float, call: Callable[[], Awaitable[T]]) -> T:
-    """Await `call` again after it failed once, and again.
+async def _repeat(budget_s: float, call: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a call that has failed once, for `budget_s` seconds.
 
-    The first time goes without tenacity, whose preparations cost as much as a small write.
+    The first try does not use tenacity, because its set-up costs as much as a small write.
     """
 
     def log_retry(state: RetryCallState) -> None:
         _log_retry(state.outcome.exception() if state.outcome else None, 1 + state.attempt_number)
 
     async for attempt in AsyncRetrying(
-        retry=retry_if_exception(transient),
+        retry=retry_if_exception(is_transient),
         stop=stop_after_delay(budget_s),
         wait=wait_random_exponential(multiplier=0.05, max=0.5),
         before_sleep=log_retry,
@@ -371,8 +387,8 @@ def _log_retry(error: BaseException | None, tries: int) -> None:
     log.warning("mongodb_unavailable", cause=type(error).__name__, tries=tries)
 
 
-def transient(error: BaseException) -> bool:
-    """Tell whether the same call may succeed later: transport, failover or time limit."""
+def is_transient(error: BaseException) -> bool:
+    """Tell whether the same call may succeed later: transport error, failover or time limit."""
     if isinstance(error, SearchTooSlowError):
         return False
     if isinstance(error, (StoreUnavailableError, ConnectionFailure, WTimeoutError)):

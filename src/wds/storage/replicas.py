@@ -1,79 +1,44 @@
-"""What there is to watch in the database: the backlog, and the document the fleet reports to."""
+"""What every replica reports: one document with the heartbeats and the totals of all.
+
+Totals are kept here so that a scrape of the metrics never counts events. A replica that dies loses
+the counts since its last heartbeat.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from time import monotonic
 from typing import TYPE_CHECKING, cast
 
 from pymongo import ReturnDocument
 
-from wds.storage import lease_queries
+from wds.storage.collection_names import FLEET
 
 if TYPE_CHECKING:
-    from datetime import timedelta
+    from collections.abc import Mapping
 
-    from wds.storage.lease_queries import Document
-    from wds.storage.mongo import MongoDatabase
+    from wds.storage.mongo import Document, Expression, MongoDatabase, Pipeline
 
-BACKLOG_CAP = 100_000
-"""The due gauge counts no further, so that a huge backlog does not make its own metric slow."""
-MANY = 10_000
-COUNT_MANY_EVERY_S = 10.0
-"""`MANY` and more are counted this seldom: every replica counts, and reads a key for each."""
+FLEET_ID = "fleet"
+"""The id of the only document."""
 FORGET_REPLICA_S = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Backlog:
-    """Due events now (`BACKLOG_CAP` means that or more) and the age of the oldest, seconds."""
-
-    due: int
-    oldest_due_s: float
+"""Seconds without a heartbeat after which a replica is removed and its totals are retired."""
 
 
 class Replicas:
-    """One process's part in it. What MongoDB does not confirm is `StoreUnavailableError`."""
+    """The heartbeats of all replicas. A failure to read or write is `StoreUnavailableError`."""
 
     def __init__(self, mongo: MongoDatabase) -> None:
-        """Take the connection to use."""
-        self._mongo = mongo
+        """Use an open connection."""
         self._try_for = mongo.try_for
-        self._events = mongo.queue_db[lease_queries.EVENTS]
-        self._fleet = mongo.queue_db[lease_queries.FLEET]
+        self._fleet = mongo.queue_db[FLEET]
         self._reported: dict[str, dict[str, int]] = {}
-        self._many: dict[str, tuple[int, float]] = {}
-
-    async def backlog(self, destination: str) -> Backlog:
-        """Measure what is due now, by the database's clock.
-
-        From `MANY` on `due` may be `COUNT_MANY_EVERY_S` old.
-        """
-        now = await self._mongo.now()
-        due = lease_queries.due_by(destination, now)
-        oldest = await self._try_for(
-            0,
-            lambda: self._events.find_one(
-                due, {"_id": 0, "next_attempt_at": 1}, sort=lease_queries.DUE_ORDER
-            ),
-        )
-        if oldest is None:
-            return Backlog(0, 0.0)
-        count, counted_at = self._many.get(destination, (0, 0.0))
-        if count < MANY or monotonic() - counted_at >= COUNT_MANY_EVERY_S:
-            count = await self._try_for(
-                0, lambda: self._events.count_documents(due, limit=BACKLOG_CAP, hint="claim")
-            )
-            self._many[destination] = count, monotonic()
-        age: timedelta = now - oldest["next_attempt_at"]
-        return Backlog(count, max(age.total_seconds(), 0.0))
 
     async def report(self, *, owner: str, role: str, totals: dict[str, int]) -> Document:
-        """Write this replica's heartbeat; totals are absolute, so repeating it is harmless.
+        """Write the heartbeat of one replica. Totals are absolute, so a repeat is harmless.
 
-        Returns what `fleet` would: an idle process does little else than this and looking.
+        Returns what `fleet` would return: an idle process does little else than report and poll,
+        so this saves it a read.
         """
-        update = lease_queries.heartbeat(
+        update = heartbeat(
             {"owner": owner, "role": role, "totals": totals},
             self._reported.get(owner),
             round(FORGET_REPLICA_S * 1000),
@@ -81,7 +46,7 @@ class Replicas:
         upserted = await self._try_for(
             0,
             lambda: self._fleet.find_one_and_update(
-                {"_id": lease_queries.FLEET},
+                {"_id": FLEET_ID},
                 update,
                 upsert=True,
                 return_document=ReturnDocument.AFTER,
@@ -89,14 +54,71 @@ class Replicas:
         )
         fleet = cast("Document", upserted)
         self._reported[owner] = dict(totals)
-        mine = next(each for each in fleet["replicas"] if each["owner"] == owner)
-        return {**fleet, "now": mine["seen_at"]}
+        own = next(each for each in fleet["replicas"] if each["owner"] == owner)
+        return {**fleet, "now": own["seen_at"]}
 
     async def fleet(self) -> Document:
-        """Return the fleet document and the database's time as `now`; empty before any report."""
+        """Return the document of all replicas; empty before the first report.
+
+        `replicas` is a list of `{owner, role, totals, seen_at}`, `retired` the totals of replicas
+        that were removed, `now` the database's time.
+        """
 
         async def read() -> list[Document]:
-            return await (await self._fleet.aggregate(lease_queries.fleet_now())).to_list(1)
+            return await (await self._fleet.aggregate(fleet_now())).to_list(1)
 
         documents = await self._try_for(0, read)
         return documents[0] if documents else {}
+
+
+def heartbeat(
+    replica: Document,
+    last_totals: Mapping[str, int] | None,
+    forget_after_ms: int,
+) -> Pipeline:
+    """Return the update that writes one replica's report and removes replicas long silent.
+
+    The totals of a replica without a heartbeat for `forget_after_ms` are added to `retired`, in the
+    same write that removes it. Totals are absolute, so a repeated write changes nothing.
+
+    Args:
+        replica: `{owner, role, totals}`.
+        last_totals: what this replica reported before, None if this is its first report. If
+            another replica removed it meanwhile, these are subtracted from `retired` again.
+        forget_after_ms: milliseconds without a heartbeat after which a replica is removed.
+    """
+    owner = {"$literal": replica["owner"]}
+    all_replicas = {"$ifNull": ["$replicas", []]}
+    is_silent = {"$lt": ["$$each.seen_at", {"$subtract": ["$$NOW", forget_after_ms]}]}
+    is_other = {"$ne": ["$$each.owner", owner]}
+    was_removed = {"$not": [{"$in": [owner, {"$ifNull": ["$replicas.owner", []]}]}]}
+    own = {"$mergeObjects": [{"$literal": replica}, {"seen_at": "$$NOW"}]}
+
+    def those(condition: Expression) -> Expression:
+        return {"$filter": {"input": all_replicas, "as": "each", "cond": condition}}
+
+    def retired(name: str) -> Expression:
+        removed = those({"$and": [is_other, is_silent]})
+        totals = {"$map": {"input": removed, "as": "each", "in": f"$$each.totals.{name}"}}
+        return {
+            "$add": [
+                {"$ifNull": [f"$retired.{name}", 0]},
+                {"$cond": [was_removed, -(last_totals or {}).get(name, 0), 0]},
+                {"$sum": totals},
+            ]
+        }
+
+    kept = those({"$and": [is_other, {"$not": [is_silent]}]})
+    return [
+        {
+            "$set": {
+                "retired": {name: retired(name) for name in replica["totals"]},
+                "replicas": {"$concatArrays": [kept, [own]]},
+            }
+        }
+    ]
+
+
+def fleet_now() -> Pipeline:
+    """Return the pipeline that reads the document with the database's time, to judge `seen_at`."""
+    return [{"$match": {"_id": FLEET_ID}}, {"$set": {"now": "$$NOW"}}]

@@ -1,7 +1,7 @@
-"""How long finished events are kept: an index by which MongoDB itself deletes them.
+"""The retention period of finished events: a TTL index, by which MongoDB itself deletes them.
 
-One thread of the primary does it, so replicas have nothing to agree on, and it looks at each event
-again as it deletes it: one that was replayed meanwhile has no `finished_at` and stays.
+One thread of the primary deletes, so replicas have nothing to agree on. It checks each event again
+as it deletes it: an event that was replayed meanwhile has no `finished_at` and stays.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 from pymongo.errors import OperationFailure
 
-from wds.storage import lease_queries
+from wds.storage.collection_names import EVENTS
 from wds.storage.indexes import RETENTION_INDEX, retention_index
 from wds.storage.mongo import FOREVER
 
@@ -28,30 +28,30 @@ _NO_SUCH_COLLECTION, _NO_SUCH_INDEX, _OTHER_OPTIONS = 26, 27, 85
 
 
 async def apply(
-    mongo: MongoDatabase, after_s: int | None, changing: Callable[[], Awaitable[None]]
+    mongo: MongoDatabase, after_s: int | None, on_change: Callable[[], Awaitable[None]]
 ) -> None:
-    """Have finished events deleted after so many seconds; None keeps them for ever.
+    """Set the retention period to `after_s` seconds; None keeps finished events for ever.
 
-    Whatever was set before is replaced. Any number of processes may do this at once; if they
-    differ, the last one decides. `changing` is awaited before and after a change, none without.
+    Any number of processes may do this at once; if they differ, the last one decides. `on_change`
+    is awaited before and after a change, and not at all if the period is set already.
     """
     if await mongo.try_for(FOREVER, lambda: _current(mongo)) == after_s:
         return
-    await changing()
+    await on_change()
     await mongo.try_for(FOREVER, lambda: _apply(mongo, after_s))
-    await changing()
+    await on_change()
     log.info("retention_changed", days=None if after_s is None else after_s / DAY_S)
 
 
 async def _current(mongo: MongoDatabase) -> int | None:
-    """Return after how many seconds events are deleted now, None for never."""
-    indexes = await mongo.db[lease_queries.EVENTS].index_information()
+    """Return the retention period that is set now, in seconds; None if there is none."""
+    indexes = await mongo.db[EVENTS].index_information()
     index = indexes.get(RETENTION_INDEX)
     return None if index is None else int(index["expireAfterSeconds"])
 
 
 async def _apply(mongo: MongoDatabase, after_s: int | None) -> None:
-    events = mongo.db[lease_queries.EVENTS]
+    events = mongo.db[EVENTS]
     while True:
         try:
             if after_s is None:
@@ -64,15 +64,15 @@ async def _apply(mongo: MongoDatabase, after_s: int | None) -> None:
             if after_s is None or error.code != _OTHER_OPTIONS:
                 raise
             if not await _change(mongo, after_s):
-                continue  # another process has removed it meanwhile
+                continue  # another process has dropped it meanwhile
         return
 
 
 async def _change(mongo: MongoDatabase, after_s: int) -> bool:
-    """Set another age in the index that is there; False if it is not there any more."""
+    """Change the period of the existing index; False if the index no longer exists."""
     index = {"name": RETENTION_INDEX, "expireAfterSeconds": after_s}
     try:
-        await mongo.db.command("collMod", lease_queries.EVENTS, index=index)
+        await mongo.db.command("collMod", EVENTS, index=index)
     except OperationFailure as error:
         if error.code != _NO_SUCH_INDEX:
             raise

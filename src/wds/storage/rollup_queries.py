@@ -29,7 +29,7 @@ from wds.storage.indexes import STATUS_INDEX
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from wds.storage.lease_queries import Document
+    from wds.storage.mongo import Document
 
 ROLLUPS = "hour_kinds"
 PAIR = ("status", "event_type")

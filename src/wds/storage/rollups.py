@@ -33,7 +33,7 @@ import structlog
 from wds.concurrency.background import beside
 from wds.domain.deliveries import LIVE_STATUSES
 from wds.domain.errors import StoreUnavailableError
-from wds.storage import event_queries, indexes, lease_queries, rollup_queries
+from wds.storage import collection_names, event_queries, indexes, rollup_queries
 from wds.storage.mongo import SEARCH_LIMIT_MS, WRITE_BUDGET_S
 
 if TYPE_CHECKING:
@@ -42,8 +42,7 @@ if TYPE_CHECKING:
 
     from pymongo import UpdateOne
 
-    from wds.storage.lease_queries import Document
-    from wds.storage.mongo import MongoDatabase
+    from wds.storage.mongo import Document, MongoDatabase
     from wds.storage.rollup_queries import Span
 
 log = structlog.get_logger(__name__)
@@ -77,7 +76,7 @@ class Rollups:
         """Read and write over `mongo`."""
         self._mongo = mongo
         self._try_for = mongo.try_for
-        self._events = mongo.db[lease_queries.EVENTS]
+        self._events = mongo.db[collection_names.EVENTS]
         self._hours = mongo.db[rollup_queries.ROLLUPS]
         self._too_many_pairs: set[datetime] = set()
         self._retention: timedelta | None = None

@@ -113,11 +113,11 @@ def claimed(claimed: Claimed) -> None:
     metrics.CLAIMS.inc(len(claimed.claims))
     metrics.LEASES_RECOVERED.inc(claimed.recovered)
     metrics.ATTEMPTS.labels(Outcome.UNKNOWN).inc(claimed.recovered + claimed.lost)
-    metrics.DELIVERIES_FAILED.inc(claimed.buried)
+    metrics.DELIVERIES_FAILED.inc(len(claimed.exhausted_ids))
     for claim in claimed.claims:
         if claim.recovered:
             log.warning("lease_recovered", event_id=claim.id, attempt=claim.attempt_number - 1)
-    for event_id in claimed.buried_ids:
+    for event_id in claimed.exhausted_ids:
         log.warning("buried", event_id=event_id, cause="its last attempt was lost")
     for event_id in claimed.cancelled_ids:
         log.warning("cancelled_attempt_lost", event_id=event_id)

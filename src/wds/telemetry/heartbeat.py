@@ -42,7 +42,7 @@ async def report_once(store: Store, limiter: Limiter | None, *, owner: str, role
     try:
         fleet = await store.replicas.report(owner=owner, role=role, totals=metrics.own_totals())
         metrics.fleet.show(fleet)
-        backlog = await store.replicas.backlog("default")
+        backlog = await store.queue.backlog("default")
     except StoreUnavailableError as error:
         metrics.STORE_UP.set(0)
         log.warning("heartbeat_failed", cause=str(error))

@@ -23,7 +23,7 @@ import msgspec
 import structlog
 from aiohttp.http_exceptions import HttpProcessingError
 
-from wds.encoding import plain
+from wds.encoding import json_default
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -153,7 +153,7 @@ def _rendered(_logger: object, _method: str, line: EventDict) -> str:
 
 def _written(value: object) -> object:
     try:
-        return plain(value)
+        return json_default(value)
     except TypeError:
         return repr(value)
 

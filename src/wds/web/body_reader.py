@@ -1,8 +1,9 @@
-"""Reads request bodies: none too long, none too slow, all together within a budget of bytes.
+"""Reads request bodies: each limited in size and time, all together within a budget of bytes.
 
-Memory is counted as it arrives, not as it is promised, so whoever holds some of the budget has
-sent it. When the budget is full, the body that has been arriving the longest is given up: a
-well-behaved sender's takes milliseconds, so it is the slow who make room.
+Bytes count against the budget as they arrive, not as `Content-Length` announces them: a sender
+cannot occupy memory that it has not sent. When the budget is full, the body that has been
+arriving for longest is dropped. A well-behaved sender's body takes milliseconds, so this drops
+the slow ones.
 """
 
 from __future__ import annotations
@@ -15,67 +16,71 @@ from aiohttp import web
 
 from wds.domain.errors import QueueFullError, Refusal
 from wds.telemetry import metrics
+from wds.web import aiohttp_private
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler, Middleware
 
 SLOWEST_BYTES_PER_S = 64 * 1024
-"""A body that is still arriving after its timeout must have come at least at this rate."""
+"""A body may exceed its timeout while it arrives at least at this rate."""
 OVERHEAD_BYTES = 4096
-"""What a request costs beside its body, so that many tiny ones are bounded too."""
+"""Charged for every request beside its body, which bounds the number of tiny ones too."""
 
 
 @dataclass(eq=False)
 class _Reading:
-    """One body: what it holds of the budget, and how to give it up while it is arriving."""
+    """One body: its share of the budget, and how to drop it while it is arriving."""
 
     deadline: asyncio.Timeout | None = None
     held: int = 0
-    given_up: bool = False
+    dropped: bool = False
 
 
-class Intake:
-    """The budget that the requests of one service share."""
+class BodyReader:
+    """Reads the bodies of one service, whose requests share a budget."""
 
     def __init__(self, *, max_body: int, budget: int, timeout_s: float) -> None:
-        """Bound one body and all of them together, in bytes, and how long one may take."""
+        """`max_body` and `budget` are in bytes: for one body, and for all at once."""
         self._max_body = max_body
         self._budget = budget
         self._timeout_s = timeout_s
         self._held = 0
-        self._arriving: dict[_Reading, None] = {}  # in the order in which they began
+        self._arriving: dict[_Reading, None] = {}  # in order of their first byte
         metrics.BODY_BYTES.set_function(lambda: self._held)
 
     @property
     def middleware(self) -> Middleware:
-        """Return a middleware by which every handler's `request.read()` is this one."""
+        """Return a middleware that reads the body before the handler runs.
+
+        `request.read()` then returns it. The body counts against the budget until the handler is
+        done.
+        """
 
         @web.middleware
-        async def reading_first(request: web.Request, handler: Handler) -> web.StreamResponse:
+        async def read_body(request: web.Request, handler: Handler) -> web.StreamResponse:
             if not request.body_exists or request.match_info.http_exception is not None:
                 return await handler(request)
             reading = _Reading()
             try:
-                # What `request.read()` would keep there.
-                request._read_bytes = await self._body(request, reading)  # noqa: SLF001
+                aiohttp_private.set_body(request, await self._body(request, reading))
                 return await handler(request)
             finally:
-                # The connection keeps the request until its next one comes, if one does.
-                request._read_bytes = b""  # noqa: SLF001
-                self._give_back(reading)
+                # The connection keeps the request until the next one, which may never come.
+                aiohttp_private.set_body(request, b"")
+                self._release(reading)
 
-        return reading_first
+        return read_body
 
     async def _body(self, request: web.Request, reading: _Reading) -> bytes:
-        """Return the body; it counts against the budget until it is given back.
+        """Return the body.
 
         Raises:
             Refusal: 413 for a body that is too long, 408 for one that is too slow.
-            QueueFullError: the budget is full, and this is the one to go.
+            QueueFullError: the budget is full, and this body is the one to drop.
         """
         if (request.content_length or 0) > self._max_body:
             raise self._too_large()
-        self._take(reading, OVERHEAD_BYTES)
+        self._reserve(reading, OVERHEAD_BYTES)
         self._arriving[reading] = None
         try:
             return await self._read(request, reading)
@@ -83,11 +88,11 @@ class Intake:
             self._arriving.pop(reading, None)
 
     async def _read(self, request: web.Request, reading: _Reading) -> bytes:
-        if request.content.is_eof():  # most bodies have come with their headers
+        if request.content.is_eof():  # most bodies arrive together with their headers
             body = request.content.read_nowait()
             if len(body) > self._max_body:
                 raise self._too_large()
-            self._take(reading, len(body))
+            self._reserve(reading, len(body))
             return body
         began = asyncio.get_running_loop().time()
         chunks: list[bytes] = []
@@ -95,7 +100,7 @@ class Intake:
         try:
             async with asyncio.timeout(None) as deadline:
                 reading.deadline = deadline
-                while not reading.given_up:
+                while not reading.dropped:
                     allowed_s = self._timeout_s + size / SLOWEST_BYTES_PER_S
                     deadline.reschedule(began + allowed_s)
                     chunk = await request.content.readany()
@@ -104,30 +109,30 @@ class Intake:
                     size += len(chunk)
                     if size > self._max_body:
                         raise self._too_large()
-                    self._take(reading, len(chunk))
+                    self._reserve(reading, len(chunk))
                     chunks.append(chunk)
         except TimeoutError:
-            if not reading.given_up:
+            if not reading.dropped:
                 raise Refusal(408, "body_too_slow", "the body did not arrive in time") from None
         raise QueueFullError
 
-    def _take(self, reading: _Reading, size: int) -> None:
+    def _reserve(self, reading: _Reading, size: int) -> None:
         while self._held + size > self._budget:
             oldest = next(iter(self._arriving), reading)
             if oldest is reading:
                 raise QueueFullError
-            self._give_up(oldest)
+            self._drop(oldest)
         self._hold(reading, size)
 
-    def _give_up(self, reading: _Reading) -> None:
-        """Take a body's memory for others; its own task learns of it as soon as it runs."""
-        reading.given_up = True
+    def _drop(self, reading: _Reading) -> None:
+        """Release a body's share for others. The task that reads it raises as soon as it runs."""
+        reading.dropped = True
         del self._arriving[reading]
-        self._give_back(reading)
+        self._release(reading)
         if reading.deadline is not None and not reading.deadline.expired():
             reading.deadline.reschedule(asyncio.get_running_loop().time())
 
-    def _give_back(self, reading: _Reading) -> None:
+    def _release(self, reading: _Reading) -> None:
         self._hold(reading, -reading.held)
 
     def _hold(self, reading: _Reading, size: int) -> None:

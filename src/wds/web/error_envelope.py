@@ -1,7 +1,7 @@
 """The one shape of every refusal: `{"error": {"code", "message", "details"}}`.
 
-Whatever a handler raises becomes an answer here, is counted, and is logged as one line
-that holds neither secrets nor a sender's bytes.
+Every error that a handler raises becomes a response here, is counted, and is logged as one line
+without secrets and without bytes of the request.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import structlog
 from aiohttp import web
 
 from wds.domain.errors import QueueFullError, Refusal, SearchTooSlowError, StoreUnavailableError
-from wds.encoding import plain
+from wds.encoding import json_default
 from wds.telemetry import metrics
 
 if TYPE_CHECKING:
@@ -29,20 +29,20 @@ TOO_SLOW = Refusal(
     "search_too_slow",
     "finding or counting these events took too long and was ended; give a shorter range of time",
 )
-"""Not a 503, which clients send again by themselves: the same would take as long again."""
+"""Not a 503, after which clients retry by themselves: the same search would take as long again."""
 
 
 @web.middleware
 async def envelope(  # noqa: PLR0911 - one answer for each kind of error
     request: web.Request, handler: Handler
 ) -> web.StreamResponse:
-    """Turn every error of `handler` into an answer in the envelope."""
+    """Turn every error of `handler` into a response in the envelope."""
     try:
         return await handler(request)
     except Refusal as refusal:
         return _answer(request, refusal)
     except QueueFullError:
-        busy = "too much waits to be read or stored; send again later"
+        busy = "too many requests wait to be read or stored; send again later"
         return _answer(request, Refusal(503, "overloaded", busy, retry_after_s=_RETRY_AFTER_S))
     except SearchTooSlowError:
         return _answer(request, TOO_SLOW)
@@ -57,7 +57,7 @@ async def envelope(  # noqa: PLR0911 - one answer for each kind of error
     except web.HTTPException as error:
         if error.status < HTTPStatus.BAD_REQUEST:
             raise
-        return _answer(request, of_http(error), allow=error.headers.get("Allow"))
+        return _answer(request, refusal_of_http(error), allow=error.headers.get("Allow"))
     except (web.RequestPayloadError, ConnectionError):
         return _answer(request, Refusal(400, "incomplete_body", "the body did not arrive whole"))
     except Exception:
@@ -66,18 +66,18 @@ async def envelope(  # noqa: PLR0911 - one answer for each kind of error
 
 
 def _answer(request: web.Request, refusal: Refusal, *, allow: str | None = None) -> web.Response:
-    answer = refused(refusal, route=_route(request), remote=request.remote)
+    answer = answer_refusal(refusal, route=_route(request), remote=request.remote)
     if allow is not None:
         answer.headers["Allow"] = allow
     return answer
 
 
-def note(request: web.Request, refusal: Refusal) -> None:
-    """Count and log a refusal, whatever shape its answer has."""
-    _note(refusal, _route(request), request.remote)
+def record_refusal(request: web.Request, refusal: Refusal) -> None:
+    """Count and log a refusal that is answered in another shape than the envelope."""
+    _record(refusal, _route(request), request.remote)
 
 
-def _note(refusal: Refusal, route: str, remote: str | None) -> None:
+def _record(refusal: Refusal, route: str, remote: str | None) -> None:
     metrics.REFUSALS.labels(route, refusal.code).inc()
     facts = {} if refusal.event_id is None else {"event_id": refusal.event_id}
     log.info(
@@ -90,9 +90,9 @@ def _note(refusal: Refusal, route: str, remote: str | None) -> None:
     )
 
 
-def refused(refusal: Refusal, *, route: str, remote: str | None) -> web.Response:
-    """Count and log a refusal, and return its answer."""
-    _note(refusal, route, remote)
+def answer_refusal(refusal: Refusal, *, route: str, remote: str | None) -> web.Response:
+    """Count and log a refusal; return its response in the envelope."""
+    _record(refusal, route, remote)
     details = [{"field": d.field, "message": d.message} for d in refusal.details[:MAX_DETAILS]]
     body = {"error": {"code": refusal.code, "message": refusal.message, "details": details}}
     headers = {}
@@ -103,24 +103,24 @@ def refused(refusal: Refusal, *, route: str, remote: str | None) -> web.Response
     return web.json_response(body, status=refusal.status, headers=headers)
 
 
-def of_http(error: web.HTTPException) -> Refusal:
-    """Return the refusal that says what an aiohttp error says."""
+def refusal_of_http(error: web.HTTPException) -> Refusal:
+    """Return the refusal with the status of an aiohttp error and the standard text for it."""
     status = HTTPStatus(error.status)
     code = status.phrase.lower().replace(" ", "_").replace("-", "_")
     return Refusal(error.status, code, status.description or status.phrase)
 
 
 def _route(request: web.Request) -> str:
-    """Return the route's pattern; the path itself is the client's text."""
+    """Return the route's pattern; the path itself is text of the client, and not logged."""
     resource = request.match_info.route.resource
     return resource.canonical if resource is not None else "none"
 
 
-_ENCODER = msgspec.json.Encoder(enc_hook=plain)
+_ENCODER = msgspec.json.Encoder(enc_hook=json_default)
 
 
 def json_answer(body: object, status: int = 200) -> web.Response:
-    """Answer with compact JSON."""
+    """Return a response with `body` as compact JSON."""
     return web.Response(
         body=_ENCODER.encode(body),
         status=status,

@@ -1,7 +1,8 @@
-"""The OpenAPI document. The only module of the service that knows aiohttp_apispec.
+"""The OpenAPI document of a service. No other module of the service imports aiohttp_apispec.
 
-A route's description stands beside its registration and is bound to one application, because
-aiohttp_apispec consumes what its decorators leave on a function.
+A route is registered and described in one step, by an `Operation`. Each application wraps its
+handlers anew, because aiohttp_apispec consumes the attributes that its decorators put on a
+function.
 """
 
 from __future__ import annotations
@@ -25,23 +26,27 @@ if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
 
 ERRORS = {
-    400: "Not JSON, not whole, or a header twice that may be there once",
+    400: "Not JSON, incomplete, or a header repeated that must be given once",
     401: "No valid signature or token",
     403: "Not for this client",
     404: "Nothing has this id or name",
     408: "The body did not arrive in time",
-    409: "Something else is there: another payload under the key, or no state for this",
+    409: "A conflict: another payload under the key, or the wrong state for this",
     413: "The body is too large",
     415: "Not JSON by its content type, or encoded",
     422: "The wrong shape, every problem listed; or a search that took too long",
     429: "Too many wrong tokens from this client; Retry-After says when to try again",
-    503: "Not possible now; Retry-After says when to send again",
+    503: "Not possible now; Retry-After says when to try again",
 }
 
 
 @dataclass(frozen=True)
 class Operation:
-    """What the document says of one route."""
+    """One route and its description.
+
+    The handler's docstring is the description's text. `answers` maps a status to a text and the
+    schema of the body; None for a body that is not JSON. `errors` are statuses in `ERRORS`.
+    """
 
     method: str
     path: str
@@ -54,20 +59,20 @@ class Operation:
     body_required: bool = True
     parameters: tuple[dict[str, Any], ...] = ()
     produces: tuple[str, ...] = ()
-    """Content types of its answers beside JSON."""
+    """Content types of the answers, in addition to JSON."""
     example: Mapping[str, Any] | None = None
-    """A body that works as it is."""
+    """A body that the route accepts as it is."""
 
 
 _RETRY_AFTER = {"Retry-After": {"type": "integer", "description": "Seconds."}}
 _INTRODUCTION = (
-    "Every answer from 400 on has the same shape. What is no HTTP/1.1 is refused before there is"
-    " a route: 400, 408 where the headers do not arrive in time, 417, 431."
+    "Every answer from 400 on has the same shape. Requests that are not valid HTTP/1.1 are refused"
+    " before routing: with 400, with 408 if the headers do not arrive in time, with 417 or 431."
 )
 
 
 def header(name: str, description: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Describe a request header; `more` are further words of OpenAPI 2.0."""
+    """Describe a request header; `more` are further keywords of OpenAPI 2.0."""
     return {
         "in": "header",
         "name": name,
@@ -79,7 +84,7 @@ def header(name: str, description: str, **more: Any) -> dict[str, Any]:  # noqa:
 
 
 def register(app: web.Application, operations: list[Operation]) -> None:
-    """Add every route to `app`, described."""
+    """Add every route to `app` with its description."""
     for operation in operations:
         app.router.add_route(operation.method, operation.path, _described(operation))
 
@@ -87,7 +92,7 @@ def register(app: web.Application, operations: list[Operation]) -> None:
 def serve_document(app: web.Application, title: str) -> None:
     """Serve the document at `/docs/openapi.json`."""
     with warnings.catch_warnings():
-        # aiohttp_apispec keeps its state under plain strings, which aiohttp warns of.
+        # aiohttp warns of application keys that are plain strings; aiohttp_apispec uses them.
         warnings.simplefilter("ignore", web.NotAppKeyWarning)
         setup_aiohttp_apispec(
             app,
@@ -113,7 +118,8 @@ def _described(operation: Operation) -> Handler:
         produces=["application/json", *operation.produces],
     )(handler)
     if operation.body is not None:
-        # Beside the schema: put into the route, aiohttp_apispec breaks the reference.
+        # `add_to_refs` puts the example beside the schema. In the route itself, aiohttp_apispec
+        # would break the reference to the schema.
         described = json_schema(
             operation.body,
             example=operation.example,

@@ -1,29 +1,28 @@
-"""Who may use which route. Every route is guarded, but those that are named here as public.
+"""Who may use which route. Every route is guarded, except those listed as public.
 
-With `WDS_OPERATOR_TOKEN`: whoever presents it. Without: clients on this machine only, unless
-`WDS_OPERATOR_OPEN` says otherwise. Who counts as a client on this machine:
+With `WDS_OPERATOR_TOKEN`: clients that present it. Without: clients on this machine only, unless
+`WDS_OPERATOR_OPEN` is set. A client counts as on this machine if all of these hold:
 
-* Its address is a loopback address, and no proxy says that it forwards for somebody else.
-* It asked for this machine by a name that cannot mean another one. Otherwise any page in a
-  browser here could reach these routes under a name that it points at 127.0.0.1.
-* If it is a browser, the request comes from a page of this very service, or from the address bar.
+* Its address is a loopback address, and no header shows that a proxy forwarded the request.
+* The `Host` that it asked for can only mean this machine. Otherwise a web page in a browser here
+  could reach these routes under a name that its owner points at 127.0.0.1.
+* If it is a browser, the request comes from a page of this service or from the address bar.
 
-`WDS_OPERATOR_OPEN` trusts the clients, not the pages in their browsers: none of another service
-may change anything, and none may point a name of its own at this service to be one of its pages.
-So only such names are answered as no stranger can own: an address, a name without a dot, which no
-public name server gives out, and what `WDS_OPERATOR_HOSTS` lists. A token needs no such rule: a
-browser sends a session's cookie to no other name than the one it logged in under.
+`WDS_OPERATOR_OPEN` trusts the clients, but not the web pages in their browsers. A page of another
+service may change nothing. Nor may its owner point a name at this service to make the page one of
+this service's own, so only a `Host` that no stranger can own is answered: an address, a name
+without a dot, which no public name server resolves, and the names in `WDS_OPERATOR_HOSTS`. A
+token needs no such rule: a browser sends a session's cookie only to the name that it logged in
+under.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import math
 import secrets
 import time
-from collections import OrderedDict
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -31,6 +30,7 @@ from aiohttp import web
 
 from wds.domain.errors import Refusal
 from wds.telemetry import metrics
+from wds.web.failure_throttle import FailureThrottle, read_address, throttled_clients
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Set as AbstractSet
@@ -48,27 +48,18 @@ PUBLIC = frozenset(
         "/readyz",
     }
 )
-"""The routes that anybody may use: senders sign, and health says nothing of events."""
+"""The routes that anybody may use: senders sign, and health reveals nothing about events."""
 METRICS = "/metrics"
 
 _FORWARDED = ("forwarded", "via", "x-real-ip")
-_READING = {"GET", "HEAD"}
+_READ_METHODS = {"GET", "HEAD"}
 _SAME_SITE = {"same-origin", "none"}
-FOREIGN = frozenset({"cross-site", "same-site"})
-"""What a browser puts into `Sec-Fetch-Site` of a request from a page of another service."""
-
-BURST = 10
-"""Wrong tokens that one client may present at once."""
-BURST_OF_PROXY = 100
-"""And all clients together for whom one address says that it forwards."""
-REFILL_S = 5.0
-"""Seconds after which it may present one more."""
-MOST_CLIENTS = 10_000
-"""Clients remembered; those not heard of for longest are forgotten first."""
+FOREIGN_SITES = frozenset({"cross-site", "same-site"})
+"""Values of `Sec-Fetch-Site` on a browser's request from a page of another service."""
 
 
 class Guard:
-    """Decides over requests to the routes that are not public."""
+    """Admits or refuses requests to the routes that are not public."""
 
     def __init__(
         self,
@@ -77,179 +68,123 @@ class Guard:
         public: frozenset[str] = PUBLIC,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take the rules. `public` are route patterns; `clock` counts seconds."""
+        """`public` are route patterns; `clock` counts seconds."""
         self._token = settings.operator_token
         self._open = settings.operator_open
-        self._hosts = frozenset(map(_name, settings.operator_hosts))
+        self._hosts = frozenset(map(_host_name, settings.operator_hosts))
         self._public = public | {METRICS} if settings.metrics_open else public
-        self._failures = Throttle(clock)
-        self._readers: Callable[[web.Request], Awaitable[bool]] = _nobody
+        self._failures = FailureThrottle(clock)
+        self._may_read: Callable[[web.Request], Awaitable[bool]] = _nobody
 
-    def share(
-        self, paths: AbstractSet[str], knows: Callable[[web.Request], Awaitable[bool]]
+    def exempt(
+        self, paths: AbstractSet[str], may_read: Callable[[web.Request], Awaitable[bool]]
     ) -> None:
-        """Leave the routes `paths` to whoever guards them, and let whom they know read the rest."""
+        """Leave the routes `paths` to another guard.
+
+        A client for which `may_read` returns True may also read every other route.
+        """
         self._public |= paths
-        self._readers = knows
+        self._may_read = may_read
 
     @property
     def middleware(self) -> Middleware:
-        """Return the middleware that asks `check` before any route that is not public."""
+        """Return the middleware that calls `check` for every route that is not public."""
 
         @web.middleware
-        async def asked(request: web.Request, handler: Handler) -> web.StreamResponse:
+        async def guarded_route(request: web.Request, handler: Handler) -> web.StreamResponse:
             resource = request.match_info.route.resource
-            # Without a resource the answer is 404 or 405, and tells nothing.
+            # Without a resource the answer is 404 or 405, which reveals nothing.
             guarded = resource is not None and resource.canonical not in self._public
-            reads = request.method in _READING
-            if guarded and not (reads and await self._readers(request)):
+            reads = request.method in _READ_METHODS
+            if guarded and not (reads and await self._may_read(request)):
                 self.check(request)
             return await handler(request)
 
-        return asked
+        return guarded_route
 
     def check(self, request: web.Request) -> None:
         """Return if the client may use operators' routes.
 
         Raises:
             Refusal: 401 without the right token, 429 after too many wrong ones, 403 for a client
-                that is not on this machine, or asks by a name that may be a stranger's.
+                that is not on this machine or asks for a `Host` that a stranger may own.
         """
         if self._token is not None:
-            scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+            scheme, _, token = request.headers.get("Authorization", "").partition(" ")
             if scheme.lower() != "bearer":
-                raise counted(
+                raise refuse(
                     401,
                     "no_token",
                     "send the value of WDS_OPERATOR_TOKEN as Authorization: Bearer",
                 )
-            self.check_token(request, given.strip())
+            self.check_token(request, token.strip())
         elif not self._open:
             _check_local(request)
         else:
             self._check_open(request)
 
     def _check_open(self, request: web.Request) -> None:
-        named = [request.host, *request.headers.getall("X-Forwarded-Host", [])]
-        if not all(self._is_ours(host.strip()) for each in named for host in each.split(",")):
-            raise counted(
+        hosts = [request.host, *request.headers.getall("X-Forwarded-Host", [])]
+        if not all(self._is_own(host.strip()) for each in hosts for host in each.split(",")):
+            raise refuse(
                 403,
                 "foreign_host",
-                "this may have come from a foreign page in a browser; ask for the address of the"
-                " service, or list the name that you ask for in WDS_OPERATOR_HOSTS",
+                "a page of another site may have sent this; ask for the address of the service, or"
+                " list the name that you ask for in WDS_OPERATOR_HOSTS",
             )
-        if request.method not in _READING and not from_here(request):
+        if request.method not in _READ_METHODS and not from_own_page(request):
             raise _cross_site()
 
-    def _is_ours(self, host: str) -> bool:
-        """Tell whether no stranger can have pointed this name at the service."""
-        name = _name(host)
+    def _is_own(self, host: str) -> bool:
+        """Tell whether no stranger can have pointed the name `host` at this service."""
+        name = _host_name(host)
         if not name:
             return False
-        return "." not in name or name in self._hosts or _address(name) is not None
+        return "." not in name or name in self._hosts or read_address(name) is not None
 
-    def check_token(self, request: web.Request, given: str) -> None:
-        """Return if `given` is the token. Past some failures of one client it is not looked at.
+    def check_token(self, request: web.Request, token: str) -> None:
+        """Return if `token` is right. After too many failures of a client it is not compared.
 
         Raises:
             Refusal: 401 if it is not, 429 if this client must wait.
         """
-        clients = _clients(request)
+        clients = throttled_clients(request)
         wait_s = max(self._failures.wait_s(*client) for client in clients.items())
         if wait_s > 0:
-            raise counted(
+            raise refuse(
                 429,
                 "too_many_failures",
                 "too many wrong tokens came from this address; wait, then try again",
                 code="too_many_failures",
                 retry_after_s=math.ceil(wait_s),
             )
-        if self._token is None or not _same(given, self._token):
+        if self._token is None or not _equal(token, self._token):
             for client in clients:
                 self._failures.count(client)
-            raise counted(401, "wrong_token", "this is not the value of WDS_OPERATOR_TOKEN")
-
-
-class Throttle:
-    """Counts failures by client, and tells who has to wait. Memory is bounded.
-
-    Each client has room for some failures, and gets room for one more every `REFILL_S`.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        """Take a clock, in seconds."""
-        self._clock = clock
-        self._full_until: OrderedDict[str, float] = OrderedDict()
-
-    def wait_s(self, client: str, burst: int = BURST) -> float:
-        """Return the seconds until a client with room for `burst` may try again; 0 or less: now."""
-        over_at = self._full_until.get(client, 0.0)
-        return over_at - self._clock() - (burst - 1) * REFILL_S
-
-    def count(self, client: str) -> None:
-        """Count one failure."""
-        now = self._clock()
-        self._full_until[client] = max(self._full_until.pop(client, now), now) + REFILL_S
-        if len(self._full_until) > MOST_CLIENTS:
-            self._full_until.popitem(last=False)
-
-    def __len__(self) -> int:
-        """Return how many clients are remembered."""
-        return len(self._full_until)
+            raise refuse(401, "wrong_token", "this is not the value of WDS_OPERATOR_TOKEN")
 
 
 async def _nobody(_: web.Request) -> bool:
     return False
 
 
-def _same(given: str, token: str) -> bool:
-    """Compare in a time that depends on neither where nor in what length they differ."""
+def _equal(token: str, expected: str) -> bool:
+    """Compare in a time that depends neither on where they differ nor on their lengths."""
     key = secrets.token_bytes(16)
     digests = [
         hmac.digest(key, text.encode("utf-8", "surrogateescape"), hashlib.sha256)
-        for text in (given, token)
+        for text in (token, expected)
     ]
     return hmac.compare_digest(*digests)
 
 
-def _clients(request: web.Request) -> dict[str, int]:
-    """Return by whom failures of this request are counted, and for how many each has room.
-
-    Behind a proxy by the client that it names last in `X-Forwarded-For`, so that one who guesses
-    does not lock out the others; and by its own address, for whoever sends that header may make
-    names up.
-    """
-    peer = _client(request.remote)
-    named = ",".join(request.headers.getall("X-Forwarded-For", []))
-    if not named:
-        return {peer: BURST}
-    last = named.rpartition(",")[2].strip()
-    return {f"{peer} for {_client(last)}": BURST, peer: BURST_OF_PROXY}
-
-
-def _client(remote: str | None) -> str:
-    """Return what failures are counted by: an IPv4 address, or the network of an IPv6 one."""
-    address = _address(remote)
-    if isinstance(address, ipaddress.IPv6Address):
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    return str(address)
-
-
-def _address(remote: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        address = ipaddress.ip_address(remote or "")
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address
-
-
 def _check_local(request: web.Request) -> None:
-    address = _address(request.remote)
+    address = read_address(request.remote)
     forwarded = any(
         name.lower().startswith(("x-forwarded", *_FORWARDED)) for name in request.headers
     )
     if address is None or not address.is_loopback or forwarded:
-        raise counted(
+        raise refuse(
             403,
             "not_local",
             "only clients on this machine may do this; for others set WDS_OPERATOR_TOKEN on the"
@@ -260,22 +195,23 @@ def _check_local(request: web.Request) -> None:
 
 
 def _cross_site() -> Refusal:
-    return counted(
+    return refuse(
         403,
         "cross_site",
-        "this may have come from a foreign page in a browser; ask for 127.0.0.1 or localhost,"
+        "a page of another site may have sent this; ask for 127.0.0.1 or localhost,"
         " or set WDS_OPERATOR_TOKEN on the service and send it as Authorization: Bearer",
     )
 
 
-def from_here(request: web.Request) -> bool:
-    """Tell whether a browser says that a page of this service sent the request.
+def from_own_page(request: web.Request) -> bool:
+    """Tell whether a page of this service sent the request, by a browser's headers.
 
-    Without either header it is no browser, or one too old to be asked.
+    Without `Sec-Fetch-Site` and `Origin` it is True: the client is not a browser, or too old to
+    send either.
     """
     site = request.headers.get("Sec-Fetch-Site")
     if site is not None:
-        return site not in FOREIGN
+        return site not in FOREIGN_SITES
     origin = request.headers.get("Origin")
     if origin is None:
         return True
@@ -286,8 +222,8 @@ def from_here(request: web.Request) -> bool:
     return host in {request.host, request.headers.get("X-Forwarded-Host")}
 
 
-def _name(host: str) -> str:
-    """Return the name or address in a `Host`, in lower case; empty if there is none."""
+def _host_name(host: str) -> str:
+    """Return the name or address in a `Host` header, in lower case; '' without one."""
     try:
         return (urlsplit(f"//{host}").hostname or "").rstrip(".")
     except ValueError:
@@ -295,10 +231,10 @@ def _name(host: str) -> str:
 
 
 def _names_this_machine(host: str) -> bool:
-    name = _name(host)
+    name = _host_name(host)
     if name == "localhost" or name.endswith(".localhost"):  # RFC 6761
         return True
-    address = _address(name)
+    address = read_address(name)
     return address is not None and address.is_loopback
 
 
@@ -309,7 +245,7 @@ def _is_cross_site(request: web.Request) -> bool:
     return request.headers.get("Sec-Fetch-Site", "none") not in _SAME_SITE
 
 
-def counted(
+def refuse(
     status: int,
     reason: str,
     message: str,
@@ -317,6 +253,6 @@ def counted(
     code: str = "operators_only",
     retry_after_s: int | None = None,
 ) -> Refusal:
-    """Return a refusal of a client that may not do this, counted by its reason."""
+    """Count a refusal of an operator's request by `reason`, and return it."""
     metrics.OPERATOR_REFUSALS.labels(reason).inc()
     return Refusal(status, code, message, retry_after_s=retry_after_s)

@@ -1,4 +1,4 @@
-"""Fields and shapes that every HTTP service shares, and how a body is read by a schema."""
+"""Marshmallow fields and schemas that several HTTP interfaces share, and `load`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import marshmallow as ma
 from marshmallow import fields, validate
 
 from wds.domain.deliveries import Status
-from wds.domain.errors import Detail, Refusal
+from wds.domain.errors import Detail, wrong_shape
 from wds.domain.events import MAX_LABEL, is_label
 
 if TYPE_CHECKING:
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Instant(fields.AwareDateTime):
-    """ISO 8601; without an offset it is UTC. Read as UTC."""
+    """ISO 8601 to a datetime in UTC; text without an offset is UTC."""
 
     def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401
-        """Take marshmallow's own options."""
+        """Pass marshmallow's options on."""
         super().__init__(format="iso", default_timezone=UTC, **kwargs)
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> datetime:  # noqa: ANN401
@@ -33,19 +33,19 @@ class Instant(fields.AwareDateTime):
 
 
 class OneOrMany(fields.List[Any]):
-    """A value, or a list of 1 to 100 of them. Read as a list."""
+    """A value, or a list of 1 to 100 of them; loads as a list."""
 
     def __init__(self, inner: fields.Field[Any], **kwargs: Any) -> None:  # noqa: ANN401
-        """Take the field of one value."""
+        """`inner` is the field of one value."""
         super().__init__(inner, validate=validate.Length(1, 100), **kwargs)
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> list[Any]:  # noqa: ANN401
-        many = value if isinstance(value, list) else [value]
-        return super()._deserialize(many, attr, data, **kwargs)
+        values = value if isinstance(value, list) else [value]
+        return super()._deserialize(values, attr, data, **kwargs)
 
 
 class StrictBoolean(fields.Boolean):
-    """true or false; nothing that merely counts as one of them."""
+    """true or false; marshmallow also accepts values such as "yes" and 1."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         if not isinstance(value, bool):
@@ -54,12 +54,12 @@ class StrictBoolean(fields.Boolean):
 
 
 def label() -> fields.String:
-    """Return the field of an event type, a source or a destination."""
+    """Return a field for an event type, a source or a destination."""
     return fields.String(validate=[validate.Length(1, MAX_LABEL), printable])
 
 
 def printable(value: str) -> None:
-    """Accept printable text only.
+    """Return if `value` is printable.
 
     Raises:
         ValidationError: `value` has a control character or an invisible one.
@@ -70,7 +70,7 @@ def printable(value: str) -> None:
 
 
 def status() -> fields.String:
-    """Return the field of an event's status."""
+    """Return a field for an event's status."""
     return fields.String(validate=validate.OneOf([str(status) for status in Status]))
 
 
@@ -90,20 +90,20 @@ class ErrorSchema(ma.Schema):
 
 
 class ErrorEnvelopeSchema(ma.Schema):
-    """What every answer from 400 on looks like."""
+    """The body of every answer from 400 on."""
 
     error = fields.Nested(ErrorSchema, required=True)
 
 
 class HealthSchema(ma.Schema):
-    """Whether the process lives, or can do its work."""
+    """Whether the process is alive, or can do its work."""
 
     status = fields.String(validate=validate.OneOf(["ok", "unavailable"]))
     checks = fields.Dict(keys=fields.String(), values=fields.String())
 
 
 def load(schema: ma.Schema, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Read `body` by `schema`.
+    """Validate `body` against `schema` and return the loaded values.
 
     Raises:
         Refusal: 422 with every problem and its path.
@@ -111,8 +111,7 @@ def load(schema: ma.Schema, body: Mapping[str, Any]) -> dict[str, Any]:
     try:
         loaded: dict[str, Any] = schema.load(body)
     except ma.ValidationError as error:
-        details = tuple(_flatten(error.messages))
-        raise Refusal(422, "invalid_request", "the request has the wrong shape", details) from None
+        raise wrong_shape(*_flatten(error.messages)) from None
     return loaded
 
 

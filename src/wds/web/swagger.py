@@ -1,9 +1,11 @@
-"""Swagger UI on the document of the service that serves it, for every service alike.
+"""Swagger UI for the OpenAPI document of the service that serves it.
 
-Its own page takes orders from the page's query, such as whose document to show, and runs a script
-inside of it. So the page is ours: without a query, and with a policy that lets it load this
-service's own files and ask this service. It is nothing but files; no other room is needed, so that
-the mock downstream can have it too.
+The page is wds's own. Swagger UI's page contains an inline script and obeys the page's query,
+which may name another site's document. This one takes no query, and its policy lets it load files
+of this service and send requests to this service only.
+
+This module serves files and imports no other package of wds, so that the mock downstream can use
+it.
 """
 
 from __future__ import annotations
@@ -30,13 +32,13 @@ HEADERS = {
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "same-origin",
 }
-"""`data:` is for the pictures in Swagger UI's style sheet."""
+"""`data:` is for the images in Swagger UI's style sheet."""
 
 
 def routes(*, console: str | None = None) -> list[tuple[str, str, Handler]]:
     """Return the routes of the page and its files: `(method, path, handler)`.
 
-    `console` is the path to lead back to, where the service has one.
+    `console` is the path of the service's console, if it has one; the page links to it.
     """
     ours = Path(str(resources.files(__package__)))
     theirs = Path(str(resources.files("aiohttp_apispec"))) / "static"
@@ -48,14 +50,14 @@ def routes(*, console: str | None = None) -> list[tuple[str, str, Handler]]:
     html = Template(template).substitute(back=back)
 
     async def page(request: web.Request) -> web.StreamResponse:
-        """Show the page, without a query."""
+        """Show the page; redirect a request with a query to the page without one."""
         if request.query_string:
             raise web.HTTPFound(PAGE)
         headers = {**HEADERS, "Cache-Control": "no-store"}
         return web.Response(text=html, content_type="text/html", charset="utf-8", headers=headers)
 
     async def file(request: web.Request) -> web.StreamResponse:
-        """Give one of its files."""
+        """Return one of the page's files."""
         found = files.get(request.match_info["name"])
         if found is None:
             raise web.HTTPNotFound

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.support import new_event
-from wds.storage.lease_queries import event_document
+from wds.storage.event_documents import event_document
 
 START = datetime(2026, 3, 1, 10, 59, 59, 998_000, tzinfo=UTC)
 MS = timedelta(milliseconds=1)

@@ -17,7 +17,7 @@ from tests.support import make_settings, new_event
 from wds.domain.errors import StoreUnavailableError
 from wds.domain.event_filter import SORTS
 from wds.ingest import create_app
-from wds.storage.lease_queries import event_document
+from wds.storage.event_documents import event_document
 from wds.storage.mongo import SEARCH_LIMIT_MS, SOCKET_TIMEOUT_S
 from wds.web.server import listening
 

@@ -26,7 +26,7 @@ async def answering(status, body, content_type="application/json"):
 
 async def sent(url, count=1):
     postings = [Posting(b"{}", f"key-{number}") for number in range(count)]
-    return await send(url, sources.default((SECRET,)), postings, count)
+    return await send(url, sources.default_source((SECRET,)), postings, count)
 
 
 async def test_one_event_is_answered_with_its_id_and_many_with_their_number(capsys):

@@ -12,7 +12,7 @@ from tests.integration.console.logins import EVENT, EVENT_PATH, TOKEN, console_r
 from wds.console.sessions import LIFETIME_S, SessionSigner
 from wds.domain.errors import StoreUnavailableError
 from wds.storage.revoked_sessions import RevokedSessions
-from wds.web.operator_access import BURST
+from wds.web.failure_throttle import BURST
 
 PUBLIC_ROUTES = {"/", "/console/login", "/console/static/{name}"}
 """Routes that need no session: a redirect, the login, and files that are the same for everybody."""

@@ -1,4 +1,4 @@
-"""Bad input gets a 4xx with a reason and changes nothing; odd but legitimate input is taken."""
+"""Bad input gets a 4xx with a reason and changes nothing; odd but legitimate input is accepted."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ async def send(client, body, headers, *, chunked=False):
 
 
 @pytest.mark.parametrize("case", INGEST.values(), ids=INGEST)
-async def test_a_bad_event_is_refused_with_a_reason_and_not_stored(client, db, case):
+async def test_ingest_refuses_a_bad_event_with_a_reason_and_stores_nothing(client, db, case):
     status, code, body, headers = case
     answered, answer = await send(client, body, headers)
 
@@ -162,7 +162,7 @@ async def test_a_bad_event_is_refused_with_a_reason_and_not_stored(client, db, c
     assert await db.events.count_documents({}) == 0
 
 
-async def test_a_chunked_body_over_the_limit_is_refused(client, db):
+async def test_ingest_refuses_a_chunked_body_over_the_limit(client, db):
     status, answer = await send(client, padded(LIMIT + 1), {}, chunked=True)
 
     assert status == 413
@@ -170,7 +170,7 @@ async def test_a_chunked_body_over_the_limit_is_refused(client, db):
     assert await db.events.count_documents({}) == 0
 
 
-async def test_a_signature_given_twice_counts_only_if_both_are_valid(client, db):
+async def test_ingest_accepts_two_signatures_only_if_both_are_valid(client, db):
     for other, status in ((sign("x", BODY), 401), (sign(SECRET, BODY), 202)):
         headers = CIMultiDict(signed(BODY))
         headers.add(SIGNATURE, other)
@@ -178,7 +178,7 @@ async def test_a_signature_given_twice_counts_only_if_both_are_valid(client, db)
         assert (answered, await db.events.count_documents({})) == (status, int(status == 202))
 
 
-async def test_a_gzip_bomb_is_never_inflated(client):
+async def test_ingest_never_inflates_a_gzip_bomb(client):
     await client.ingest(BODY)
     tracemalloc.start()
     try:
@@ -207,7 +207,7 @@ LEGITIMATE = {
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["whole", "chunked"])
 @pytest.mark.parametrize("body", LEGITIMATE.values(), ids=LEGITIMATE)
-async def test_an_odd_but_legitimate_event_is_stored_as_it_is(client, db, body, chunked):
+async def test_ingest_stores_an_odd_but_legitimate_event_unchanged(client, db, body, chunked):
     status, _ = await send(client, body, {}, chunked=chunked)
 
     assert status == 202
@@ -218,7 +218,7 @@ async def test_an_odd_but_legitimate_event_is_stored_as_it_is(client, db, body, 
     "value",
     ["application/json; charset=UTF-8", "APPLICATION/JSON", "application/vnd.a+json;charset=utf8"],
 )
-async def test_a_content_type_that_means_json_in_utf_8_is_taken_as_sent(client, db, value):
+async def test_ingest_stores_the_content_type_as_sent(client, db, value):
     status, _ = await client.ingest(BODY, Content_Type=value)
     stored = await db.events.find_one()
 
@@ -273,7 +273,7 @@ SEARCHES = {
 
 
 @pytest.mark.parametrize(("body", "field"), SEARCHES.values(), ids=SEARCHES)
-async def test_a_bad_search_is_refused_by_the_fields_name(client, body, field):
+async def test_search_refuses_a_bad_field_by_its_name(client, body, field):
     status, answer = await client.post("/webhooks/search", json.dumps(body).encode())
 
     assert status == 422
@@ -281,7 +281,7 @@ async def test_a_bad_search_is_refused_by_the_fields_name(client, body, field):
     assert [detail["field"] for detail in answer["error"]["details"]] == [field]
 
 
-async def test_every_problem_of_a_search_is_listed(client):
+async def test_search_lists_every_problem_of_a_request(client):
     status, answer = await client.post("/webhooks/search", b'{"skip":-1,"limit":0,"x":1}')
 
     assert status == 422
@@ -302,7 +302,7 @@ async def test_every_problem_of_a_search_is_listed(client):
         pytest.param(413, "body_too_large", padded(LIMIT + 1), id="over the limit"),
     ],
 )
-async def test_a_search_that_is_no_request_is_refused(client, status, code, body):
+async def test_search_refuses_a_body_that_is_not_a_request(client, status, code, body):
     answered, answer = await client.post("/webhooks/search", io.BytesIO(body))
 
     assert answered == status
@@ -315,7 +315,7 @@ async def test_a_search_that_is_no_request_is_refused(client, status, code, body
     ["0" * 32, "%00", "a" * 5000, "%C5%BE%F0%9F%90%8E", "%FF", "%ED%A0%80", "$ne", "a%2Fb", "%20"],
     ids=["unknown", "NUL", "long", "unicode", "no UTF-8", "surrogate", "operator", "/", "space"],
 )
-async def test_an_id_that_no_event_has_is_not_found(client, event_id, rest):
+async def test_get_event_answers_404_for_an_unknown_id(client, event_id, rest):
     url = URL(f"{client.url}/webhooks/events/{event_id}{rest}", encoded=True)
     async with client.session.get(url) as response:
         status, answer = response.status, await response.json()
@@ -324,7 +324,7 @@ async def test_an_id_that_no_event_has_is_not_found(client, event_id, rest):
     assert_refused(answer, "not_found")
 
 
-async def test_an_id_in_raw_bytes_is_the_clients_mistake(client):
+async def test_get_event_answers_400_for_an_id_in_raw_bytes(client):
     reader, writer = await asyncio.open_connection("127.0.0.1", URL(client.url).port)
     writer.write(b"GET /webhooks/events/\xed\xa0\x80\xff HTTP/1.1\r\nHost: a\r\n\r\n")
     status = (await reader.readline()).split()[1]
@@ -335,7 +335,7 @@ async def test_an_id_in_raw_bytes_is_the_clients_mistake(client):
 
 
 @pytest.mark.parametrize("path", ["/webhooks", "/webhooks/ingest/", "/webhooks/events/", "/%00"])
-async def test_an_unknown_path_is_not_found(client, path):
+async def test_unknown_path_is_answered_404(client, path):
     async with client.session.get(URL(client.url + path, encoded=True)) as response:
         status, answer = response.status, await response.json()
 
@@ -354,7 +354,7 @@ async def test_an_unknown_path_is_not_found(client, path):
         ("PATCH", "/webhooks/search", "POST"),
     ],
 )
-async def test_a_wrong_method_is_refused_and_told_the_right_one(client, method, path, allowed):
+async def test_wrong_method_is_answered_405_with_the_right_one(client, method, path, allowed):
     async with client.session.request(method, client.url + path) as response:
         status, answer = response.status, await response.json()
 

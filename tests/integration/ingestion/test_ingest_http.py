@@ -1,4 +1,4 @@
-"""`POST /webhooks/ingest`: what is answered and what is stored, byte for byte."""
+"""`POST /webhooks/ingest`: the answers, and the stored events byte for byte."""
 
 from __future__ import annotations
 
@@ -11,33 +11,17 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.integration.conftest import Client
+from tests.integration.ingestion.bodies import ODD, raw
 from tests.support import SECRET, eventually, make_settings, signed
-from wds import ingest
 from wds.domain.events import derived_id
 from wds.ingest import create_app
+from wds.ingestion import group_writer
 from wds.signing.hmac_sha256 import sign
 from wds.storage.event_writer import EventWriter
 from wds.web.server import listening
 
-ODD = {
-    "odd whitespace": b' \r\n{ "a"\t:\n1 ,"b":[ ] }\n ',
-    "unicode": '{"a":"žluťoučký 🐎\u2028","é":"e\u0301"}'.encode(),
-    "big integers": b'{"n":123456789012345678901234567890,"m":-18446744073709551616}',
-    "5,000-digit integer": b'{"n":' + b"9" * 5000 + b"}",
-    "lone surrogate escapes": rb'{"a":"\ud800","\udfff":1}',
-    "duplicate keys": b'{"a":1,"a":2,"a":{"b":1,"b":2}}',
-    "spelling of numbers": b'{"n":1.0E+2,"z":-0.0,"h":1e999}',
-    "names of operators": b'{"$set":{"a.b":1},"_id":"mine","payload":{}}',
-}
 
-
-async def raw(client, path):
-    async with client.session.get(client.url + path) as response:
-        assert response.status == 200
-        return await response.read()
-
-
-async def test_a_stored_event_is_answered_202_with_its_receipt(client, db):
+async def test_ingest_answers_a_stored_event_with_202_and_its_receipt(client, db):
     status, answer = await client.ingest(b'{"n":1}')
 
     assert status == 202
@@ -46,7 +30,7 @@ async def test_a_stored_event_is_answered_202_with_its_receipt(client, db):
 
 
 @pytest.mark.parametrize("body", ODD.values(), ids=ODD)
-async def test_the_exact_bytes_are_stored_and_given_back(client, db, body):
+async def test_ingest_keeps_the_exact_bytes_of_a_payload(client, db, body):
     status, answer = await client.ingest(body)
     stored = await db.events.find_one()
 
@@ -57,7 +41,7 @@ async def test_the_exact_bytes_are_stored_and_given_back(client, db, body):
 
 
 @pytest.mark.parametrize("body", ODD.values(), ids=ODD)
-async def test_an_event_is_shown_with_its_payload_spliced_in_verbatim(client, body):
+async def test_get_event_shows_its_payload_verbatim(client, body):
     _, answer = await client.ingest(body)
     shown = await raw(client, f"/webhooks/events/{answer['id']}")
     splice = b',"payload":' + body + b"}"
@@ -66,7 +50,7 @@ async def test_an_event_is_shown_with_its_payload_spliced_in_verbatim(client, bo
     assert json.loads(shown.removesuffix(splice) + b"}")["id"] == answer["id"]
 
 
-async def test_a_payload_is_given_back_under_its_own_content_type_and_never_run(client):
+async def test_get_payload_has_its_own_content_type_and_is_never_run(client):
     _, answer = await client.ingest(b"{}", Content_Type="application/cloudevents+json")
     url = f"{client.url}/webhooks/events/{answer['id']}/payload"
     async with client.session.get(url) as response:
@@ -75,7 +59,7 @@ async def test_a_payload_is_given_back_under_its_own_content_type_and_never_run(
         assert response.headers["Content-Security-Policy"] == "sandbox"
 
 
-async def test_an_event_is_shown_whole_before_its_first_attempt(client):
+async def test_get_event_shows_every_field_before_the_first_attempt(client):
     body = b'{"type":"order.created","idempotency_key":"k"}'
     _, answer = await client.ingest(body, X_Request_Id="r-1")
     status, shown = await client.get(f"/webhooks/events/{answer['id']}")
@@ -107,7 +91,7 @@ async def test_an_event_is_shown_whole_before_its_first_attempt(client):
     assert abs(datetime.fromisoformat(at) - datetime.now(UTC)) < timedelta(minutes=1)
 
 
-async def test_the_stored_document_is_live_due_and_without_a_lease(client, db):
+async def test_ingest_stores_a_live_due_event_without_a_lease(client, db):
     body = b'{"event_type":"t","idempotency_key":"k"}'
     await client.ingest(body, User_Agent="sender/1")
     stored = await db.events.find_one()
@@ -131,7 +115,7 @@ async def test_the_stored_document_is_live_due_and_without_a_lease(client, db):
     assert abs(stored["received_at"] - datetime.now(UTC)) < timedelta(minutes=1)
 
 
-async def test_only_listed_headers_are_stored(client, db):
+async def test_ingest_stores_only_listed_headers(client, db):
     listed = {
         "User-Agent": "sender/1",
         "X-Request-Id": "r-1",
@@ -151,7 +135,7 @@ async def test_only_listed_headers_are_stored(client, db):
     assert stored["headers"] == {name.lower(): value for name, value in listed.items()}
 
 
-async def test_a_listed_header_is_left_out_if_it_is_long_or_not_ascii(client, db):
+async def test_ingest_drops_a_listed_header_that_is_long_or_not_ascii(client, db):
     status, _ = await client.ingest(b"{}", X_Request_Id="r" * 513, Traceparent="é")
     stored = await db.events.find_one()
 
@@ -178,7 +162,7 @@ BOTH = {"X_Event_Type": "own", "X_GitHub_Event": "github"}
         pytest.param(b'{"event_type":"%s"}' % (b"e" * 255), BOTH, "e" * 255, id="255 stay"),
     ],
 )
-async def test_the_event_type_is_the_first_usable_name(client, db, body, headers, expected):
+async def test_ingest_takes_the_first_usable_event_type(client, db, body, headers, expected):
     status, answer = await client.ingest(body, **headers)
     stored = await db.events.find_one()
     _, found = await client.post("/webhooks/search", json.dumps({}).encode())
@@ -189,7 +173,7 @@ async def test_the_event_type_is_the_first_usable_name(client, db, body, headers
 
 
 @pytest.mark.parametrize("name", ["X-Webhook-Signature", "X-Hub-Signature-256"])
-async def test_either_signature_header_will_do(client, db, name):
+async def test_ingest_accepts_either_signature_header(client, db, name):
     headers = {"Content-Type": "application/json", name: sign(SECRET, b"{}")}
     status, _ = await client.post("/webhooks/ingest", b"{}", headers)
 
@@ -197,7 +181,7 @@ async def test_either_signature_header_will_do(client, db, name):
     assert await db.events.count_documents({}) == 1
 
 
-async def test_every_secret_is_accepted_while_rotating_and_no_other(client, engines, store, db):
+async def test_ingest_accepts_every_secret_while_rotating_and_no_other(client, engines, store, db):
     settings = make_settings(engines, WDS_HMAC_SECRET="old new")
     async with listening(create_app(settings, store), "127.0.0.1", 0) as port:
         rotating = Client(client.session, f"http://127.0.0.1:{port}")
@@ -217,7 +201,7 @@ KEYED = [
 
 
 @pytest.mark.parametrize(("body", "headers"), KEYED)
-async def test_a_repeat_of_a_key_is_answered_200_with_the_first_id(client, db, body, headers):
+async def test_ingest_answers_a_repeated_key_with_200_and_the_first_id(client, db, body, headers):
     first = await client.ingest(body % 1, **headers)
     await db.events.update_one({}, {"$set": {"status": "DELIVERED"}})
     again = await client.ingest(body % 1, **headers)
@@ -228,7 +212,7 @@ async def test_a_repeat_of_a_key_is_answered_200_with_the_first_id(client, db, b
 
 
 @pytest.mark.parametrize(("body", "headers"), KEYED)
-async def test_a_key_with_another_payload_is_a_conflict(client, db, body, headers):
+async def test_ingest_refuses_a_key_with_another_payload(client, db, body, headers):
     await client.ingest(body % 1, **headers)
     before = await db.events.find().to_list(None)
     status, answer = await client.ingest(body % 2, **headers)
@@ -238,7 +222,7 @@ async def test_a_key_with_another_payload_is_a_conflict(client, db, body, header
     assert await db.events.find().to_list(None) == before
 
 
-async def test_the_payloads_key_wins_over_the_headers(client, db):
+async def test_ingest_prefers_the_payloads_key_to_the_headers(client, db):
     await client.ingest(b'{"idempotency_key":"a"}', Idempotency_Key="b")
     status, _ = await client.ingest(b'{"n":2}', Idempotency_Key="b")
 
@@ -246,7 +230,7 @@ async def test_the_payloads_key_wins_over_the_headers(client, db):
     assert await db.events.distinct("idempotency_key") == ["a", "b"]
 
 
-async def test_a_null_key_in_the_payload_leaves_the_headers_in_force(client, db):
+async def test_ingest_uses_the_headers_key_where_the_payloads_is_null(client, db):
     body = b'{"idempotency_key":null}'
     first, _ = await client.ingest(body, Idempotency_Key="k")
     again, _ = await client.ingest(body, Idempotency_Key="k")
@@ -255,14 +239,14 @@ async def test_a_null_key_in_the_payload_leaves_the_headers_in_force(client, db)
     assert await db.events.distinct("idempotency_key") == ["k"]
 
 
-async def test_equal_payloads_without_a_key_are_two_events(client, db):
+async def test_ingest_stores_equal_payloads_without_a_key_as_two_events(client, db):
     answers = [await client.ingest(b"{}") for _ in range(2)]
 
     assert [status for status, _ in answers] == [202, 202]
     assert await db.events.count_documents({}) == 2
 
 
-async def test_of_50_requests_at_once_with_one_key_exactly_one_stores(client, db):
+async def test_ingest_stores_one_of_50_simultaneous_requests_with_one_key(client, db):
     body = b'{"idempotency_key":"k"}'
     answers = await asyncio.gather(*(client.ingest(body) for _ in range(50)))
 
@@ -272,7 +256,7 @@ async def test_of_50_requests_at_once_with_one_key_exactly_one_stores(client, db
     assert await db.events.count_documents({}) == 1
 
 
-async def test_of_50_payloads_at_once_with_one_key_exactly_one_stores(client, db):
+async def test_ingest_stores_one_of_50_simultaneous_payloads_with_one_key(client, db):
     bodies = [b'{"idempotency_key":"k","n":%d}' % n for n in range(50)]
     answers = await asyncio.gather(*map(client.ingest, bodies))
     won = [body for body, (status, _) in zip(bodies, answers, strict=True) if status == 202]
@@ -281,142 +265,8 @@ async def test_of_50_payloads_at_once_with_one_key_exactly_one_stores(client, db
     assert [each["payload"] async for each in db.events.find()] == won
 
 
-ARRAY, OBJECT = b"\n[%s] ", b' { "events" : [%s]\t}'
-FORMS = pytest.mark.parametrize("form", [ARRAY, OBJECT], ids=["array", "object"])
-
-
-@FORMS
-async def test_a_batch_is_answered_with_receipts_in_order(client, db, form):
-    keys = [f"k{n}" for n in range(20)]
-    events = b",".join(b'{"idempotency_key":"%s"}' % key.encode() for key in keys)
-    status, answer = await client.batch(form % events)
-
-    assert (status, answer["accepted"], answer["duplicates"]) == (202, 20, 0)
-    assert answer["events"] == [
-        {"id": derived_id("default", key), "status": "RECEIVED", "duplicate": False} for key in keys
-    ]
-    assert await db.events.count_documents({}) == 20
-
-
-@FORMS
-async def test_a_batch_keeps_the_exact_bytes_of_each_element(client, form):
-    _, answer = await client.batch(form % b" ,\n\t".join(body.strip() for body in ODD.values()))
-    paths = [f"/webhooks/events/{event['id']}/payload" for event in answer["events"]]
-
-    assert [await raw(client, path) for path in paths] == [body.strip() for body in ODD.values()]
-
-
-async def test_a_repeat_within_a_batch_counts_as_a_duplicate(client, db):
-    keyed = b'{"idempotency_key":"k"}'
-    status, answer = await client.batch(ARRAY % b",".join([keyed, b"{}", keyed, b"{}"]))
-
-    assert (status, answer["accepted"], answer["duplicates"]) == (202, 3, 1)
-    assert [event["duplicate"] for event in answer["events"]] == [False, False, True, False]
-    assert answer["events"][0]["id"] == answer["events"][2]["id"]
-    assert await db.events.count_documents({}) == 3
-
-
-@pytest.mark.parametrize(
-    ("events", "fields"),
-    [
-        pytest.param(b'{},{},"no",{}', ["events.2"], id="a string"),
-        pytest.param(b"{},[],{},null", ["events.1", "events.3"], id="an array and a null"),
-        pytest.param(b'{},{"idempotency_key":5}', ["events.1.idempotency_key"], id="a bad key"),
-        pytest.param(
-            b'1,{"idempotency_key":5}', ["events.0", "events.1.idempotency_key"], id="both kinds"
-        ),
-        pytest.param(b"", ["events"], id="no event"),
-        pytest.param(b",".join([b"{}"] * 1001), ["events"], id="1001 events"),
-    ],
-)
-@FORMS
-async def test_a_batch_with_a_wrong_event_is_refused_whole(client, db, form, events, fields):
-    status, answer = await client.batch(form % events)
-
-    assert (status, answer["error"]["code"]) == (422, "invalid_request")
-    assert [detail["field"] for detail in answer["error"]["details"]] == fields
-    assert await db.events.count_documents({}) == 0
-
-
-@pytest.mark.parametrize(
-    ("body", "status", "field"),
-    [
-        pytest.param(b'{"events":[{}],"more":1}', 422, "more", id="another field"),
-        pytest.param(b'{"events":[{}],"events":[{}]}', 422, "events", id="events twice"),
-        pytest.param(b'{"events":{}}', 422, "events", id="events no array"),
-        pytest.param(b"{}", 422, "events", id="no events"),
-        pytest.param(b"7", 422, "", id="a number"),
-        pytest.param(b"[{}", 400, None, id="cut off"),
-        pytest.param(b"[{}] x", 400, None, id="text behind"),
-        pytest.param(b"[{},]", 400, None, id="comma behind"),
-    ],
-)
-async def test_a_body_that_is_no_batch_is_refused(client, db, body, status, field):
-    answered, answer = await client.batch(body)
-
-    assert answered == status
-    assert [d["field"] for d in answer["error"]["details"]] == [field] * (status == 422)
-    assert await db.events.count_documents({}) == 0
-
-
-async def test_a_batch_of_1000_is_stored(client, db):
-    status, answer = await client.batch(ARRAY % b",".join([b"{}"] * 1000))
-
-    assert (status, answer["accepted"], len(answer["events"])) == (202, 1000, 1000)
-    assert await db.events.count_documents({}) == 1000
-
-
-async def test_a_batch_in_conflict_with_a_stored_key_stores_nothing(client, db):
-    await client.ingest(b'{"idempotency_key":"k"}')
-    status, answer = await client.batch(b'[{"n":1},{"idempotency_key":"k","n":2},{"n":3}]')
-
-    assert status == 409
-    assert [d["field"] for d in answer["error"]["details"]] == ["events.1.idempotency_key"]
-    assert await db.events.distinct("payload") == [b'{"idempotency_key":"k"}']
-
-
-async def test_a_batch_in_conflict_with_itself_stores_nothing(client, db):
-    status, answer = await client.batch(b'[{"idempotency_key":"k"},{"idempotency_key":"k","n":2}]')
-
-    assert status == 409
-    assert [d["field"] for d in answer["error"]["details"]] == ["events.1.idempotency_key"]
-    assert await db.events.count_documents({}) == 0
-
-
-async def test_of_batches_at_once_that_contradict_each_other_none_is_stored_in_part(client, db):
-    bodies = [b'[{"idempotency_key":"k","n":%d},{"n":%d}]' % (n, n) for n in range(8)]
-    answers = await asyncio.gather(*map(client.batch, bodies))
-    stored = [json.loads(each["payload"])["n"] async for each in db.events.find()]
-    won = [n for n, (status, _) in enumerate(answers) if status == 202]
-
-    assert Counter(status for status, _ in answers) == {202: 1, 409: 7}
-    assert sorted(stored) == sorted(won * 2)
-
-
-async def test_a_key_in_the_header_makes_a_whole_batch_repeatable(client, db):
-    body = b'[{"n":1},{"n":2,"idempotency_key":"own"},{"n":1}]'
-    _, first = await client.batch(body, Idempotency_Key="k")
-    status, again = await client.batch(body, Idempotency_Key="k")
-
-    assert (first["accepted"], first["duplicates"]) == (3, 0)
-    assert (status, again["accepted"], again["duplicates"]) == (202, 0, 3)
-    assert [e["id"] for e in again["events"]] == [e["id"] for e in first["events"]]
-    assert await db.events.distinct("idempotency_key") == ["k/0", "k/2", "own"]
-    assert await db.events.count_documents({}) == 3
-
-
-@pytest.mark.parametrize("key", ["", "k" * 252], ids=["empty", "too long"])
-async def test_a_batch_under_an_unusable_key_is_refused(client, db, key):
-    status, answer = await client.batch(b"[{}]", Idempotency_Key=key)
-
-    assert (status, answer["error"]["details"][0]["field"]) == (422, "idempotency_key")
-    assert await db.events.count_documents({}) == 0
-
-
-async def test_a_key_whose_event_is_being_written_is_a_repeat_in_the_insert_beside_it(
-    client, db, monkeypatch
-):
-    """The second write meets the first, which is done but not answered yet."""
+async def test_ingest_recognises_a_repeat_of_a_key_in_a_parallel_insert(client, db, monkeypatch):
+    """The second insert finds the event of the first, which is stored but not answered yet."""
     store_insert = EventWriter.insert
     answered = asyncio.Event()
     sizes = []
@@ -433,13 +283,13 @@ async def test_a_key_whose_event_is_being_written_is_a_repeat_in_the_insert_besi
     first = asyncio.create_task(client.ingest(b"{}", Idempotency_Key="k"))
     await eventually(lambda: db.events.count_documents({}), lambda stored: stored == 1)
     beside = [client.ingest(b"{}", Idempotency_Key="k")]
-    beside += [client.ingest(b"{}") for _ in range(ingest.WORTH_OVERLAPPING - 1)]
+    beside += [client.ingest(b"{}") for _ in range(group_writer.MIN_PARALLEL_EVENTS - 1)]
     try:
         statuses = [status for status, _ in await asyncio.wait_for(asyncio.gather(*beside), 15)]
         assert not first.done()
     finally:
         answered.set()
     assert (await first)[0] == 202
-    assert sorted(statuses) == [200] + [202] * (ingest.WORTH_OVERLAPPING - 1)
-    assert sizes == [1, ingest.WORTH_OVERLAPPING]
-    assert await db.events.count_documents({}) == ingest.WORTH_OVERLAPPING
+    assert sorted(statuses) == [200] + [202] * (group_writer.MIN_PARALLEL_EVENTS - 1)
+    assert sizes == [1, group_writer.MIN_PARALLEL_EVENTS]
+    assert await db.events.count_documents({}) == group_writer.MIN_PARALLEL_EVENTS

@@ -1,4 +1,4 @@
-"""Those who send slowly or too much do not keep a well-behaved sender out."""
+"""Slow senders and large bodies do not keep a well-behaved sender out."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 from prometheus_client import REGISTRY
 
 from tests.support import eventually, make_settings, signed
-from wds import ingest
 from wds.domain.errors import QueueFullError
 from wds.ingest import create_app
+from wds.ingestion import group_writer
 from wds.storage.event_writer import EventWriter
 from wds.web import body_reader
 from wds.web.server import listening
@@ -41,7 +41,7 @@ async def serving(engines, store, **changes):
 
 @asynccontextmanager
 async def hoarding(port, count, size):
-    """Keep `count` senders who send `size` bytes of a body of 1 MiB and then no more."""
+    """Run `count` senders that send `size` bytes of a body of 1 MiB and then stop."""
     head = f"POST {PATH} HTTP/1.1\r\nHost: wds\r\nContent-Length: {MIB}\r\n\r\n".encode()
 
     async def hoard():
@@ -81,7 +81,7 @@ async def post(session, port, body=BODY):
 
 @contextmanager
 def traced():
-    """Count what is allocated inside the block and still held, in bytes."""
+    """Yield a function that returns the bytes allocated in the block and still held."""
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
@@ -91,16 +91,16 @@ def traced():
 
 
 HOARDERS = {"WDS_BODY_MEMORY": str(8 * MIB), "WDS_BODY_TIMEOUT": "600"}
-"""Nobody is too slow before the test is over: what is free was made so."""
+"""No body times out during the test, so only drops can free memory."""
 
 
-async def test_hoarders_of_memory_make_room_for_a_well_behaved_sender(engines, store, db):  # noqa: ARG001
+async def test_body_budget_drops_slow_bodies_for_a_well_behaved_sender(engines, store, db):  # noqa: ARG001
     most = 0
     async with (
         serving(engines, store, **HOARDERS) as (port, session),
         hoarding(port, 40, 900 * 1024) as answers,
     ):
-        await eventually(lambda: asyncio.sleep(0, held() > 7 * MIB))
+        await eventually(lambda: held() > 7 * MIB)
         for number in range(100):
             status, _ = await post(session, port, b'{"a":"%s"}' % (b"x" * 1000 * number))
             most = max(most, held())
@@ -109,32 +109,32 @@ async def test_hoarders_of_memory_make_room_for_a_well_behaved_sender(engines, s
     assert most <= 8 * MIB
 
 
-async def test_without_room_being_made_the_well_behaved_sender_is_kept_out(
+async def test_body_budget_control_without_drops_the_sender_is_kept_out(
     engines,
     store,
     db,  # noqa: ARG001
     monkeypatch,
 ):
-    """The control of the test above: first come, first served."""
+    """The control of the test above: without drops, the first bodies keep the memory."""
 
     def first_come(self, reading, size):
         if self._held + size > self._budget:
             raise QueueFullError
         self._hold(reading, size)
 
-    monkeypatch.setattr(body_reader.Intake, "_take", first_come)
+    monkeypatch.setattr(body_reader.BodyReader, "_reserve", first_come)
     async with (
         serving(engines, store, **HOARDERS) as (port, session),
         hoarding(port, 40, 900 * 1024),
     ):
-        await eventually(lambda: asyncio.sleep(0, held() > 7 * MIB))
+        await eventually(lambda: held() > 7 * MIB)
         answers = [
             await post(session, port, b'{"a":"%s"}' % (b"x" * MIB)[:900_000]) for _ in "12345"
         ]
     assert (503, "2") in answers
 
 
-async def test_memory_is_given_back_however_a_request_ends(engines, store, db):  # noqa: ARG001
+async def test_body_budget_is_released_however_a_request_ends(engines, store, db):  # noqa: ARG001
     async with serving(engines, store, WDS_BODY_TIMEOUT="0.2") as (port, session):
         await asyncio.gather(*(post(session, port) for _ in range(50)))
         url = f"http://127.0.0.1:{port}{PATH}"
@@ -143,12 +143,12 @@ async def test_memory_is_given_back_however_a_request_ends(engines, store, db): 
         async with session.post(url, data=io.BytesIO(bytes(2 * MIB))) as response:
             assert response.status == 413
         async with hoarding(port, 5, 1000) as answers:
-            await eventually(lambda: asyncio.sleep(0, len(answers) >= 10))
+            await eventually(lambda: len(answers) >= 10)
         assert {line.split()[1] for line in answers if line} == {b"408"}
-        await eventually(lambda: asyncio.sleep(0, held() == 0))
+        await eventually(lambda: held() == 0)
 
 
-async def test_an_idle_connection_keeps_no_body(engines, store, db):  # noqa: ARG001
+async def test_body_memory_is_not_kept_by_an_idle_connection(engines, store, db):  # noqa: ARG001
     head = f"POST {PATH} HTTP/1.1\r\nHost: wds\r\nContent-Length: {MIB}\r\n\r\n".encode()
     async with serving(engines, store) as (port, _):
         with traced() as memory:
@@ -158,14 +158,14 @@ async def test_an_idle_connection_keeps_no_body(engines, store, db):  # noqa: AR
                 writers.append(writer)
                 writer.write(head + b" " * MIB)
                 assert (await reader.readline()).split()[1] == b"401"
-            assert await eventually(lambda: asyncio.sleep(0, held() == 0))
+            assert await eventually(lambda: held() == 0)
             assert memory() < 3 * MIB
         for writer in writers:
             writer.transport.abort()
 
 
 def stalling(monkeypatch) -> tuple[asyncio.Event, asyncio.Event]:
-    """Have writes wait: give what tells that one does, and what lets all go on."""
+    """Make writes wait; return an event that is set when one waits, and one that releases all."""
     waiting, go_on = asyncio.Event(), asyncio.Event()
 
     def stalled(write):
@@ -181,7 +181,7 @@ def stalling(monkeypatch) -> tuple[asyncio.Event, asyncio.Event]:
     return waiting, go_on
 
 
-async def test_what_a_body_holds_is_forgotten_while_the_store_is_waited_for(
+async def test_parsed_values_are_freed_while_ingest_waits_for_the_store(
     engines,
     store,
     db,  # noqa: ARG001
@@ -201,10 +201,10 @@ async def test_what_a_body_holds_is_forgotten_while_the_store_is_waited_for(
 
 
 @pytest.mark.parametrize(("timeout_s", "status"), [(3, 202), (1, 408)], ids=["fair", "slow"])
-async def test_a_body_that_keeps_coming_at_a_fair_rate_may_take_longer(
+async def test_body_timeout_is_extended_while_bytes_arrive_fast_enough(
     engines, store, db, monkeypatch, *, timeout_s, status
 ):
-    """Six pieces, one every 0.6 s, each of which is worth 2 s or nearly nothing."""
+    """Six pieces, one every 0.6 s. Each extends the timeout by 2 s, or by nearly nothing."""
     body = b'{"a":"%s"}' % (b"x" * 300 * 1024)
     piece = 50 * 1024
     monkeypatch.setattr(
@@ -228,15 +228,15 @@ async def test_a_body_that_keeps_coming_at_a_fair_rate_may_take_longer(
 
 
 @pytest.mark.parametrize("path", [PATH, f"{PATH}/batch"])
-async def test_a_store_that_stalls_is_answered_503_at_once(
+async def test_ingest_answers_503_at_once_while_the_store_stalls(
     engines,
     store,
     db,  # noqa: ARG001
     monkeypatch,
     path,
 ):
-    """And the first, who waits for the write, is acknowledged when it is done."""
-    monkeypatch.setattr(ingest, "MAX_WAIT_S", 0.2)
+    """The first sender, whose write stalls, is acknowledged once the write is done."""
+    monkeypatch.setattr(group_writer, "MAX_WAIT_S", 0.2)
     body = BODY if path == PATH else b"[" + BODY + b"]"
     async with serving(engines, store) as (port, session):
         url = f"http://127.0.0.1:{port}{path}"
@@ -253,7 +253,7 @@ async def test_a_store_that_stalls_is_answered_503_at_once(
         await asyncio.sleep(0.4)
         answers = await asyncio.gather(*(send() for _ in range(20)))
         assert set(answers) == {(503, "2")}
-        assert not first.done()  # nobody waited for what stalls
+        assert not first.done()  # the others did not wait for the stalled write
         go_on.set()
         assert (await first)[0] == 202
         assert (await send())[0] == 202

@@ -1,4 +1,4 @@
-"""Sources over HTTP: what providers send is taken as they send it."""
+"""Sources over HTTP: requests are accepted as the providers send them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wds.web.server import listening
 
 
 def configured():
-    """Return one source for each sender, by its name with `-` for a space."""
+    """Return one source for each sender, named like it with `-` for a space."""
     text = "".join(
         f"[sources.{name.replace(' ', '-')}]\nscheme = '{sender.scheme}'\n"
         f"secrets = ['{sender.secret}']\n"
@@ -29,7 +29,7 @@ def configured():
 
 @pytest.fixture
 async def post(settings, store, db):  # noqa: ARG001 - `db` drops the database
-    """Post as a sender; give status and text of the answer."""
+    """Yield a function that posts as a sender and returns status and text of the answer."""
     async with (
         listening(create_app(settings, store, configured()), "127.0.0.1", 0) as port,
         aiohttp.ClientSession() as session,
@@ -50,7 +50,7 @@ async def post(settings, store, db):  # noqa: ARG001 - `db` drops the database
 
 
 @pytest.mark.parametrize("name", SENDERS)
-async def test_what_a_provider_sends_is_stored_with_its_type_and_key(post, db, name):
+async def test_source_stores_a_providers_request_with_its_type_and_key(post, db, name):
     sender = SENDERS[name]
     status, text = await post(sender)
 
@@ -66,7 +66,7 @@ async def test_what_a_provider_sends_is_stored_with_its_type_and_key(post, db, n
         assert stored["_id"] == derived_id(stored["source"], sender.key)
 
 
-async def test_a_provider_reaches_its_source_from_elsewhere_and_through_a_proxy(post):
+async def test_source_accepts_a_request_through_a_proxy(post):
     changes = {"Host": "hooks.example.com", "X_Forwarded_For": "140.82.115.1"}
     status, text = await post(SENDERS["github"], **changes)
 
@@ -74,7 +74,7 @@ async def test_a_provider_reaches_its_source_from_elsewhere_and_through_a_proxy(
 
 
 @pytest.mark.parametrize("name", SENDERS)
-async def test_the_same_request_again_is_a_repeat(post, db, name):
+async def test_source_recognises_the_same_request_as_a_repeat(post, db, name):
     now = int(time.time())
     answers = [await post(SENDERS[name], now=now) for _ in range(3)]
 
@@ -83,7 +83,7 @@ async def test_the_same_request_again_is_a_repeat(post, db, name):
 
 
 @pytest.mark.parametrize("name", SENDERS)
-async def test_a_changed_body_is_refused_and_not_stored(post, db, name):
+async def test_source_refuses_a_changed_body(post, db, name):
     sender = SENDERS[name]
     headers = sender.headers(sender.body, int(time.time()))
     body = sender.body.replace(b"e", b"E", 1)
@@ -96,7 +96,7 @@ async def test_a_changed_body_is_refused_and_not_stored(post, db, name):
     assert await db.events.count_documents({}) == 0
 
 
-async def test_a_retry_that_the_provider_signed_anew_is_a_repeat(post, db):
+async def test_source_recognises_a_retry_with_a_new_signature_as_a_repeat(post, db):
     """Stripe counts its pending deliveries in the event, so a retry has other bytes."""
     sender = SENDERS["stripe"]
     first, _ = await post(sender, b'{"id":"evt_9","type":"x","pending_webhooks":2}')
@@ -108,7 +108,7 @@ async def test_a_retry_that_the_provider_signed_anew_is_a_repeat(post, db):
     assert stored["payload"].endswith(b'"pending_webhooks":2}')
 
 
-async def test_a_key_that_nobody_signed_does_not_make_other_bytes_a_repeat(post, db):
+async def test_source_refuses_other_bytes_under_an_unsigned_key(post, db):
     sender = SENDERS["github"]
     first, _ = await post(sender, b'{"n":1}')
     second, text = await post(sender, b'{"n":2}')
@@ -118,7 +118,7 @@ async def test_a_key_that_nobody_signed_does_not_make_other_bytes_a_repeat(post,
     assert await db.events.count_documents({}) == 1
 
 
-async def test_sources_share_no_keys(post, db):
+async def test_sources_with_equal_keys_store_separate_events(post, db):
     await post(SENDERS["github"])
     status, _ = await post(SENDERS["github form"])
 
@@ -128,14 +128,14 @@ async def test_sources_share_no_keys(post, db):
 
 @pytest.mark.parametrize("name", ["stripe", "slack", "standard"])
 @pytest.mark.parametrize("off", [-400, 400])
-async def test_a_stale_or_future_request_is_refused(post, db, name, off):
+async def test_source_refuses_a_stale_or_future_request(post, db, name, off):
     status, text = await post(SENDERS[name], now=int(time.time()) + off)
 
     assert (status, json.loads(text)["error"]["code"]) == (401, "timestamp_out_of_tolerance")
     assert await db.events.count_documents({}) == 0
 
 
-async def test_slacks_challenge_is_answered_and_not_stored(post, db):
+async def test_slack_challenge_is_answered_and_not_stored(post, db):
     body = b'{"type":"url_verification","token":"t","challenge":"3eZbrw1aBm2rZgRNFdxV2595E9CY"}'
     status, text = await post(SENDERS["slack"], body)
 
@@ -144,21 +144,21 @@ async def test_slacks_challenge_is_answered_and_not_stored(post, db):
 
 
 @pytest.mark.parametrize("challenge", [b"7", b"null", b'"%s"' % (b"x" * 513), b'"\\ud800"'])
-async def test_a_challenge_that_is_none_is_refused(post, challenge):
+async def test_slack_challenge_that_is_malformed_is_refused(post, challenge):
     body = b'{"type":"url_verification","challenge":%s}' % challenge
     status, _ = await post(SENDERS["slack"], body)
 
     assert status == 422
 
 
-async def test_nobody_else_is_answered_a_challenge(post):
+async def test_slack_challenge_from_another_provider_is_an_event(post):
     body = b'{"type":"url_verification","challenge":"x"}'
     assert (await post(SENDERS["stripe"], body))[0] == 202
     assert (await post(SENDERS["slack"], body, X_Slack_Signature="v0=" + "0" * 64))[0] == 401
 
 
 @pytest.mark.parametrize("name", ["wds", "stripe", "shopify", "standard"])
-async def test_a_form_is_taken_only_from_those_who_send_forms(post, db, name):
+async def test_source_refuses_a_form_from_a_provider_that_sends_none(post, db, name):
     status, text = await post(
         SENDERS[name], b"a=1", Content_Type="application/x-www-form-urlencoded"
     )
@@ -167,7 +167,7 @@ async def test_a_form_is_taken_only_from_those_who_send_forms(post, db, name):
     assert await db.events.count_documents({}) == 0
 
 
-async def test_an_unknown_source_is_not_found(post, db):
+async def test_unknown_source_is_answered_404(post, db):
     for name in ("nobody", "default", "%00", "github%2Fx"):
         async with post.session.post(f"{post.url}/webhooks/ingest/{name}", data=b"{}") as response:
             answer = await response.json(content_type=None)
@@ -176,7 +176,7 @@ async def test_an_unknown_source_is_not_found(post, db):
     assert await db.events.count_documents({}) == 0
 
 
-async def test_the_metric_says_which_secret_still_verifies(post):
+async def test_signatures_verified_metric_counts_by_secret(post):
     def verified(secret):
         labels = {"source": "rotating", "secret": secret}
         return REGISTRY.get_sample_value("wds_signatures_verified_total", labels)
@@ -187,7 +187,7 @@ async def test_the_metric_says_which_secret_still_verifies(post):
     assert (verified("1"), verified("2")) == (before[0], before[1] + 1)
 
 
-async def test_a_stored_form_is_shown_as_text_and_returned_as_bytes(post):
+async def test_get_event_shows_a_form_as_text_and_its_payload_as_bytes(post):
     sender = SENDERS["slack command"]
     await post(sender)
     wanted = {"include_payload": True}
@@ -201,7 +201,7 @@ async def test_a_stored_form_is_shown_as_text_and_returned_as_bytes(post):
     assert response.content_type == "application/x-www-form-urlencoded"
 
 
-async def test_a_header_that_decides_and_is_given_twice_is_refused(post, db):
+async def test_source_refuses_a_repeated_header_that_it_reads(post, db):
     for name in ("X-GitHub-Delivery", "X-GitHub-Event", "Content-Type", "Content-Encoding"):
         sender = SENDERS["github"]
         headers = sender.headers(sender.body, 0)

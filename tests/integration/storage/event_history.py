@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from tests.support import new_event
 from wds.domain.deliveries import Status
 from wds.domain.event_filter import SORTS, EventFilter
-from wds.storage import lease_queries
+from wds.storage import event_documents
 from wds.storage.event_queries import match
 from wds.storage.rollup_queries import HOUR, hour_of
 
@@ -25,7 +25,7 @@ async def put(
     **more: object,
 ) -> str:
     """Store an event as if it had been received at `at`."""
-    document = lease_queries.event_document(new_event(event_type=kind), at)
+    document = event_documents.event_document(new_event(event_type=kind), at)
     document |= {"status": status, "attempt_count": 1, **more}
     if status not in (Status.RECEIVED, Status.DELIVERING):
         del document["next_attempt_at"]

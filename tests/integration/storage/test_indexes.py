@@ -13,7 +13,15 @@ from wds.domain.deliveries import Settlement, Status
 from wds.domain.event_filter import OLDEST_FIRST, SORTS, EventFilter, Position
 from wds.domain.events import derived_id
 from wds.domain.operator_actions import Action, Instruction, affected_events
-from wds.storage import action_queries, event_queries, indexes, lease_queries, rollup_queries
+from wds.storage import (
+    action_queries,
+    change_stream,
+    event_documents,
+    event_queries,
+    indexes,
+    lease_queries,
+    rollup_queries,
+)
 from wds.storage.event_queries import match
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -30,7 +38,7 @@ async def events(store, db):  # noqa: ARG001 - an open store has made the indexe
     documents = []
     for number in range(FINISHED + FUTURE + DUE):
         event = new_event(b"{}", event_type=f"type.{number % 50}", key=f"key-{number}")
-        document = lease_queries.event_document(event, T0 + timedelta(seconds=number))
+        document = event_documents.event_document(event, T0 + timedelta(seconds=number))
         if number < FINISHED:
             del document["next_attempt_at"]
             document["status"] = "DELIVERED" if number % 10 else "FAILED_PERMANENTLY"
@@ -65,7 +73,7 @@ def index_of(plan: list[dict[str, Any]]) -> str:
     return next(stage["indexName"] for stage in plan if stage.get("stage") == "IXSCAN")
 
 
-async def test_a_look_at_what_is_due_reads_as_many_keys_as_it_wants_and_no_document(db):
+async def test_peek_reads_one_key_per_id_and_no_document(db):
     command = lease_queries.peek("default", datetime.now(UTC), 16)
     del command["singleBatch"]  # explain knows no batches
     plan, stats = await explain(db, command)
@@ -75,7 +83,7 @@ async def test_a_look_at_what_is_due_reads_as_many_keys_as_it_wants_and_no_docum
     assert stats["totalDocsExamined"] == 0
 
 
-async def test_counting_what_is_due_reads_no_document(db):
+async def test_backlog_count_reads_no_document(db):
     due = lease_queries.due_by("default", datetime.now(UTC))
     pipeline = [{"$match": due}, {"$limit": 100}, {"$group": {"_id": 1, "n": {"$sum": 1}}}]
     command = {"aggregate": "events", "pipeline": pipeline, "cursor": {}, "hint": "claim"}
@@ -84,7 +92,7 @@ async def test_counting_what_is_due_reads_no_document(db):
     assert stats["totalDocsExamined"] == 0
 
 
-async def test_an_index_made_otherwise_by_an_earlier_version_is_made_anew(store, db):
+async def test_make_indexes_replaces_an_index_with_other_keys(store, db):
     await db.events.drop_index("claim")
     await db.events.create_index([("destination", 1), ("next_attempt_at", 1)], name="claim")
     await store.open()
@@ -93,7 +101,7 @@ async def test_an_index_made_otherwise_by_an_earlier_version_is_made_anew(store,
     assert made["partialFilterExpression"] == {"next_attempt_at": {"$exists": True}}
 
 
-async def test_what_an_earlier_version_had_is_replaced_when_the_new_is_there(store, db):
+async def test_make_indexes_drops_obsolete_indexes_after_their_replacement(store, db):
     """As replicas of 0.1.0 made them; two of this version start at once."""
     for name in ("search_time", "search_attempts", "search_source"):
         await db.events.drop_index(name)
@@ -110,7 +118,7 @@ async def test_what_an_earlier_version_had_is_replaced_when_the_new_is_there(sto
     assert len(page) == 5
 
 
-async def test_a_claim_of_one_looks_up_by_id(db):
+async def test_claim_of_one_looks_up_by_id(db):
     due = await db.events.find_one(lease_queries.due("default"), {"_id": 1})
     command = {
         "findAndModify": "events",
@@ -123,7 +131,7 @@ async def test_a_claim_of_one_looks_up_by_id(db):
     assert stats["totalKeysExamined"] == 1
 
 
-async def test_a_look_at_the_queue_reads_nothing_but_what_is_due(db):
+async def test_due_filters_read_only_what_is_due(db):
     await db.events.delete_many(lease_queries.due("default"))
     for due in (lease_queries.due("default"), lease_queries.due_by("default", datetime.now(UTC))):
         command = {"find": "events", "filter": due, "limit": 16}
@@ -132,14 +140,14 @@ async def test_a_look_at_the_queue_reads_nothing_but_what_is_due(db):
         assert stats["totalKeysExamined"] <= 1
 
 
-async def test_when_the_first_is_due_is_read_from_one_key(db):
-    plan, stats = await explain(db, lease_queries.earliest("default"))
+async def test_earliest_due_reads_one_key(db):
+    plan, stats = await explain(db, change_stream.earliest_due("default"))
     assert index_of(plan) == "claim"
     assert (stats["nReturned"], stats["totalKeysExamined"]) == (1, 1)
     assert stats["totalDocsExamined"] == 0
 
 
-async def test_leasing_and_settling_look_up_by_id(store, db):
+async def test_claim_and_settle_look_up_by_id(store, db):
     found = await db.events.find(lease_queries.due("default"), {"_id": 1}).limit(8).to_list(None)
     ids = [document["_id"] for document in found]
     chosen = {"_id": {"$in": ids}, **lease_queries.due("default")}

@@ -1,4 +1,4 @@
-"""`WDS_RETENTION_DAYS`: finished events go, live ones never, and the setting can be changed."""
+"""`WDS_RETENTION_DAYS`: only finished events are deleted, and the setting can be changed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from wds.domain.operator_actions import Action, Instruction
 from wds.local import embedded_engines
 from wds.local.replica_set import initiate_replica_set
 from wds.storage import event_queries, retention
-from wds.storage.lease_queries import event_document
+from wds.storage.event_documents import event_document
 from wds.storage.store import Store
 
 DAY = timedelta(days=1)
 
 
 async def insert(db, store, *, age, finished=True):
-    """Store an event that was received, and finished if so, `age` ago."""
+    """Store an event that was received `age` ago and, if `finished`, finished at the same time."""
     at = await store.now() - age
     document = event_document(new_event(), at)
     if finished:
@@ -41,12 +41,12 @@ async def ids(db):
 
 
 async def expiry(db):
-    """Return after how many seconds finished events go, None for never."""
+    """Return the retention period in seconds, None without one."""
     index = (await db.events.index_information()).get("retention")
     return None if index is None else index["expireAfterSeconds"]
 
 
-async def test_old_finished_events_go_and_neither_young_nor_live_ones(store, db):
+async def test_retention_deletes_old_finished_events_and_no_young_or_live_ones(store, db):
     old = await insert(db, store, age=8 * DAY)
     young = await insert(db, store, age=6 * DAY)
     live = await insert(db, store, age=100 * DAY, finished=False)
@@ -56,13 +56,13 @@ async def test_old_finished_events_go_and_neither_young_nor_live_ones(store, db)
 
     left = await eventually(lambda: ids(db), lambda seen: old not in seen, within_s=30)
     assert left == {young, live, replayed}
-    # Once more around: what was looked at and spared is not merely still to come.
+    # Another round of the TTL thread: it has checked the others and kept them.
     another = await insert(db, store, age=9 * DAY)
     await eventually(lambda: ids(db), lambda seen: another not in seen, within_s=30)
     assert await ids(db) == {young, live, replayed}
 
 
-async def test_control_without_the_setting_nothing_goes(store, db):
+async def test_control_without_retention_nothing_is_deleted(store, db):
     old = await insert(db, store, age=8 * DAY)
     canary = db["canary"]
     await canary.create_index("at", expireAfterSeconds=1)
@@ -73,7 +73,7 @@ async def test_control_without_the_setting_nothing_goes(store, db):
     assert await ids(db) == {old}
 
 
-async def test_the_setting_can_be_made_changed_and_taken_back(store, db):
+async def test_keep_for_sets_changes_and_removes_the_period(store, db):
     seen = []
     for days in (None, 7, 7, 30, 1, None, None, 2):
         await store.keep_for(days)
@@ -83,7 +83,7 @@ async def test_the_setting_can_be_made_changed_and_taken_back(store, db):
     assert seen == [None, 7 * day, 7 * day, 30 * day, day, None, None, 2 * day]
 
 
-async def test_it_may_be_set_before_there_is_any_event(settings, db):
+async def test_keep_for_works_before_the_first_event(settings, db):
     for days in (None, 3):
         store = Store(settings.mongo_url, settings.mongo_db)
         await store.keep_for(days)
@@ -91,7 +91,7 @@ async def test_it_may_be_set_before_there_is_any_event(settings, db):
     assert await expiry(db) == 3 * retention.DAY_S
 
 
-async def test_replicas_that_start_at_once_do_not_get_in_each_others_way(settings, db, store):
+async def test_keep_for_by_six_replicas_at_once_sets_the_period_of_one(settings, db, store):
     assert store
     replicas = [Store(settings.mongo_url, settings.mongo_db) for _ in range(6)]
     for days in [(7,) * 6, (30,) * 6, (1, 2, 3, None, None, 4), (None,) * 6, (5,) * 6]:
@@ -104,7 +104,7 @@ async def test_replicas_that_start_at_once_do_not_get_in_each_others_way(setting
         await replica.close()
 
 
-async def test_the_index_costs_nothing_for_events_that_are_not_finished(store, db):
+async def test_retention_index_holds_no_live_event(store, db):
     await store.keep_for(7)
     await insert(db, store, age=DAY, finished=False)
     stats = await db.command("validate", "events")
@@ -118,7 +118,7 @@ ROLES = re.findall(
 
 @pytest.fixture
 async def guarded(tmp_path):
-    """Run a replica set that asks who one is; give a function that makes a user with roles."""
+    """Run a replica set with access control; yield a function that makes a user with roles."""
     key = tmp_path / "key"
     key.write_text("x" * 32)
     key.chmod(0o600)
@@ -142,7 +142,7 @@ async def guarded(tmp_path):
         await server.stop()
 
 
-async def test_the_roles_of_the_documents_are_enough_and_all_are_needed(guarded):
+async def test_documented_roles_suffice_and_all_are_needed(guarded):
     store = Store(await guarded("wds", ROLES), "wds")
     await store.open()
     event = new_event()

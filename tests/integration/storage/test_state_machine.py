@@ -1,4 +1,4 @@
-"""Random walks of the store and the limiter on the real engines, beside a small model of each."""
+"""Random walks of the lease queue and the rate limiter on real engines, against a model of each."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ WALKS = hypothesis_settings(
     suppress_health_check=list(HealthCheck),
     database=None,
 )
-"""30 walks of up to 50 steps for each of two machines, more than 1,000 each: a test counts them."""
+"""30 walks of up to 50 steps per machine; the test checks that each machine took 1,000 steps."""
 STEPS: list[str] = []
 
 
 @dataclass
 class Modelled:
-    """What the model knows of one event."""
+    """The model of one event."""
 
     payload: bytes
     status: str = "RECEIVED"
@@ -54,14 +54,14 @@ class Modelled:
     """Attempts before the last replay."""
     cancelling: bool = False
     requests: list[tuple[Action, str]] = field(default_factory=list)
-    """What changed it: replay or cancel, and the request's id."""
+    """The replays and cancels that changed it, with the ids of their requests."""
 
     @property
     def final(self) -> bool:
         return self.status in ("DELIVERED", "FAILED_PERMANENTLY")
 
     def end(self, outcome: str | None) -> None:
-        """A lease is over: with an outcome on record, or with nothing sent."""
+        """End the lease: with a recorded outcome, or None if nothing was sent."""
         self.holder = None
         if outcome is not None:
             self.outcomes.append(outcome)
@@ -78,7 +78,7 @@ class Modelled:
 
 
 class LeaseQueue(RuleBasedStateMachine):
-    """Insert, claim, settle, defer, expire in any order; stale claims try to settle too."""
+    """Insert, claim, settle, defer and expire in any order; settle with lost leases as well."""
 
     runner: asyncio.Runner
     mongo_url: str
@@ -180,10 +180,10 @@ class LeaseQueue(RuleBasedStateMachine):
     @precondition(lambda self: self.held())
     @rule(data=st.data())
     def expire(self, data: st.DataObject) -> None:
-        """Let a lease run out, as a dispatcher's death does, and let another find it."""
+        """Let a lease expire, as if its dispatcher had died, and claim again."""
         STEPS.append("expire")
         claim = data.draw(st.sampled_from(self.held()))
-        self.expiries += 1  # each is due before the others: one of them, deferred, keeps its place
+        self.expiries += 1  # each is due before the others; a deferred one keeps its due time
         ago_ms = 30_000 * (1 + self.expiries)
         past = [{"$set": {"next_attempt_at": {"$subtract": ["$$NOW", ago_ms]}}}]
         self.run(self.db.events.update_one({"_id": claim.id}, past))
@@ -195,10 +195,9 @@ class LeaseQueue(RuleBasedStateMachine):
         event.end("unknown")
         if event.final:
             exhausted = len(event.outcomes) - event.before >= MAX_ATTEMPTS
-            assert claimed.buried == exhausted
-            assert claimed.buried_ids == [claim.id] * exhausted
+            assert claimed.exhausted_ids == [claim.id] * exhausted
             assert claimed.cancelled_ids == [claim.id] * (not exhausted)
-            for other in claimed.claims:  # the claim went on to the next that was due
+            for other in claimed.claims:  # the claim went on to the next due event
                 self.events[other.id].holder = other
                 self.events[other.id].status = "DELIVERING"
         else:
@@ -207,7 +206,7 @@ class LeaseQueue(RuleBasedStateMachine):
             event.status, event.holder = "DELIVERING", newer
 
     def instruct(self, action: Action, event_id: str, request: int) -> bool:
-        """Carry out an instruction; the ids of requests are the same for both actions."""
+        """Carry out an instruction; both actions draw from the same request ids."""
         instruction = Instruction(action, f"r{request}", "ann", "127.0.0.1")
         changed = self.run(self.store.bulk_actions.apply(event_id, instruction))
         event = self.events[event_id]
@@ -260,7 +259,7 @@ class LeaseQueue(RuleBasedStateMachine):
         STEPS.append("too late")
         claim = data.draw(st.sampled_from(self.stale))
         before = self.run(self.db.events.find_one({"_id": claim.id}))
-        # What is returned is not told apart from the repeat of a write whose answer was lost.
+        # The return value is not checked: it may be that of a repeat after a lost answer.
         self.run(self.store.queue.settle([self.settlement(claim, outcome)]))
         assert self.run(self.db.events.find_one({"_id": claim.id})) == before
 
@@ -283,7 +282,7 @@ class LeaseQueue(RuleBasedStateMachine):
 
 
 class Window(RuleBasedStateMachine):
-    """Reserve, use and give back, by several replicas; the model knows what was used."""
+    """Reserve, use and return slots by several replicas; the model keeps those used."""
 
     runner: asyncio.Runner
     redis_url: str
@@ -312,13 +311,13 @@ class Window(RuleBasedStateMachine):
         )
         assert len(granted.slots) <= count
         assert all(slot.ready_at <= time.monotonic() + 20 for slot in granted.slots)
-        # A slot whose answer was too slow may not be used by anybody.
+        # If the answer came too late for a slot, nobody may use it.
         self.unused += [slot for slot in granted.slots if slot.ready_at <= slot.use_by]
 
     @rule(place=st.integers(0, 1000))
     def use(self, place: int) -> None:
         STEPS.append("use")
-        if self.unused:  # how many there are depends on the time, so nothing is drawn from them
+        if self.unused:  # their number depends on the time, so hypothesis must not draw from them
             slot = self.unused.pop(place % len(self.unused))
             self.used.append(slot.ready_at)
 
@@ -328,7 +327,7 @@ class Window(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("machine", [LeaseQueue, Window], ids=lambda each: each.__name__)
-def test_random_walks_agree_with_the_model(engines, machine):
+def test_queue_and_limiter_agree_with_a_model_on_random_walks(engines, machine):
     STEPS.clear()
     with asyncio.Runner() as runner:
         attributes = {
@@ -341,9 +340,9 @@ def test_random_walks_agree_with_the_model(engines, machine):
     assert len(STEPS) >= 1000
 
 
-def test_control_without_the_fence_the_walk_finds_a_late_settlement(engines, monkeypatch):
-    monkeypatch.setattr(lease_queries, "held", lambda ids, _token: {"_id": {"$in": ids}})
-    # It ends with the first walk that finds one; 30 walks have missed it once.
+def test_control_random_walk_without_the_fence_finds_a_late_settlement(engines, monkeypatch):
+    monkeypatch.setattr(lease_queries, "fence", lambda ids, _token: {"_id": {"$in": ids}})
+    # The run ends with the first walk that finds one. 300 walks: 30 have missed it once.
     unshrunk = hypothesis_settings(WALKS, phases=[Phase.generate], max_examples=300)
     with asyncio.Runner() as runner:
         attributes = {"runner": runner, "mongo_url": engines.mongo_url}

@@ -1,4 +1,4 @@
-"""Bodies that come in one piece with their headers are bounded and counted like all others."""
+"""Limits and the budget also apply to bodies that arrive in one piece with their headers."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from aiohttp import web
+from prometheus_client import REGISTRY
 
 from tests.support import eventually
 from wds.web import body_reader
-from wds.web.body_reader import Intake
+from wds.web.body_reader import BodyReader
 from wds.web.server import listening, new_app
 
 MAX_BODY = 1000
 LENGTH = 600
+
+
+def held():
+    return REGISTRY.get_sample_value("wds_body_bytes")
 
 
 def head(*lines, path="/"):
@@ -34,11 +39,11 @@ def in_chunks(body):
 
 @asynccontextmanager
 async def serving():
-    """Serve a handler that waits; give the intake, the port, and what lets the handler go on."""
-    made = Intake(
+    """Serve a handler that waits; yield the port and the event that ends the wait."""
+    reader = BodyReader(
         max_body=MAX_BODY, budget=7 * (body_reader.OVERHEAD_BYTES + LENGTH) - 1, timeout_s=2
     )
-    app = new_app(MAX_BODY, inside=[made.middleware])
+    app = new_app(MAX_BODY, inside=[reader.middleware])
     go_on = asyncio.Event()
 
     async def wait(request):
@@ -47,7 +52,7 @@ async def serving():
 
     app.router.add_post("/", wait)
     async with listening(app, "127.0.0.1", 0) as port:
-        yield made, port, go_on
+        yield port, go_on
 
 
 @asynccontextmanager
@@ -65,8 +70,8 @@ async def status(reader):
 
 
 @pytest.mark.parametrize("wrap", [with_length, in_chunks])
-async def test_a_body_in_one_piece_that_is_too_long_is_refused(wrap):
-    async with serving() as (_, port, go_on):
+async def test_body_reader_refuses_a_body_in_one_piece_that_is_too_long(wrap):
+    async with serving() as (port, go_on):
         go_on.set()
         async with sent(port, wrap(b"x" * MAX_BODY)) as reader:
             assert await status(reader) == 200
@@ -75,24 +80,24 @@ async def test_a_body_in_one_piece_that_is_too_long_is_refused(wrap):
 
 
 @pytest.mark.parametrize("wrap", [with_length, in_chunks])
-async def test_a_body_in_one_piece_counts_until_it_is_answered(wrap):
-    async with serving() as (made, port, go_on), sent(port, wrap(b"x" * LENGTH)) as reader:
+async def test_body_reader_charges_a_body_until_it_is_answered(wrap):
+    async with serving() as (port, go_on), sent(port, wrap(b"x" * LENGTH)) as reader:
         await eventually(
-            lambda: asyncio.sleep(0, made._held),
+            held,
             lambda held: held == body_reader.OVERHEAD_BYTES + LENGTH,
         )
         go_on.set()
         assert await status(reader) == 200
-        assert made._held == 0
+        assert held() == 0
 
 
-async def test_bodies_in_one_piece_that_wait_fill_the_budget():
-    """Six of them leave less than a seventh needs, although there is room for its overhead."""
-    async with serving() as (made, port, go_on), AsyncExitStack() as stack:
+async def test_body_reader_refuses_bodies_beyond_the_budget():
+    """Six bodies leave room for the overhead of a seventh request, but not for its body."""
+    async with serving() as (port, go_on), AsyncExitStack() as stack:
         request = with_length(b"x" * LENGTH)
         readers = [await stack.enter_async_context(sent(port, request)) for _ in range(6)]
         await eventually(
-            lambda: asyncio.sleep(0, made._held),
+            held,
             lambda held: held == 6 * (body_reader.OVERHEAD_BYTES + LENGTH),
         )
         async with sent(port, request) as seventh:
@@ -101,8 +106,8 @@ async def test_bodies_in_one_piece_that_wait_fill_the_budget():
         assert [await status(reader) for reader in readers] == [200] * 6
 
 
-async def test_nobody_waits_for_the_body_of_a_request_that_no_route_takes():
+async def test_body_reader_leaves_the_body_of_an_unknown_route_unread():
     request = head(f"Content-Length: {LENGTH}", path="/nowhere").encode()
-    async with serving() as (made, port, _), sent(port, request) as reader:
+    async with serving() as (port, _), sent(port, request) as reader:
         assert await status(reader) == 404
-        assert made._held == 0
+        assert held() == 0

@@ -1,4 +1,4 @@
-"""The documents of both services say what the services do, and Swagger UI shows them."""
+"""The OpenAPI documents match the routes of both services, and Swagger UI shows them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SERVICES = ["ingest", "mock"]
 
 @pytest.fixture
 def make_app(settings, store, db):  # noqa: ARG001 - `db` drops the database
-    """Return a function that makes the application of a service."""
+    """Return a function that creates the application of a service."""
 
     def make(service):
         if service == "ingest":
@@ -28,7 +28,7 @@ def make_app(settings, store, db):  # noqa: ARG001 - `db` drops the database
 
 @pytest.fixture(params=SERVICES)
 async def service(request, make_app):
-    """Serve each service; give its application and a function that gets a path."""
+    """Serve each service; yield its application and a function that gets a path."""
     app = make_app(request.param)
     async with listening(app, "127.0.0.1", 0) as port, aiohttp.ClientSession() as session:
 
@@ -56,7 +56,7 @@ def routes(app):
 
 
 def operations(document):
-    """Return what is said of each (method, path)."""
+    """Return the description of each (method, path)."""
     return {
         (method.upper(), path): operation
         for path, methods in document["paths"].items()
@@ -76,7 +76,7 @@ def references(node):
             yield from references(value)
 
 
-async def test_every_route_is_documented_and_every_documented_route_exists(service):
+async def test_openapi_has_every_route_and_no_other(service):
     app, get = service
     documented = set(operations(await get.document()))
 
@@ -84,7 +84,7 @@ async def test_every_route_is_documented_and_every_documented_route_exists(servi
     assert documented == routes(app)
 
 
-async def test_every_operation_says_what_it_answers_when_all_is_well(service):
+async def test_openapi_operation_has_a_success_answer(service):
     _, get = service
     answers = {
         route: [status for status in operation["responses"] if status.startswith("2")]
@@ -95,7 +95,7 @@ async def test_every_operation_says_what_it_answers_when_all_is_well(service):
     assert all(answers.values()), answers
 
 
-async def test_every_operation_is_summed_up_in_words_of_its_own(service):
+async def test_openapi_operation_has_a_summary_of_its_own(service):
     _, get = service
     summaries = [each["summary"] for each in operations(await get.document()).values()]
 
@@ -103,7 +103,7 @@ async def test_every_operation_is_summed_up_in_words_of_its_own(service):
     assert len(set(summaries)) == len(summaries)
 
 
-async def test_every_reference_of_the_document_leads_somewhere(service):
+async def test_openapi_references_resolve(service):
     _, get = service
     document = await get.document()
     wanted = set(references(document))
@@ -112,7 +112,7 @@ async def test_every_reference_of_the_document_leads_somewhere(service):
     assert wanted <= {f"#/definitions/{name}" for name in document["definitions"]}
 
 
-async def test_every_path_parameter_is_documented(service):
+async def test_openapi_has_every_path_parameter(service):
     _, get = service
 
     for (_, path), operation in operations(await get.document()).items():
@@ -120,7 +120,7 @@ async def test_every_path_parameter_is_documented(service):
         assert declared == set(re.findall(r"{(\w+)}", path))
 
 
-async def test_the_docs_are_swagger_ui_on_this_services_document_all_of_it_from_here(service):
+async def test_docs_page_is_swagger_ui_without_foreign_files(service):
     _, get = service
     status, kind, page = await get("/docs")
     files = re.findall(r'(?:src|rel="stylesheet" [^>]*href)="([^"]+)"', page.decode())
@@ -138,7 +138,7 @@ async def test_the_docs_are_swagger_ui_on_this_services_document_all_of_it_from_
 
 
 @pytest.mark.parametrize("name", SERVICES)
-async def test_a_second_application_of_one_process_has_the_same_document(make_app, name):
+async def test_openapi_is_the_same_in_a_second_application(make_app, name):
     documents = []
     for app in (make_app(name), make_app(name)):
         async with listening(app, "127.0.0.1", 0) as port, aiohttp.ClientSession() as session:
@@ -150,7 +150,7 @@ async def test_a_second_application_of_one_process_has_the_same_document(make_ap
     assert operations(documents[1])
 
 
-async def test_the_documented_signature_headers_and_errors_are_the_contracts(make_app):
+async def test_openapi_has_the_signature_headers_and_errors(make_app):
     async with (
         listening(make_app("ingest"), "127.0.0.1", 0) as port,
         aiohttp.ClientSession() as session,

@@ -1,4 +1,4 @@
-"""Who may use the operators' routes, and that everybody may use the others."""
+"""Operators' routes refuse other clients; public routes admit everybody."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from prometheus_client import REGISTRY
 
 from tests.support import make_settings, new_event, signed
 from wds.ingest import create_app
-from wds.web.operator_access import (
+from wds.web.failure_throttle import (
     BURST,
     BURST_OF_PROXY,
-    MOST_CLIENTS,
-    PUBLIC,
     REFILL_S,
-    Guard,
-    Throttle,
-    _client,
-    _same,
 )
-from wds.web.server import listening, watch_app
+from wds.web.monitoring import monitoring_app
+from wds.web.operator_access import (
+    PUBLIC,
+    Guard,
+    _equal,
+)
+from wds.web.server import listening
 
 TOKEN = "operators-token"
 EVENT = new_event(b'{"n":1}', key="k")
@@ -52,7 +52,7 @@ HOSTS = {
     "[::1": 403,
     "": 403,
 }
-"""What a client on this machine may have asked for, and the answer."""
+"""`Host` headers of a client on this machine, and the status of the answer."""
 FORWARDED = [
     {"X-Forwarded-For": "127.0.0.1"},
     {"X-Forwarded-Host": "example.com"},
@@ -64,7 +64,7 @@ FORWARDED = [
 
 @pytest.fixture
 def serving(engines, store, db):  # noqa: ARG001 - `db` drops the database
-    """Return a function that serves the app under given settings and gives an `ask`."""
+    """Return a context manager that serves the app under some settings and yields `ask`."""
 
     @asynccontextmanager
     async def run(**changes):
@@ -92,7 +92,7 @@ async def code(response):
     return (await response.json())["error"]["code"]
 
 
-async def test_the_token_opens_the_operators_routes(serving):
+async def test_operator_token_opens_the_operators_routes(serving):
     async with serving(WDS_OPERATOR_TOKEN=TOKEN) as ask:
         assert await statuses(ask, {"Authorization": f"Bearer {TOKEN}"}) == [200, 200, 200, 404]
         assert await statuses(ask, {"Authorization": f"bearer {TOKEN}"}) == [200, 200, 200, 404]
@@ -113,7 +113,7 @@ async def test_the_token_opens_the_operators_routes(serving):
         "Bearer žluť",
     ],
 )
-async def test_without_the_right_token_nothing_is_shown_to_anybody(serving, authorization):
+async def test_operator_routes_show_nothing_without_the_right_token(serving, authorization):
     headers = {} if authorization is None else {"Authorization": authorization}
     async with serving(WDS_OPERATOR_TOKEN=TOKEN) as ask:
         for method, path in OPERATORS:
@@ -122,24 +122,24 @@ async def test_without_the_right_token_nothing_is_shown_to_anybody(serving, auth
             assert response.headers["WWW-Authenticate"] == "Bearer"
 
 
-async def test_the_token_opens_through_a_proxy_too(serving):
+async def test_operator_token_opens_through_a_proxy(serving):
     headers = {"Authorization": f"Bearer {TOKEN}", **FORWARDED[0]}
     async with serving(WDS_OPERATOR_TOKEN=TOKEN) as ask:
         assert await statuses(ask, headers) == [200, 200, 200, 404]
 
 
-async def test_an_open_service_still_asks_for_the_token_that_is_set(serving):
+async def test_operator_open_does_not_override_a_token(serving):
     async with serving(WDS_OPERATOR_TOKEN=TOKEN, WDS_OPERATOR_OPEN="true") as ask:
         assert await statuses(ask) == [401] * 4
 
 
-async def test_without_a_token_set_local_clients_are_let_in(serving):
+async def test_local_client_is_admitted_where_no_token_is_set(serving):
     async with serving() as ask:
         assert await statuses(ask) == [200, 200, 200, 404]
 
 
 @pytest.mark.parametrize("headers", FORWARDED, ids=lambda headers: next(iter(headers)))
-async def test_without_a_token_set_a_forwarded_request_is_refused(serving, headers):
+async def test_forwarded_request_is_refused_where_no_token_is_set(serving, headers):
     async with serving() as ask:
         for method, path in OPERATORS:
             response = await ask(method, path, headers)
@@ -147,7 +147,7 @@ async def test_without_a_token_set_a_forwarded_request_is_refused(serving, heade
             assert "WWW-Authenticate" not in response.headers
 
 
-async def test_without_a_token_set_a_client_without_an_address_is_refused(engines, store, db):
+async def test_client_without_an_address_is_refused_where_no_token_is_set(engines, store, db):
     await store.writer.insert([EVENT])
     runner = web.AppRunner(create_app(make_settings(engines), store), access_log=None)
     await runner.setup()
@@ -166,7 +166,7 @@ async def test_without_a_token_set_a_client_without_an_address_is_refused(engine
 
 
 @pytest.mark.parametrize("headers", FORWARDED, ids=lambda headers: next(iter(headers)))
-async def test_an_open_service_lets_forwarded_requests_in(serving, headers):
+async def test_operator_open_admits_forwarded_requests(serving, headers):
     async with serving(WDS_OPERATOR_OPEN="true", WDS_OPERATOR_HOSTS="example.com") as ask:
         assert await statuses(ask, headers) == [200, 200, 200, 404]
 
@@ -183,8 +183,8 @@ async def test_an_open_service_lets_forwarded_requests_in(serving, headers):
         ({"Origin": "https://wds.example", "X-Forwarded-Host": "wds.example"}, 202),
     ],
 )
-async def test_a_foreign_page_changes_nothing_on_an_open_service(serving, db, headers, status):
-    """Browsers send such a request without asking first: its body needs no special type."""
+async def test_operator_open_lets_no_foreign_page_change_anything(serving, db, headers, status):
+    """Browsers send such a request without a preflight, because of its content type."""
     headers = {"Content-Type": "text/plain", **headers}
     async with serving(WDS_OPERATOR_OPEN="true", WDS_OPERATOR_HOSTS="wds.example") as ask:
         response = await ask("POST", "/webhooks/replay", headers, b'{"status": "DELIVERED"}')
@@ -204,7 +204,7 @@ async def test_a_foreign_page_changes_nothing_on_an_open_service(serving, db, he
         ("GET", "/metrics", None),
     ],
 )
-async def test_the_other_routes_are_open_to_everybody(serving, changes, method, path, body):
+async def test_public_routes_are_open_to_everybody(serving, changes, method, path, body):
     headers = {**FORWARDED[0], **(signed(body) if body else {})}
     async with serving(**changes) as ask:
         response = await ask(method, path, headers, body)
@@ -218,7 +218,7 @@ async def test_the_other_routes_are_open_to_everybody(serving, changes, method, 
 def every_route(app):
     """Yield (method, path, pattern) of every route, its parameters filled in.
 
-    Not of the console's, which are pages: `test_doorway` asks those.
+    Without the console's pages, which tests/integration/console/test_auth.py covers.
     """
     for route in app.router.routes():
         pattern = route.resource.canonical
@@ -239,7 +239,7 @@ OPEN = {
 
 
 async def assert_all_guarded_but(public, ask, status):
-    """Ask every route as a stranger; those not `public` refuse with `status`, the others do not."""
+    """Ask every route as a foreign client: only those in `public` may not refuse with `status`."""
     found = {}
     for method, path, pattern in every_route(ask.app):
         answer = await ask(method, path, FORWARDED[0])
@@ -258,24 +258,24 @@ async def assert_all_guarded_but(public, ask, status):
 
 @pytest.mark.parametrize("changes", [{}, {"WDS_OPERATOR_TOKEN": TOKEN}], ids=["none", "token"])
 @pytest.mark.parametrize("metrics", ["true", "false"])
-async def test_no_route_is_unguarded_but_those_that_are_named(serving, changes, metrics):
+async def test_guard_covers_every_route_that_is_not_public(serving, changes, metrics):
     public = OPEN | {"/metrics"} if metrics == "true" else OPEN
     async with serving(**changes, WDS_METRICS_OPEN=metrics) as ask:
         await assert_all_guarded_but(public, ask, 401 if changes else 403)
 
 
 @pytest.mark.parametrize("leak", ["/webhooks/search", "/docs", "/webhooks/events/{id}/replay"])
-async def test_control_a_route_named_as_public_by_mistake_is_found(serving, monkeypatch, leak):
+async def test_guard_control_finds_a_route_listed_as_public_by_mistake(serving, monkeypatch, leak):
     monkeypatch.setitem(Guard.__init__.__kwdefaults__, "public", PUBLIC | {leak})
     async with serving(WDS_OPERATOR_TOKEN=TOKEN) as ask:
         with pytest.raises(AssertionError, match=re.escape(leak)):
             await assert_all_guarded_but(OPEN | {"/metrics"}, ask, 401)
 
 
-async def test_a_dispatcher_guards_its_metrics_if_told_to(engines):
+async def test_monitoring_app_guards_the_metrics_unless_they_are_open(engines):
     for value, status in [("true", 200), ("false", 401)]:
         settings = make_settings(engines, WDS_OPERATOR_TOKEN=TOKEN, WDS_METRICS_OPEN=value)
-        app = watch_app({}, Guard(settings).middleware)
+        app = monitoring_app({}, Guard(settings).middleware)
         async with listening(app, "127.0.0.1", 0) as port, aiohttp.ClientSession() as session:
             async with session.get(f"http://127.0.0.1:{port}/metrics") as response:
                 assert response.status == status
@@ -283,11 +283,11 @@ async def test_a_dispatcher_guards_its_metrics_if_told_to(engines):
                 assert response.status == 200
 
 
-# -- who is on this machine ---------------------------------------------------------------------
+# -- clients on this machine --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("host", "status"), HOSTS.items(), ids=ascii)
-async def test_a_foreign_name_for_this_machine_is_not_this_machine(serving, host, status):
+async def test_host_header_must_name_this_machine_where_no_token_is_set(serving, host, status):
     """A page in a local browser may point its own name at 127.0.0.1."""
     async with serving() as ask:
         assert (await ask("GET", f"/webhooks/events/{EVENT.id}", {"Host": host})).status == status
@@ -316,7 +316,7 @@ async def test_a_foreign_name_for_this_machine_is_not_this_machine(serving, host
     ids=str,
 )
 @pytest.mark.parametrize("path", ["/console", "/webhooks/search"])
-async def test_an_open_service_is_not_taken_for_a_page_of_a_foreign_name(
+async def test_operator_open_answers_only_hosts_that_no_stranger_can_own(
     serving, path, headers, status
 ):
     """A page in an operator's browser may point its own name at the service's address."""
@@ -345,7 +345,7 @@ async def test_an_open_service_is_not_taken_for_a_page_of_a_foreign_name(
     ],
     ids=str,
 )
-async def test_a_foreign_page_in_a_local_browser_can_do_nothing(serving, headers, status):
+async def test_foreign_page_in_a_local_browser_is_refused(serving, headers, status):
     async with serving() as ask:
         if headers.get("Origin") == "own":
             headers = {**headers, "Origin": ask.origin}
@@ -355,7 +355,7 @@ async def test_a_foreign_page_in_a_local_browser_can_do_nothing(serving, headers
             assert "WDS_OPERATOR_TOKEN" in (await answer.json())["error"]["message"]
 
 
-async def test_the_refusal_says_what_to_set(serving):
+async def test_operator_refusal_says_which_setting_helps(serving):
     async with serving() as ask:
         message = (await (await ask("POST", "/webhooks/search", FORWARDED[0])).json())["error"]
         assert "WDS_OPERATOR_TOKEN" in message["message"]
@@ -365,14 +365,14 @@ async def test_the_refusal_says_what_to_set(serving):
         assert "WDS_OPERATOR_TOKEN" in message and TOKEN not in message
 
 
-# -- failures are counted and slowed ------------------------------------------------------------
+# -- wrong tokens ------------------------------------------------------------------------------
 
 
 def refusals(reason):
     return REGISTRY.get_sample_value("wds_operator_refusals_total", {"reason": reason}) or 0
 
 
-async def test_wrong_tokens_are_counted_and_after_some_not_even_looked_at(serving):
+async def test_wrong_tokens_are_counted_and_then_refused_without_comparison(serving):
     before = {name: refusals(name) for name in ("wrong_token", "no_token", "too_many_failures")}
     wrong, right = ({"Authorization": f"Bearer {token}"} for token in ("guess", TOKEN))
     async with serving(WDS_OPERATOR_TOKEN=TOKEN) as ask:
@@ -385,14 +385,14 @@ async def test_wrong_tokens_are_counted_and_after_some_not_even_looked_at(servin
             answer = await ask("POST", "/webhooks/search", headers)
             assert (answer.status, await code(answer)) == (429, "too_many_failures")
             assert 1 <= int(answer.headers["Retry-After"]) <= REFILL_S
-        # A request without a token is no guess.
+        # A request without a token does not count as a guess.
         assert (await ask("POST", "/webhooks/search")).status == 401
         assert (await ask("GET", "/healthz")).status == 200
     counted = {name: refusals(name) - before[name] for name in before}
     assert counted == {"wrong_token": BURST, "no_token": 4, "too_many_failures": 2}
 
 
-async def test_behind_a_proxy_one_who_guesses_does_not_lock_out_the_others(serving):
+async def test_throttle_separates_the_clients_behind_a_proxy(serving):
     def bearer(token, client):
         return {"Authorization": f"Bearer {token}", "X-Forwarded-For": f"203.0.113.9, {client}"}
 
@@ -407,7 +407,7 @@ async def test_behind_a_proxy_one_who_guesses_does_not_lock_out_the_others(servi
         assert answer.status == 200
 
 
-async def test_who_makes_up_clients_to_forward_for_is_stopped_all_the_same(serving):
+async def test_throttle_stops_a_client_that_invents_forwarded_clients(serving):
     async with serving(WDS_OPERATOR_TOKEN=TOKEN) as ask:
         statuses = []
         for number in range(BURST_OF_PROXY + 1):
@@ -417,35 +417,7 @@ async def test_who_makes_up_clients_to_forward_for_is_stopped_all_the_same(servi
     assert statuses == [401] * BURST_OF_PROXY + [429]
 
 
-def test_a_client_that_waits_may_try_again_and_others_need_not_wait():
-    now = 1000.0
-    failures = Throttle(lambda: now)
-    for _ in range(BURST):
-        assert failures.wait_s("a") <= 0
-        failures.count("a")
-    assert failures.wait_s("a") == REFILL_S
-    assert failures.wait_s("b") <= 0
-    now += REFILL_S
-    assert failures.wait_s("a") <= 0
-    failures.count("a")
-    assert failures.wait_s("a") == REFILL_S
-    now += BURST * REFILL_S
-    assert failures.wait_s("a") == -(BURST - 1) * REFILL_S
-
-
-def test_the_clients_that_are_remembered_are_bounded():
-    failures = Throttle(lambda: 0.0)
-    for number in range(MOST_CLIENTS + 50):
-        failures.count(str(number))
-    assert len(failures) == MOST_CLIENTS
-
-
-def test_an_ipv6_network_is_one_client_and_a_mapped_address_is_its_ipv4_one():
-    assert _client("2001:db8::1") == _client("2001:db8::ffff:2") != _client("2001:db8:0:1::1")
-    assert _client("::ffff:10.0.0.1") == _client("10.0.0.1") != _client("10.0.0.2")
-
-
-def test_tokens_are_compared_by_digests_of_one_length(monkeypatch):
+def test_check_token_compares_digests_of_equal_length(monkeypatch):
     compared = []
 
     def spy(one, other):
@@ -453,8 +425,8 @@ def test_tokens_are_compared_by_digests_of_one_length(monkeypatch):
         return one == other
 
     monkeypatch.setattr("wds.web.operator_access.hmac.compare_digest", spy)
-    assert _same("token", "token")
-    assert not _same("t", "token")
-    assert not _same("", "token")
-    assert not _same("token" * 1000, "token")
+    assert _equal("token", "token")
+    assert not _equal("t", "token")
+    assert not _equal("", "token")
+    assert not _equal("token" * 1000, "token")
     assert compared == [(32, 32)] * 4

@@ -1,4 +1,4 @@
-"""Many requests on one connection: each is answered, and what waits takes little memory."""
+"""Pipelined requests on one connection: each is answered, and the queue takes little memory."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from structlog.testing import capture_logs
 
 from tests.support import eventually
 from wds.web import protocol
-from wds.web.body_reader import Intake
-from wds.web.server import healthz, listening, new_app
+from wds.web.body_reader import BodyReader
+from wds.web.monitoring import healthz
+from wds.web.server import listening, new_app
 
 MIB = 1024 * 1024
 MOST_HELD = 512 * 1024
-"""What docs/operations.md promises of one connection."""
+"""The most bytes that one connection holds, by docs/operations.md."""
 
 
 def post(body=b"{}", *headers, version="HTTP/1.1"):
@@ -35,14 +36,14 @@ def chunks(body, size):
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: wds\r\n\r\n"
 LATE = post()[:-2]
-"""A request but for its body of two bytes."""
+"""A request without its body of two bytes."""
 
 
 @asynccontextmanager
 async def serving(busy=None):
-    """Serve what counts a body's bytes, after `busy` is set; the value is the port."""
-    intake = Intake(max_body=4 * MIB, budget=64 * MIB, timeout_s=4)
-    app = new_app(4 * MIB, inside=[intake.middleware])
+    """Serve a route that returns the size of a body once `busy` is set; yield the port."""
+    body_reader = BodyReader(max_body=4 * MIB, budget=64 * MIB, timeout_s=4)
+    app = new_app(4 * MIB, inside=[body_reader.middleware])
 
     async def echo(request):
         if busy is not None:
@@ -60,7 +61,7 @@ async def serving(busy=None):
 
 
 async def statuses(port, parts, wanted, within_s=15.0):
-    """Write `parts`, a moment between them; return the statuses of what is answered in time."""
+    """Write `parts` with short pauses; return the statuses of the answers in time."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     answers = b""
 
@@ -106,21 +107,21 @@ PIPELINED = {
 
 
 @pytest.mark.parametrize("parts", PIPELINED.values(), ids=PIPELINED)
-async def test_every_request_on_a_connection_is_answered(parts):
+async def test_connection_answers_every_pipelined_request(parts):
     sent = sum(part.count(b" HTTP/1.1\r\n") for part in parts)
     async with serving() as port:
         assert await statuses(port, parts, sent) == [200] * sent
 
 
-async def test_with_a_longer_queue_the_parser_may_keep_the_rest(monkeypatch):
-    """The control of the test above: aiohttp's own length."""
+async def test_connection_control_a_longer_queue_loses_requests(monkeypatch):
+    """The control of the test above, with aiohttp's own queue length."""
     monkeypatch.setattr(protocol, "MAX_QUEUED", 32)
     parts = PIPELINED["100 without a body after one that came late"]
     async with serving() as port:
         assert len(await statuses(port, parts, 101, within_s=2.0)) < 101
 
 
-async def test_a_body_that_waits_for_the_go_ahead_is_taken_with_all_that_follows():
+async def test_connection_answers_requests_behind_an_expect_100_continue():
     head = post(b"x" * 400_000, "Expect: 100-continue")[:-400_000]
     async with serving() as port:
         found = await statuses(port, [head, b"x" * 400_000 + post() * 50], 52)
@@ -128,7 +129,7 @@ async def test_a_body_that_waits_for_the_go_ahead_is_taken_with_all_that_follows
 
 
 @pytest.mark.parametrize("size", [2, 120_000, 250_000, 2 * MIB])
-async def test_what_waits_behind_a_busy_request_takes_little_memory(size):
+async def test_connection_holds_little_memory_behind_a_busy_request(size):
     busy = asyncio.Event()
     body = b"x" * size
     gc.collect()
@@ -156,7 +157,7 @@ async def test_what_waits_behind_a_busy_request_takes_little_memory(size):
     ],
     ids=["many", "many without a body", "an upgrade"],
 )
-async def test_another_version_is_refused_wherever_it_comes(before):
+async def test_connection_refuses_other_http_versions_at_any_position(before):
     sent = before.count(b" HTTP/1.1\r\n")
     async with serving() as port:
         found = await statuses(port, [before + post(version="HTTP/2.0")], sent + 1)
@@ -166,13 +167,13 @@ async def test_another_version_is_refused_wherever_it_comes(before):
 LARGE = b"GET /large HTTP/1.1\r\nHost: wds\r\n\r\n"
 
 
-async def test_a_client_who_takes_nothing_of_its_answers_is_cut_off(monkeypatch):
+async def test_connection_aborts_a_client_that_reads_no_answer(monkeypatch):
     monkeypatch.setattr(protocol, "ANSWER_S", 0.3)
     async with serving() as port:
         with capture_logs() as lines:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(LARGE * 20)
-            await eventually(lambda: asyncio.sleep(0, [line["event"] for line in lines]))
+            await eventually(lambda: [line["event"] for line in lines])
         taken = 0
         with suppress(ConnectionError):
             while chunk := await reader.read(MIB):
@@ -182,7 +183,7 @@ async def test_a_client_who_takes_nothing_of_its_answers_is_cut_off(monkeypatch)
     assert taken < 20 * 8 * MIB
 
 
-async def test_a_client_who_is_slow_to_take_its_answer_gets_all_of_it(monkeypatch):
+async def test_connection_serves_a_client_that_reads_slowly(monkeypatch):
     monkeypatch.setattr(protocol, "ANSWER_S", 0.3)
     async with serving() as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -18,8 +18,8 @@ from wds.api.event_schemas import (
 )
 from wds.domain.errors import Refusal
 from wds.domain.event_filter import FILTERS, SORTS, EventFilter, Position
-from wds.ingestion.payload import parse_request
 from wds.web import schemas
+from wds.web.json_body import parse_request
 
 OPERATORS = [{"$gt": ""}, {"$ne": None}, {"$where": "1"}, [{"$gt": ""}], [["a"]], {}]
 

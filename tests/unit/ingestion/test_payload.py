@@ -1,4 +1,4 @@
-"""What is read out of a body, and what is refused."""
+"""Reading fields, event types, keys and batches from bodies, and refusing bad ones."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from hypothesis import given, settings, strategies as st
 
 from wds.domain.errors import Detail, Refusal
 from wds.ingestion import payload
-from wds.ingestion.payload import checked_object, members, parse_request, split_batch
+from wds.ingestion.payload import read_fields, split_batch
+from wds.web import json_body
+from wds.web.json_body import parse_request
 
 DEEP = b'{"a":' * 200_000 + b"1" + b"}" * 200_000
 
 
 def member_a(body):
-    return members(body, ["a"])
+    return read_fields(body, ["a"])
 
 
 def refusal(call, *args):
@@ -60,20 +62,20 @@ NOT_JSON = [
 
 @pytest.mark.parametrize("read", [member_a, parse_request, split_batch])
 @pytest.mark.parametrize("body", NOT_JSON)
-def test_what_is_not_json_is_refused_with_400(read, body):
+def test_body_readers_refuse_other_than_json_with_400(read, body):
     refused = refusal(read, body)
     assert (refused.status, refused.code) == (400, "invalid_json")
     assert refused.message.startswith("the body is not") or "nested too deeply" in refused.message
 
 
 @pytest.mark.parametrize("bad", NOT_JSON[2:])
-def test_a_batch_around_something_that_is_not_json_is_refused(bad):
+def test_split_batch_refuses_an_element_that_is_not_json(bad):
     assert refusal(split_batch, b"[" + bad + b"]").status == 400
     assert refusal(split_batch, b'{"events":[' + bad + b"]}").status == 400
 
 
 @pytest.mark.parametrize("body", [b"[]", b"[{}]", b'"a"', b"1", b"1.5", b"null", b"true", b" 0 "])
-def test_json_that_is_no_object_is_refused_with_422(body):
+def test_read_fields_refuses_json_that_is_not_an_object_with_422(body):
     refused = refusal(member_a, body)
     assert (refused.status, refused.code) == (422, "invalid_request")
     assert refused.details == (Detail("", "must be a JSON object"),)
@@ -94,13 +96,13 @@ def test_json_that_is_no_object_is_refused_with_422(body):
         pytest.param(b'{"":null}', {"": None}, id="empty_name"),
     ],
 )
-def test_any_json_object_is_read(body, value):
-    assert members(body, value) == value
-    assert members(body, []) == {}
+def test_read_fields_reads_any_json_object(body, value):
+    assert read_fields(body, value) == value
+    assert read_fields(body, []) == {}
     assert parse_request(body) == value
 
 
-def test_what_was_not_asked_for_is_not_made(monkeypatch):
+def test_read_fields_converts_only_the_fields_it_returns(monkeypatch):
     made = []
     whole = msgspec.json.Decoder()
 
@@ -111,7 +113,7 @@ def test_what_was_not_asked_for_is_not_made(monkeypatch):
 
     monkeypatch.setattr(payload, "_VALUE", Watching())
     body = b'{"data":{"much":[1,2,3]},"type":"t","more":[[]]}'
-    assert members(body, ["event_type", "type"]) == {"type": "t"}
+    assert read_fields(body, ["event_type", "type"]) == {"type": "t"}
     assert made == [b'"t"']
 
 
@@ -127,7 +129,7 @@ PIECES += [b",", b":", b"[", b"]", b"{", b"}", b" ", b"\x0b", b"9" * 20, b"1e999
 
 @st.composite
 def damaged(draw):
-    """JSON with a few pieces put in, taken out or put in place of others."""
+    """JSON with a few pieces inserted, removed or replaced."""
     whole = draw(st.dictionaries(st.sampled_from(["type", "b", "c"]), JSON, max_size=3))
     body = json.dumps(whole, ensure_ascii=draw(st.booleans())).encode()
     for _ in range(draw(st.integers(0, 3))):
@@ -145,7 +147,7 @@ def outcome(call, *args):
 
 
 def rounded(value):
-    """Return `value` with every number as a float, which is all that is promised of them."""
+    """Return `value` with every number as a float: more is not guaranteed of numbers."""
     if isinstance(value, dict):
         return {name: rounded(each) for name, each in value.items()}
     if isinstance(value, list):
@@ -155,44 +157,38 @@ def rounded(value):
 
 @settings(max_examples=1000, deadline=None)
 @given(damaged())
-def test_what_is_checked_and_not_made_is_judged_as_if_it_were_made(body):
-    """`json` reads all of it, and so is the model of what is JSON and what is not."""
-    whole = outcome(payload._object, payload._DECODER, body)
+def test_read_fields_judges_a_body_as_pythons_json_does(body):
+    """Python's `json`, which converts everything, is the model of what is JSON."""
+    whole = outcome(json_body.parse_text, payload._DECODER.decode, body)
     for names in ([], ["type"], ["b", "c"]):
         expected = whole
         if isinstance(whole, dict):
             expected = {name: whole[name] for name in names if name in whole}
-        found = outcome(members, body, names)
+        found = outcome(read_fields, body, names)
         assert (rounded(found) if isinstance(found, dict) else found) == expected
 
 
 @pytest.mark.parametrize("digits", [20, 5_000, 1_000_000])
 @pytest.mark.parametrize("sign", [b"", b"-"])
-def test_an_integer_of_any_length_is_accepted(digits, sign):
+def test_read_fields_accepts_an_integer_of_any_length(digits, sign):
     number = sign + b"9" * digits
     assert isinstance(member_a(b'{"a":' + number + b"}")["a"], int | float)
     assert isinstance(parse_request(b'{"a":' + number + b"}")["a"], float)
     assert split_batch(b'[{"a":' + number + b"}]")[0][0] == b'{"a":' + number + b"}"
 
 
-def test_a_number_beyond_every_float_is_accepted():
+def test_read_fields_accepts_a_number_beyond_every_float():
     assert member_a(b'{"a":1e999}') == {"a": math.inf}
-    assert members(b'{"a":[1e999]}', ["b"]) == {}
+    assert read_fields(b'{"a":[1e999]}', ["b"]) == {}
 
 
-def test_a_request_keeps_integers_of_18_digits_exact():
-    value = parse_request(b'{"a":999999999999999999,"b":50}')
-    assert value == {"a": 999_999_999_999_999_999, "b": 50}
-    assert all(isinstance(number, int) for number in value.values())
-
-
-def test_what_is_wrong_with_json_is_said_with_its_place():
+def test_read_fields_reports_the_line_and_column_of_bad_json():
     message = refusal(member_a, b'{\n "a": x}').message
     assert "line 2 column 7" in message
 
 
 @pytest.mark.parametrize("value", ["a", "order.created", "a" * 255, "größe 📏", " "])
-def test_short_printable_text_is_a_label(value):
+def test_is_label_accepts_short_printable_text(value):
     assert payload.is_label(value)
 
 
@@ -201,7 +197,7 @@ NOT_TEXT = [0, 1.5, True, [], {}, ["a"], {"$gt": ""}]
 
 
 @pytest.mark.parametrize("value", [*NO_LABELS, *NOT_TEXT, None], ids=ascii)
-def test_anything_else_is_no_label(value):
+def test_is_label_refuses_anything_else(value):
     assert not payload.is_label(value)
 
 
@@ -217,21 +213,21 @@ def test_anything_else_is_no_label(value):
         ([], None),
     ],
 )
-def test_the_first_usable_type_counts(candidates, expected):
-    assert payload.event_type(candidates) == expected
+def test_first_event_type_is_the_first_label(candidates, expected):
+    assert payload.first_event_type(candidates) == expected
 
 
 @pytest.mark.parametrize(
     ("candidates", "expected"),
     [(["a", "b"], "a"), ([None, "b"], "b"), (["a", "\0"], "a"), ([None, None], None), ([], None)],
 )
-def test_the_first_key_that_is_there_counts(candidates, expected):
-    assert payload.idempotency_key(candidates) == expected
+def test_first_idempotency_key_is_the_first_value_that_exists(candidates, expected):
+    assert payload.first_idempotency_key(candidates) == expected
 
 
 @pytest.mark.parametrize("key", [*NO_LABELS, *NOT_TEXT], ids=ascii)
-def test_a_key_that_is_no_label_is_refused_and_not_ignored(key):
-    refused = refusal(payload.idempotency_key, [None, key, "b"], "events.3.")
+def test_first_idempotency_key_refuses_a_value_that_is_not_a_label(key):
+    refused = refusal(payload.first_idempotency_key, [None, key, "b"], "events.3.")
     assert refused.status == 422
     assert [detail.field for detail in refused.details] == ["events.3.idempotency_key"]
 
@@ -244,9 +240,9 @@ def test_a_key_that_is_no_label_is_refused_and_not_ignored(key):
         (b"x=1&payload=%7B%22type%22%3A%22block_actions%22%7D", {"type": "block_actions"}),
     ],
 )
-def test_a_form_is_its_fields_or_the_json_in_its_field_payload(body, fields):
-    assert payload.form_members(body, [*fields, "absent"]) == fields
-    assert payload.form_members(body, []) == {}
+def test_read_form_fields_reads_fields_or_json_in_the_field_payload(body, fields):
+    assert payload.read_form_fields(body, [*fields, "absent"]) == fields
+    assert payload.read_form_fields(body, []) == {}
 
 
 @pytest.mark.parametrize(
@@ -262,8 +258,8 @@ def test_a_form_is_its_fields_or_the_json_in_its_field_payload(body, fields):
         (b"payload=%5B%5D", 422, "invalid_request"),
     ],
 )
-def test_what_is_no_form_is_refused(body, status, code):
-    refused = refusal(payload.form_members, body, ["a"])
+def test_read_form_fields_refuses_other_bodies(body, status, code):
+    refused = refusal(payload.read_form_fields, body, ["a"])
     assert (refused.status, refused.code) == (status, code)
 
 
@@ -278,8 +274,8 @@ def test_what_is_no_form_is_refused(body, status, code):
         ("", False, False),
     ],
 )
-def test_a_content_type_is_json_a_form_or_neither(content_type, is_json, is_form):
-    assert (payload.is_json(content_type), payload.is_form(content_type)) == (is_json, is_form)
+def test_content_type_is_json_a_form_or_neither(content_type, is_json, is_form):
+    assert (json_body.is_json(content_type), payload.is_form(content_type)) == (is_json, is_form)
 
 
 PIECES = [
@@ -294,8 +290,8 @@ PIECES = [
 ]
 
 
-def test_a_batch_is_cut_into_the_exact_bytes_of_its_events():
-    """Slices and what stands between them re-join to the body, with any white space."""
+def test_split_batch_returns_the_exact_bytes_of_its_events():
+    """The elements and the text between them join to the body again, with any white space."""
     rng = random.Random(4)
 
     def gap():
@@ -339,26 +335,19 @@ def problems(body):
         pytest.param(b"null", [""], id="null"),
     ],
 )
-def test_a_batch_of_the_wrong_shape_is_refused_with_every_problem(body, fields):
+def test_split_batch_reports_every_problem_of_its_shape(body, fields):
     assert problems(body) == fields
 
 
-def test_a_long_unknown_member_is_named_by_its_beginning():
+def test_split_batch_shortens_a_long_unknown_field():
     assert problems(b'{"events":[{}],"' + b"x" * 9_999 + b'":1}') == ["x" * 64]
 
 
-def test_a_batch_holds_up_to_1000_events():
+def test_split_batch_accepts_up_to_1000_events():
     assert len(split_batch(b"[" + b",".join([b"{}"] * 1000) + b"]")) == 1000
     assert problems(b"[" + b",".join([b"{}"] * 1001) + b"]") == ["events"]
 
 
 @pytest.mark.parametrize("body", [b"[{} {}]", b"[{},]", b"[,{}]", b"[{}", b"[{}]]", b"[{};{}]"])
-def test_a_malformed_array_is_not_json(body):
+def test_split_batch_refuses_a_malformed_array_as_not_json(body):
     assert refusal(split_batch, body).status == 400
-
-
-@pytest.mark.parametrize("value", [1, "a", None, [], [{}], True], ids=ascii)
-def test_what_is_no_object_is_refused_with_its_place(value):
-    assert checked_object({"a": 1}, "events.3") == {"a": 1}
-    [detail] = refusal(checked_object, value, "events.3").details
-    assert (detail.field, detail.message) == ("events.3", "must be a JSON object")

@@ -1,4 +1,4 @@
-"""Sources: the file, every mistake in it by name and place, and where type and key are found."""
+"""Sources: reading the file, reporting its mistakes, and locating event type and key."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from multidict import CIMultiDict
 from tests.senders import STANDARD_SECRET
 from wds.domain.errors import Refusal, SettingsError
 from wds.ingestion import sources
-from wds.ingestion.sources import Place
-from wds.signing.schemes import SCHEMES, Proof
+from wds.ingestion.sources import Location
+from wds.signing.registry import SCHEMES
+from wds.signing.scheme import Proof
 
 ROOT = Path(__file__).parents[3]
 PROOF = Proof(0, "the signature")
@@ -28,28 +29,28 @@ def problems(text, **environ):
     return caught.value.problems
 
 
-def test_the_example_has_a_source_of_every_provider():
+def test_example_file_has_a_source_of_every_provider():
     found = sources.load((ROOT / "wds.example.toml").read_text(), {}, "wds.example.toml")
     assert {source.scheme.name for source in found.values()} == set(SCHEMES) - {"wds"}
     assert all(name == source.name for name, source in found.items())
 
 
-def test_the_commented_part_of_the_example_is_right_too():
+def test_example_file_is_valid_in_its_commented_part():
     text = (ROOT / "wds.example.toml").read_text()
     commented = text[text.index("# [sources.billing]") :]
     lines = "\n".join(line.removeprefix("# ") for line in commented.splitlines())
     assert tomllib.loads(lines)["sources"]["billing"]
     billing = sources.load(lines, {"BILLING_SECRETS": "new old"}, "x")["billing"]
     assert billing.keys == (b"new", b"old")
-    assert billing.event_type == (Place("header", "X-Kind"), Place("body", "data.kind"))
-    assert billing.idempotency_key == (Place("body", "invoice.id"),)
+    assert billing.event_type == (Location("header", "X-Kind"), Location("body", "data.kind"))
+    assert billing.idempotency_key == (Location("body", "invoice.id"),)
 
 
-def test_an_empty_file_has_no_sources():
+def test_load_returns_no_sources_for_an_empty_file():
     assert load("") == {}
 
 
-def test_secrets_of_the_file_come_before_those_of_the_environment():
+def test_load_puts_secrets_of_the_file_before_those_of_the_environment():
     found = load(
         '[sources.a]\nscheme = "slack"\nsecrets = ["new one"]\nsecrets_from = "OLD"',
         OLD=" older  oldest ",
@@ -57,7 +58,7 @@ def test_secrets_of_the_file_come_before_those_of_the_environment():
     assert found["a"].keys == (b"new one", b"older", b"oldest")
 
 
-def test_a_sources_secrets_do_not_show_in_its_repr():
+def test_source_repr_does_not_show_its_secrets():
     found = load('[sources.a]\nscheme = "slack"\nsecrets = ["hunter2"]')
     assert "hunter2" not in repr(found)
 
@@ -93,7 +94,10 @@ GOOD = 'secrets = ["s"]'
             '[sources.a]\nscheme = "standard"\nsecrets = ["hunter2"]',
             "line 3: sources.a.secrets number 1 must be whsec_",
         ),
-        (f'[sources.a]\nscheme = "wds"\n{GOOD}\nsecret = "x"', "line 4: sources.a.secret is none"),
+        (
+            f'[sources.a]\nscheme = "wds"\n{GOOD}\nsecret = "x"',
+            "line 4: sources.a.secret is not one",
+        ),
         (
             f'[sources.a]\nscheme = "wds"\n{GOOD}\ntolerance = 10',
             "line 4: sources.a.tolerance has no effect",
@@ -114,9 +118,9 @@ GOOD = 'secrets = ["s"]'
         ),
         (f'[sources.default]\nscheme = "wds"\n{GOOD}', "line 1: sources.default is what WDS_HMAC"),
         (f'[sources.batch]\nscheme = "wds"\n{GOOD}', "line 1: sources.batch is a route"),
-        (f'[sources."a/b"]\nscheme = "wds"\n{GOOD}', "sources.a/b is no name"),
-        (f'[sources.""]\nscheme = "wds"\n{GOOD}', "is no name"),
-        (f"[sources.{'a' * 65}]\nscheme = 'wds'\n{GOOD}", "is no name"),
+        (f'[sources."a/b"]\nscheme = "wds"\n{GOOD}', "sources.a/b is not a name"),
+        (f'[sources.""]\nscheme = "wds"\n{GOOD}', "is not a name"),
+        (f"[sources.{'a' * 65}]\nscheme = 'wds'\n{GOOD}", "is not a name"),
         ("[sources]\na = 1", "sources.a must be a table"),
         ("sources = 1", "wds.toml: sources must be tables"),
         (f'[source.a]\nscheme = "wds"\n{GOOD}', "wds.toml line 1: source means nothing here"),
@@ -124,14 +128,14 @@ GOOD = 'secrets = ["s"]'
         ("[sources.a]\nscheme = wds", "at line 2, column 10"),
     ],
 )
-def test_a_mistake_is_named_with_its_place(text, expected):
+def test_load_reports_a_mistake_with_its_line(text, expected):
     found = problems(text)
     assert any(expected in problem for problem in found), found
     assert all(problem.startswith("wds.toml") for problem in found)
     assert "hunter2" not in str(found)
 
 
-def test_every_mistake_of_every_source_is_listed():
+def test_load_reports_every_mistake_of_every_source():
     found = problems(
         """
         colour = "red"
@@ -169,20 +173,20 @@ def test_every_mistake_of_every_source_is_listed():
         ("signature", "the signature"),
     ],
 )
-def test_a_place_is_looked_up(place, expected):
+def test_location_returns_the_value_it_names(place, expected):
     body = {"a": {"b": {"c": 1}}, "list": [1]}
     headers = CIMultiDict({"X-Kind": "h"})
-    assert Place.parse(place).value(body, headers, PROOF) == expected
+    assert Location.parse(place).value(body, headers, PROOF) == expected
 
 
-def test_a_header_that_is_given_twice_is_no_value():
+def test_location_refuses_a_repeated_header():
     headers = CIMultiDict([("X-Kind", "a"), ("X-Kind", "a")])
     with pytest.raises(Refusal):
-        Place.parse("header:X-Kind").value({}, headers, PROOF)
+        Location.parse("header:X-Kind").value({}, headers, PROOF)
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-def test_only_a_key_that_the_sender_signs_makes_a_repeat_of_other_bytes(name):
+def test_source_trusts_only_a_key_that_its_scheme_signs(name):
     text = f'[sources.a]\nscheme = "{name}"\nsecrets = ["{STANDARD_SECRET}"]\n'
-    assert load(text)["a"].vouches == (name in {"stripe", "slack", "standard"})
-    assert not load(text + 'idempotency_key = "header:X-Id"')["a"].vouches
+    assert load(text)["a"].signs_idempotency_key == (name in {"stripe", "slack", "standard"})
+    assert not load(text + 'idempotency_key = "header:X-Id"')["a"].signs_idempotency_key

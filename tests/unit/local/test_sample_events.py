@@ -35,8 +35,11 @@ def test_as_many_come_as_were_asked_for(count):
 
 def test_every_sample_is_a_json_object_of_the_type_it_claims():
     for sample in sample_events.generate(200, 3):
-        value = payload.members(sample.body, ["event_type", "type"])
-        assert payload.event_type([value.get("event_type"), value.get("type")]) == sample.event_type
+        value = payload.read_fields(sample.body, ["event_type", "type"])
+        assert (
+            payload.first_event_type([value.get("event_type"), value.get("type")])
+            == sample.event_type
+        )
 
 
 def test_different_types_come_in_turn():

@@ -14,26 +14,26 @@ SIGNATURE = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b04
 HEX = SIGNATURE.removeprefix("sha256=")
 
 
-def test_a_signature_is_the_one_of_githubs_documentation():
+def test_hmac_sign_matches_githubs_documentation():
     assert sign(SECRET, BODY) == SIGNATURE
     assert verify([SECRET], BODY, SIGNATURE)
 
 
-def test_whatever_is_signed_verifies():
+def test_hmac_verify_accepts_what_sign_returns():
     rng = random.Random(2)
     for length in (0, 1, 63, 64, 65, 5_000):
         body, secret = rng.randbytes(length), f"schlüssel-{rng.random()}"
         assert verify([secret], body, sign(secret, body))
 
 
-def test_any_flipped_bit_of_the_body_is_refused():
+def test_hmac_verify_refuses_any_flipped_bit_of_the_body():
     for bit in range(len(BODY) * 8):
         changed = bytearray(BODY)
         changed[bit // 8] ^= 1 << bit % 8
         assert not verify([SECRET], bytes(changed), SIGNATURE)
 
 
-def test_any_changed_character_of_the_signature_is_refused():
+def test_hmac_verify_refuses_any_changed_character_of_the_signature():
     for at, character in enumerate(SIGNATURE):
         other = "0" if character != "0" else "1"
         assert not verify([SECRET], BODY, SIGNATURE[:at] + other + SIGNATURE[at + 1 :])
@@ -58,22 +58,22 @@ def test_any_changed_character_of_the_signature_is_refused():
         pytest.param("sha256=" + "٣" * 64, id="digits_of_another_script"),
     ],
 )
-def test_another_spelling_is_refused(signature):
+def test_hmac_verify_refuses_another_spelling(signature):
     assert not verify([SECRET], BODY, signature)
 
 
-def test_while_rotating_every_secret_is_good():
+def test_hmac_verify_accepts_every_secret_while_rotating():
     secrets = ["old", "current", "next"]
     assert all(verify(secrets, BODY, sign(secret, BODY)) for secret in secrets)
     assert not verify(secrets, BODY, sign("gone", BODY))
 
 
-def test_without_a_secret_nothing_verifies():
+def test_hmac_verify_refuses_everything_without_a_secret():
     assert not verify([], BODY, sign("", BODY))
 
 
 @pytest.mark.parametrize("matching", [0, 1, 2])
-def test_every_secret_is_compared_whichever_matches(matching):
+def test_hmac_verify_compares_every_secret_whichever_matches(matching):
     secrets = ["a", "b", "c"]
     rest = iter(secrets)
     assert verify(rest, BODY, sign(secrets[matching], BODY))

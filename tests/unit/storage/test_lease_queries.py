@@ -11,7 +11,7 @@ from pymongo import UpdateMany, UpdateOne
 
 from tests.support import new_event
 from wds.domain.deliveries import Attempt, Claim, Outcome, Settlement, Status
-from wds.storage import indexes, lease_queries, rollup_queries
+from wds.storage import event_documents, indexes, lease_queries, replicas, rollup_queries
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 HOSTILE = ["$payload", "$$ROOT", "$$NOW", "$", "$$REMOVE", "$a.b", "plain"]
@@ -116,27 +116,27 @@ MARK = "marked"
             write(*of_claims(retry(text=MARK), {}, {"attempt": make_attempt()}))[1], id="two"
         ),
         pytest.param(
-            lease_queries.heartbeat({"owner": MARK, "role": MARK, "totals": {"a": 1}}, None, 1),
+            replicas.heartbeat({"owner": MARK, "role": MARK, "totals": {"a": 1}}, None, 1),
             id="heartbeat",
         ),
     ],
 )
-def test_text_from_outside_is_never_evaluated_in_a_pipeline(pipeline):
+def test_pipelines_never_evaluate_text_from_outside(pipeline):
     assert MARK in everything(pipeline)
     assert MARK not in evaluated(pipeline)
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_what_a_downstream_answered_is_kept_whole_within_a_literal(text):
+def test_settlements_keep_the_answer_of_a_downstream_inside_a_literal(text):
     old, [new] = write(retry(text=text))[1]["attempts"]["$concatArrays"]
     assert old == "$attempts"
-    assert new == {"$literal": lease_queries.attempt_document(make_attempt(text=text))}
+    assert new == {"$literal": event_documents.attempt_document(make_attempt(text=text))}
 
 
 @pytest.mark.parametrize("status", [Status.DELIVERED, Status.FAILED_PERMANENTLY])
-def test_a_final_settlement_drops_the_lease_and_the_due_time(status):
+def test_settlements_finish_removes_the_lease_and_the_due_time(status):
     _, changes = write(final(status, "$$ROOT"))
-    attempt = {"$literal": lease_queries.attempt_document(make_attempt(text="$$ROOT"))}
+    attempt = {"$literal": event_documents.attempt_document(make_attempt(text="$$ROOT"))}
     assert changes == {
         "attempts": {"$concatArrays": ["$attempts", [attempt]]},
         "last_status_code": {"$literal": 500},
@@ -151,29 +151,29 @@ def test_a_final_settlement_drops_the_lease_and_the_due_time(status):
 @pytest.mark.parametrize(
     ("delay_s", "delay_ms"), [(0, 0), (1, 1000), (0.05, 50), (1.0006, 1001), (300.0, 300_000)]
 )
-def test_a_retry_is_due_in_milliseconds_by_the_databases_clock(delay_s, delay_ms):
+def test_settlements_retry_is_due_in_milliseconds_by_the_databases_clock(delay_s, delay_ms):
     now, delay = write(retry(delay_s))[1]["next_attempt_at"]["$add"]
     assert (now, delay) == ("$$NOW", {"$literal": delay_ms})
     assert isinstance(delay["$literal"], int)
 
 
-def test_a_retry_drops_the_lease_and_leaves_status_and_count_alone():
+def test_settlements_retry_removes_the_lease_and_keeps_status_and_count():
     _, changes = write(retry())
     assert not {"attempt_count", "status"} & set(changes)
     assert changes["lease"] == "$$REMOVE"
 
 
-def test_a_deferral_returns_the_lease_and_does_not_count_the_attempt():
+def test_settlements_defer_removes_the_lease_and_uncounts_the_attempt():
     _, changes = write(DEFER)
     assert changes["lease"] == "$$REMOVE"
     assert changes["attempt_count"] == {"$subtract": ["$attempt_count", 1]}
     assert changes["next_attempt_at"] == {
-        "$cond": [lease_queries.CANCELLING, "$$REMOVE", "$lease.due_at"]
+        "$cond": [event_documents.IS_CANCELLING, "$$REMOVE", "$lease.due_at"]
     }
     assert "attempts" not in changes
 
 
-def test_ends_of_one_claim_are_one_write_with_each_events_own_values():
+def test_settlements_of_one_claim_are_one_write_with_values_by_id():
     attempts = [make_attempt(number=1, text="a"), make_attempt(number=4, text="b")]
     delays = [1.0, 8.0]
     ends = of_claims(
@@ -187,24 +187,24 @@ def test_ends_of_one_claim_are_one_write_with_each_events_own_values():
     assert fence["_id"] == {"$in": ["e0", "e1"]}
     for end in ends:
         [attempt] = changes["attempts"]["$concatArrays"][1]
-        assert of_event(attempt, end.claim.id) == lease_queries.attempt_document(end.attempt)
+        assert of_event(attempt, end.claim.id) == event_documents.attempt_document(end.attempt)
         _, delay = changes["next_attempt_at"]["$add"]
         assert of_event(delay, end.claim.id) == end.delay_s * 1000
 
 
-def test_final_states_of_one_claim_are_one_write():
+def test_settlements_with_different_final_states_are_one_write():
     ends = of_claims(
         final(Status.DELIVERED),
         {"status": Status.DELIVERED, "attempt": replace(make_attempt(), status_code=200)},
         {"status": Status.FAILED_PERMANENTLY, "attempt": replace(make_attempt(), status_code=None)},
     )
     _, changes = write(*ends)
-    for end, code in zip(ends, (200, lease_queries.NO_ANSWER), strict=True):
+    for end, code in zip(ends, (200, event_documents.NO_ANSWER), strict=True):
         assert of_event(changes["status"], end.claim.id) == end.status
         assert of_event(changes["last_status_code"], end.claim.id) == code
 
 
-def test_claims_and_kinds_of_end_are_written_apart():
+def test_settlements_of_other_claims_or_ends_are_writes_of_their_own():
     other = replace(DEFER, claim=make_claim(2))
     ends = [retry(), final(Status.DELIVERED), CANCELLED, DEFER, other]
     filters = [update._filter for update in lease_queries.settlements(ends)]
@@ -216,52 +216,45 @@ def test_claims_and_kinds_of_end_are_written_apart():
     [retry(), final(Status.DELIVERED), final(Status.FAILED_PERMANENTLY), CANCELLED, DEFER],
     ids=["retry", "delivered", "failed", "cancelled", "defer"],
 )
-def test_every_end_of_a_claim_is_fenced_by_its_token(settlement):
+def test_settlements_are_fenced_by_the_token_of_their_claim(settlement):
     assert write(settlement)[0].items() >= {"_id": "e1", "lease.token": "t1"}.items()
     together = write(*of_claims(settlement, {}, {}))
     assert together[0].items() >= {"_id": {"$in": ["e0", "e1"]}, "lease.token": "t1"}.items()
 
 
-def test_events_written_apart_are_each_one_write():
+def test_settlements_one_by_one_are_one_write_per_event():
     ends = of_claims(DEFER, {}, {}, {})
-    apart = lease_queries.settlements(ends, apart=True)
+    apart = lease_queries.settlements(ends, one_by_one=True)
     assert [each._filter["_id"] for each in apart] == ["e0", "e1", "e2"]
     assert {type(each) for each in apart} == {UpdateOne}
     assert [type(each) for each in lease_queries.settlements(ends)] == [UpdateMany]
 
 
-def test_a_retry_and_the_end_in_its_place_never_match_the_same_event():
+def test_settlements_retry_and_cancel_never_match_the_same_event():
     assert write(retry())[0]["cancelling"] == {"$exists": False}
     assert write(CANCELLED)[0]["cancelling"] is True
 
 
-@pytest.mark.parametrize("outcome", Outcome)
-def test_an_attempt_counts_as_success_only_if_it_was_one(outcome):
-    document = lease_queries.attempt_document(make_attempt(outcome))
-    assert document["success"] is (outcome is Outcome.SUCCESS)
-    assert document["outcome"] == outcome
-
-
-def test_a_lost_attempt_has_the_fields_of_any_other():
+def test_claim_records_a_lost_attempt_with_the_fields_of_any_other():
     [stage] = lease_queries.claim("t", "o", 1, 5)
     _expired, taken_over, _otherwise = stage["$set"]["attempts"]["$cond"]
     _old, [lost] = taken_over["$concatArrays"]
-    assert set(lost) == set(lease_queries.attempt_document(make_attempt()))
+    assert set(lost) == set(event_documents.attempt_document(make_attempt()))
     assert lost["outcome"] == {"$literal": Outcome.UNKNOWN}
 
 
-def test_a_lease_expires_in_milliseconds_by_the_databases_clock():
+def test_claim_sets_the_expiry_in_milliseconds_by_the_databases_clock():
     [stage] = lease_queries.claim("t", "o", 30_000, 5)
     _exhausted, gone, expiry = stage["$set"]["next_attempt_at"]["$cond"]
     assert gone == "$$REMOVE"
     assert expiry == {"$add": ["$$NOW", 30_000]}
 
 
-def test_an_event_with_no_attempt_left_or_cancelled_is_buried_and_not_leased():
+def test_claim_buries_an_event_without_attempts_left_or_cancelled():
     [stage] = lease_queries.claim("t", "o", 1, 5)
     made = {"$subtract": ["$attempt_count", {"$ifNull": ["$attempts_before", 0]}]}
     used_up = {"$gte": [made, 5]}
-    exhausted = {"$or": [used_up, lease_queries.CANCELLING]}
+    exhausted = {"$or": [used_up, event_documents.IS_CANCELLING]}
     lost = {"$ne": [{"$type": "$lease"}, "missing"]}
     burial = {"by": {"$literal": "t"}, "cancelled": {"$not": [used_up]}, "lost": lost}
     for name, then in [
@@ -274,20 +267,7 @@ def test_an_event_with_no_attempt_left_or_cancelled_is_buried_and_not_leased():
         assert stage["$set"][name]["$cond"][:2] == [exhausted, then], name
 
 
-def test_a_new_event_is_due_when_it_is_received():
-    document = lease_queries.event_document(new_event(b'{"a":1}'), NOW)
-    assert document["received_at"] == document["next_attempt_at"] == NOW
-    assert (document["status"], document["attempt_count"]) == (Status.RECEIVED, 0)
-    assert document["attempts"] == [] and "lease" not in document
-    assert document["payload"] == b'{"a":1}'
-
-
-def test_an_idempotency_key_is_stored_only_where_there_is_one():
-    assert "idempotency_key" not in lease_queries.event_document(new_event(), NOW)
-    assert lease_queries.event_document(new_event(key="k"), NOW)["idempotency_key"] == "k"
-
-
-def test_due_is_judged_by_the_databases_clock_and_fits_the_partial_index():
+def test_due_uses_the_databases_clock_and_fits_the_partial_index():
     due = lease_queries.due("default")
     assert due["destination"] == "default"
     assert due["$expr"] == {"$lte": ["$next_attempt_at", "$$NOW"]}
@@ -295,7 +275,7 @@ def test_due_is_judged_by_the_databases_clock_and_fits_the_partial_index():
     assert partial.items() <= due.items()
 
 
-def test_only_a_known_outcome_of_this_attempt_tells_that_a_settlement_is_recorded():
+def test_settled_matches_only_a_known_outcome_of_this_attempt():
     third = Settlement(make_claim(3), make_attempt(number=3), Status.DELIVERED)
     clauses = lease_queries.settled([retry(), DEFER, third])["$or"]
     assert [clause["_id"] for clause in clauses] == ["e1", "e3"]
@@ -307,7 +287,7 @@ def test_only_a_known_outcome_of_this_attempt_tells_that_a_settlement_is_recorde
 @pytest.mark.parametrize(
     "document",
     [
-        lease_queries.event_document(new_event(key="k", headers={"user-agent": "x"}), NOW),
+        event_documents.event_document(new_event(key="k", headers={"user-agent": "x"}), NOW),
         {"p": lease_queries.claim("t", "o", 1, 5)},
         {"p": [write(each)[1] for each in (retry(), final(Status.DELIVERED), DEFER)]},
         lease_queries.settled([retry()]),
@@ -319,5 +299,5 @@ def test_only_a_known_outcome_of_this_attempt_tells_that_a_settlement_is_recorde
     ],
     ids=["event", "claim", "settlement", "settled", "tally"],
 )
-def test_everything_can_be_written_as_bson(document):
+def test_documents_and_pipelines_can_be_encoded_as_bson(document):
     assert bson.decode(bson.encode(document), bson.CodecOptions(tz_aware=True)) == document
