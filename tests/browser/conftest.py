@@ -6,6 +6,7 @@ import os
 import random
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -111,3 +112,29 @@ async def stored_events(db, store):  # noqa: ARG001 - the store makes the indexe
     await db.events.insert_many(documents)
     await db.fleet.insert_one(history.replicas(now))
     return documents
+
+
+@pytest.fixture
+async def bulk_action(db, stored_events):
+    """Insert a bulk action that was stopped, and one that another process works on."""
+    stopped = {
+        "_id": "r1",
+        "action": "replay",
+        "by": "ada",
+        "remote": "127.0.0.1",
+        "reason": "the receiver is back",
+        "filters": '{"status": ["FAILED_PERMANENTLY"]}',
+        "limit": None,
+        "per_second": 1.5,
+        "matched": 40,
+        "examined": 20,
+        "changed": 18,
+        "state": "stopped",
+        "started_at": stored_events[0]["received_at"],
+        "finished_at": stored_events[0]["received_at"],
+    }
+    until = datetime(2199, 1, 1, tzinfo=UTC)
+    running = {**stopped, "_id": "r2", "state": "running", "matched": None}
+    running["lease"] = {"token": "t", "owner": "another", "until": until}
+    del running["finished_at"]
+    await db.bulk_actions.insert_many([stopped, running])

@@ -9,7 +9,7 @@ import pytest
 from markupsafe import Markup
 
 from tests import history, hostile
-from tests.browser.test_pages import open_all
+from tests.browser.actions import open_all
 from tests.integration.console.hostile_documents import bulk_action, fleet, hostile_event
 from tests.support import make_settings, new_event
 from wds.console import templating
