@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import secrets
 import time
 from collections import Counter
@@ -74,14 +75,19 @@ def new_event(payload: bytes = b'{"n":1}', *, key: str | None = None, **more: An
 
 
 async def eventually(
-    look: Callable[[], Awaitable[T]],
+    look: Callable[[], T | Awaitable[T]],
     wanted: Callable[[T], bool] = bool,
     within_s: float = 15.0,
 ) -> T:
-    """Look until `wanted` is true of what is seen; fail after `within_s` seconds."""
+    """Call `look` until `wanted` accepts its result, and return that; fail after `within_s`.
+
+    `look` may be a plain function or return an awaitable.
+    """
     deadline = time.monotonic() + within_s
     while True:
-        seen = await look()
+        seen = look()
+        if inspect.isawaitable(seen):
+            seen = await seen
         if wanted(seen):
             return seen
         assert time.monotonic() < deadline, f"not within {within_s} s; last seen: {seen!r}"

@@ -131,7 +131,7 @@ async def test_the_story_goes_on_when_a_dispatcher_dies(env, db, tmp_path, chang
         ingest = await stack.enter_async_context(processes.ingest(env, cwd=tmp_path))
         doomed = await stack.enter_async_context(processes.dispatcher(env, cwd=tmp_path))
         _, event = await send(ingest.url, b"{}")
-        await eventually(lambda: asyncio.sleep(0, len(receiver.requests)))
+        await eventually(lambda: len(receiver.requests))
         await doomed.stop(signal.SIGKILL)
         release.set()
         heir = await stack.enter_async_context(processes.dispatcher(env, cwd=tmp_path))

@@ -51,7 +51,7 @@ async def test_every_command_works_when_pasted_and_shows_what_the_documents_say(
     assert all(map(shutil.which, ("bash", "curl", "openssl", "python3")))
     async with processes.running("up", env={}, cwd=home) as stack:
         await eventually(
-            lambda: asyncio.sleep(0, any(line.startswith("[up] ready") for line in stack.lines)),
+            lambda: any(line.startswith("[up] ready") for line in stack.lines),
             within_s=60,
         )
         said = [await paste(f". ./.env\n{block}", home) for block in BLOCKS]

@@ -333,7 +333,7 @@ async def test_control_what_is_imported_while_tracing_is_on_is_seen(
     on = {**env, **watched, "OTEL_TRACES_EXPORTER": "otlp", "WDS_METRICS_PORT": "0"}
     on["WDS_PORT"] = str(processes.embedded.free_port())
     async with processes.running(command, env=on, cwd=tmp_path) as made:
-        await eventually(lambda: asyncio.sleep(0, "imported opentelemetry.sdk.trace" in made.lines))
+        await eventually(lambda: "imported opentelemetry.sdk.trace" in made.lines)
 
 
 async def test_without_the_extra_everything_works_and_the_log_says_what_is_missing(

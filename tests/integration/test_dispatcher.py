@@ -156,7 +156,7 @@ async def test_a_replayed_event_has_the_whole_schedule_before_it_again(
         await eventually(lambda: statuses(db), all_are(Status.FAILED_PERMANENTLY))
         instruction = Instruction(Action.REPLAY, "r", "ann", "127.0.0.1")
         await store.bulk_actions.one(event.id, instruction)
-        await eventually(lambda: asyncio.sleep(0, len(receiver.requests)), lambda n: n == 10)
+        await eventually(lambda: len(receiver.requests), lambda n: n == 10)
         await eventually(lambda: statuses(db), all_are(Status.FAILED_PERMANENTLY))
     numbers = [int(request.headers["webhook-attempt"]) for request in receiver.requests]
     assert numbers == list(range(1, 11))
@@ -199,7 +199,7 @@ async def test_a_cancelled_event_is_sent_no_more(settings, store, db, receiver):
     event = new_event()
     await store.writer.insert([event])
     async with running(replace(settings, **QUICK), store, receiver.url) as dispatcher:
-        await eventually(lambda: asyncio.sleep(0, len(receiver.requests)))
+        await eventually(lambda: len(receiver.requests))
         await store.bulk_actions.one(event.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1"))
         release.set()
         await eventually(lambda: statuses(db), all_are(Status.FAILED_PERMANENTLY))
@@ -222,7 +222,7 @@ async def test_the_log_of_an_attempt_that_was_cancelled_promises_no_retry(
     failures = metrics.DELIVERIES_FAILED._value.get()
     with capture_logs() as lines:
         async with running(replace(settings, **QUICK), store, receiver.url):
-            await eventually(lambda: asyncio.sleep(0, len(receiver.requests)))
+            await eventually(lambda: len(receiver.requests))
             await store.bulk_actions.one(
                 event.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1")
             )
@@ -276,7 +276,7 @@ async def test_no_more_are_in_flight_than_allowed(settings, store, db, receiver)
     await store.writer.insert([new_event() for _ in range(12)])
     few = replace(settings, **QUICK, concurrency=4)
     async with running(few, store, receiver.url):
-        await eventually(lambda: asyncio.sleep(0, len(receiver.requests)), lambda n: n == 4)
+        await eventually(lambda: len(receiver.requests), lambda n: n == 4)
         await asyncio.sleep(few.poll_interval * 3)
         assert len(receiver.requests) == 4
         assert await db.events.count_documents({"lease": {"$exists": True}}) == 4
@@ -322,7 +322,7 @@ async def test_what_waits_to_be_recorded_lets_as_many_again_be_sent_and_no_more(
     few = replace(settings, **QUICK, concurrency=4)
     async with running(few, store, receiver.url):
         try:
-            await eventually(lambda: asyncio.sleep(0, len(receiver.requests)), lambda n: n == 8)
+            await eventually(lambda: len(receiver.requests), lambda n: n == 8)
             await asyncio.sleep(few.poll_interval * 3)
             assert len(receiver.requests) == 8
             assert await db.events.count_documents({"lease": {"$exists": True}}) == 8
@@ -476,7 +476,7 @@ async def test_stopping_defers_what_waits_and_finishes_what_is_sent(
         task = asyncio.create_task(dispatcher.run())
         leased = {"lease": {"$exists": True}}
         await eventually(lambda: db.events.count_documents(leased), lambda count: count == 2)
-        await eventually(lambda: asyncio.sleep(0, len(receiver.requests)))
+        await eventually(lambda: len(receiver.requests))
         dispatcher.stop()
         release.set()
         await task
@@ -543,7 +543,7 @@ async def test_an_outcome_after_the_lease_has_passed_on_is_refused_and_counted(
     receiver.answer = take_over
     async with replica(quick, store, receiver.url) as dispatcher:
         await dispatcher.run_once()
-        await eventually(lambda: asyncio.sleep(0, not dispatcher._deliveries))
+        await eventually(lambda: not dispatcher._deliveries)
     [document] = await db.events.find().to_list(None)
     assert (document["status"], document["attempts"]) == ("DELIVERING", [])
     assert document["lease"]["token"] == "another's"
@@ -559,7 +559,7 @@ async def test_while_redis_is_away_nothing_is_sent_and_nothing_is_counted(
     async with running(away, store, receiver.url):
         deferred = metrics.CLAIMS_DEFERRED._value.get()
         await eventually(
-            lambda: asyncio.sleep(0, metrics.CLAIMS_DEFERRED._value.get()),
+            metrics.CLAIMS_DEFERRED._value.get,
             lambda seen: seen > deferred,
         )
         await eventually(lambda: statuses(db), all_are(Status.RECEIVED))
@@ -625,9 +625,9 @@ def looks_of(store, monkeypatch) -> list[float]:
 
 async def test_an_idle_dispatcher_hardly_looks(settings, store, receiver, monkeypatch):
     async with running(settings, store, receiver.url, limited=False):
-        await eventually(lambda: asyncio.sleep(0, store.change_stream._cursor))
+        await eventually(lambda: store.change_stream._cursor)
         looks = looks_of(store, monkeypatch)
-        await eventually(lambda: asyncio.sleep(0, len(looks)), lambda seen: seen >= 4)
+        await eventually(lambda: len(looks), lambda seen: seen >= 4)
     assert looks[3] - looks[0] >= 2 * LISTEN_MOST_S
 
 
@@ -638,10 +638,10 @@ async def test_an_idle_dispatcher_sends_what_it_is_told_of(
     monkeypatch.setattr(change_stream, "MOST_S", 60.0)
     told = replace(settings, poll_interval=60, lease=120)
     async with running(told, store, receiver.url, limited=False) as dispatcher:
-        await eventually(lambda: asyncio.sleep(0, store.change_stream._cursor))
+        await eventually(lambda: store.change_stream._cursor)
         for _ in range(3):
             await eventually(
-                lambda: asyncio.sleep(0, dispatcher._lookout._in_vain),
+                lambda: dispatcher._lookout._in_vain,
                 lambda looks: looks >= LISTEN_AFTER,
             )
             await store.writer.insert([new_event()])
@@ -672,7 +672,7 @@ async def test_a_dispatcher_that_is_not_told_looks(settings, store, receiver, mo
     alone = replace(settings, listen=refused)
     async with running(alone, store, receiver.url, limited=False):
         looks = looks_of(store, monkeypatch)
-        await eventually(lambda: asyncio.sleep(0, len(looks)), lambda seen: seen > 20)
+        await eventually(lambda: len(looks), lambda seen: seen > 20)
     assert looks[20] - looks[0] >= 20 * 0.75 * alone.poll_interval
     assert not store.change_stream._cursor
 
@@ -700,7 +700,7 @@ async def test_looks_that_were_told_for_nothing_are_apart(
     monkeypatch.setattr(change_stream, "MOST_S", 60.0)
     told = replace(settings, poll_interval=60, lease=120)
     async with running(told, store, receiver.url, limited=False):
-        await eventually(lambda: asyncio.sleep(0, store.change_stream._cursor))
+        await eventually(lambda: store.change_stream._cursor)
         looks = looks_of(store, monkeypatch)
         async with asyncio.timeout(15):  # not told, it would look in a minute
             while len(looks) < 6:
@@ -712,7 +712,7 @@ async def test_looks_that_were_told_for_nothing_are_apart(
 async def test_who_finds_something_looks_again_at_once(settings, store, db, receiver, monkeypatch):
     busy = replace(settings, concurrency=4, rate_limit=0)
     async with running(busy, store, receiver.url):
-        await eventually(lambda: asyncio.sleep(0, store.change_stream._cursor))
+        await eventually(lambda: store.change_stream._cursor)
         looks = looks_of(store, monkeypatch)
         await store.writer.insert([new_event() for _ in range(100)])
         await eventually(lambda: statuses(db), all_are(Status.DELIVERED))

@@ -100,7 +100,7 @@ async def test_hoarders_of_memory_make_room_for_a_well_behaved_sender(engines, s
         serving(engines, store, **HOARDERS) as (port, session),
         hoarding(port, 40, 900 * 1024) as answers,
     ):
-        await eventually(lambda: asyncio.sleep(0, held() > 7 * MIB))
+        await eventually(lambda: held() > 7 * MIB)
         for number in range(100):
             status, _ = await post(session, port, b'{"a":"%s"}' % (b"x" * 1000 * number))
             most = max(most, held())
@@ -127,7 +127,7 @@ async def test_without_room_being_made_the_well_behaved_sender_is_kept_out(
         serving(engines, store, **HOARDERS) as (port, session),
         hoarding(port, 40, 900 * 1024),
     ):
-        await eventually(lambda: asyncio.sleep(0, held() > 7 * MIB))
+        await eventually(lambda: held() > 7 * MIB)
         answers = [
             await post(session, port, b'{"a":"%s"}' % (b"x" * MIB)[:900_000]) for _ in "12345"
         ]
@@ -143,9 +143,9 @@ async def test_memory_is_given_back_however_a_request_ends(engines, store, db): 
         async with session.post(url, data=io.BytesIO(bytes(2 * MIB))) as response:
             assert response.status == 413
         async with hoarding(port, 5, 1000) as answers:
-            await eventually(lambda: asyncio.sleep(0, len(answers) >= 10))
+            await eventually(lambda: len(answers) >= 10)
         assert {line.split()[1] for line in answers if line} == {b"408"}
-        await eventually(lambda: asyncio.sleep(0, held() == 0))
+        await eventually(lambda: held() == 0)
 
 
 async def test_an_idle_connection_keeps_no_body(engines, store, db):  # noqa: ARG001
@@ -158,7 +158,7 @@ async def test_an_idle_connection_keeps_no_body(engines, store, db):  # noqa: AR
                 writers.append(writer)
                 writer.write(head + b" " * MIB)
                 assert (await reader.readline()).split()[1] == b"401"
-            assert await eventually(lambda: asyncio.sleep(0, held() == 0))
+            assert await eventually(lambda: held() == 0)
             assert memory() < 3 * MIB
         for writer in writers:
             writer.transport.abort()

@@ -8,6 +8,7 @@ import secrets
 import time
 from datetime import UTC, datetime, timedelta
 from itertools import chain
+from unittest.mock import AsyncMock
 
 import pytest
 from msgspec.structs import replace
@@ -115,7 +116,7 @@ async def test_of_two_inserts_at_once_whose_answers_were_lost_one_wrote_an_event
 ):
     """Both begin within one millisecond, and meet the event when they write again."""
     instant = await store.now()
-    monkeypatch.setattr(store._mongo, "now", lambda: asyncio.sleep(0, instant))
+    monkeypatch.setattr(store._mongo, "now", AsyncMock(return_value=instant))
     fail = {"failCommands": ["insert"], "writeConcernError": {"code": 64, "errmsg": "lost"}}
     await db.client.admin.command("configureFailPoint", "failCommand", mode={"times": 4}, data=fail)
     event = new_event(key="k")

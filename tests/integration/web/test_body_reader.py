@@ -78,7 +78,7 @@ async def test_a_body_in_one_piece_that_is_too_long_is_refused(wrap):
 async def test_a_body_in_one_piece_counts_until_it_is_answered(wrap):
     async with serving() as (made, port, go_on), sent(port, wrap(b"x" * LENGTH)) as reader:
         await eventually(
-            lambda: asyncio.sleep(0, made._held),
+            lambda: made._held,
             lambda held: held == body_reader.OVERHEAD_BYTES + LENGTH,
         )
         go_on.set()
@@ -92,7 +92,7 @@ async def test_bodies_in_one_piece_that_wait_fill_the_budget():
         request = with_length(b"x" * LENGTH)
         readers = [await stack.enter_async_context(sent(port, request)) for _ in range(6)]
         await eventually(
-            lambda: asyncio.sleep(0, made._held),
+            lambda: made._held,
             lambda held: held == 6 * (body_reader.OVERHEAD_BYTES + LENGTH),
         )
         async with sent(port, request) as seventh:
