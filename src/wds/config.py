@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping  # noqa: TC003 - marshmallow evaluates annotations
 from dataclasses import dataclass, field as dataclass_field, fields as dataclass_fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import marshmallow as ma
@@ -17,6 +17,9 @@ from marshmallow import validate
 
 from wds.domain.errors import SettingsError
 from wds.signing import standard_webhooks
+
+if TYPE_CHECKING:
+    from wds.domain.destinations import Destination
 
 SETTLE_MARGIN_S = 0.5
 """What a lease must leave, after the longest request, for its outcome to be recorded."""
@@ -312,6 +315,25 @@ class Settings:
     def slot_wait(self) -> float:
         """Most seconds that a claimed event waits for its slot of the rate limit."""
         return SLOT_WAIT_S if self.rate_limit else 0.0
+
+    @property
+    def default_destination(self) -> Destination:
+        """The destination that `WDS_DOWNSTREAM_URL` and the settings beside it describe."""
+        from wds.domain.destinations import (  # noqa: PLC0415 - a health check needs no msgspec
+            DEFAULT,
+            Destination,
+        )
+
+        return Destination(
+            name=DEFAULT,
+            url=self.downstream_url,
+            secrets=self.downstream_secrets,
+            rate_limit=self.rate_limit,
+            backoff=self.backoff,
+            max_attempts=self.max_attempts,
+            timeout_s=self.request_timeout,
+            max_in_flight=self.concurrency,
+        )
 
     def _contradictions(self) -> list[str]:
         longest = self.request_timeout + self.slot_wait + SETTLE_MARGIN_S

@@ -73,8 +73,8 @@ class Ingest:
             max_batch=MAX_BATCH_BYTES,
             max_pending=MAX_PENDING_BYTES,
             max_wait_s=MAX_WAIT_S,
-            overlap=OVERLAPPING,
-            worth=WORTH_OVERLAPPING,
+            max_in_flight=OVERLAPPING,
+            min_parallel_batch=WORTH_OVERLAPPING,
         )
         # One request's batch is one transaction: they are queued, never joined.
         self._batches: GroupCommit[tuple[NewEvent, ...], list[Receipt | Conflict]] = GroupCommit(
@@ -118,7 +118,7 @@ class Ingest:
         event = event_parser.event(verified, fields)
         # One may be all of the body, and parsed twenty times as large as what the budget counts.
         del fields
-        with self._tracer.sending([event]) as [traced], event_log.UnlessAcknowledged([event]):
+        with self._tracer.sending([event]) as [traced], event_log.unless_acknowledged([event]):
             [result] = await self._commits.submit(traced)
         if isinstance(result, Conflict):
             if not source.vouches:
@@ -142,7 +142,7 @@ class Ingest:
         events = event_parser.batch(await self._verified(request, self._sources[DEFAULT]))
         if clashes := event_parser.clashes(events):
             raise _conflict(*map(_clash, clashes))
-        with self._tracer.sending(events) as traced, event_log.UnlessAcknowledged(events):
+        with self._tracer.sending(events) as traced, event_log.unless_acknowledged(events):
             [results] = await self._batches.submit(tuple(traced))
         if clashes := [n for n, each in enumerate(results) if isinstance(each, Conflict)]:
             raise _conflict(*map(_clash, clashes))
@@ -372,7 +372,7 @@ async def serve(
         await store.keep_for(settings.retention_days)
         app = create_app(settings, store, sources, tracer)
         async with (
-            heartbeat.reporting(store, None, owner=heartbeat.owner_name(), role="ingest"),
+            heartbeat.reporting(store.replicas, None, owner=heartbeat.owner_name(), role="ingest"),
             store.rollups.advancing(),
             server.listening(app, settings.host, settings.port),
         ):

@@ -201,7 +201,8 @@ class Operate:
                 (Detail("request_id", "use another one, or send the same request"),),
             )
         if new:
-            event_log.bulk_action_begun(known)
+            facts = {name: known[name] for name in ("action", "by", "remote", "matched")}
+            event_log.bulk_action_begun(request_id=known["_id"], **facts)
         self._wake()
         return known, new
 
@@ -229,7 +230,9 @@ class Operate:
         stopped, asked = await self._store.bulk_actions.stop(_request_id(request))
         found = _found(stopped)
         if asked:
-            event_log.bulk_action_stopped(found, _remote(request))
+            event_log.bulk_action_stopped(
+                request_id=found["_id"], action=found["action"], remote=_remote(request)
+            )
         return found
 
 

@@ -36,6 +36,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from wds import __version__
+from wds.domain.attempt_results import BrokenAnswer, TimedOut, Unreachable, error_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
     from opentelemetry.util.types import AttributeValue
 
+    from wds.domain.attempt_results import AttemptResult
     from wds.domain.deliveries import Claim
     from wds.domain.events import NewEvent
 
@@ -183,13 +185,13 @@ class Recorder:
 
     # -- delivery --------------------------------------------------------------------------
 
-    def delivery(self, claim: Claim, *, limited: bool) -> _Trip:
+    def delivery(self, claim: Claim, *, limited: bool) -> _DeliveryTrace:
         """See `tracing.Tracer`."""
-        return _Trip(self._tracer, claim, limited=limited)
+        return _DeliveryTrace(self._tracer, claim, limited=limited)
 
 
-class _Trip:
-    """A `tracing.Trip`: spans that begin and end as the claim makes its way."""
+class _DeliveryTrace:
+    """A `tracing.DeliveryTrace`: spans that begin and end as the claim makes its way."""
 
     def __init__(self, tracer: Tracer, claim: Claim, *, limited: bool) -> None:
         self._tracer = tracer
@@ -237,7 +239,7 @@ class _Trip:
                 span.end()
 
     def sent(self) -> Mapping[str, str]:
-        """See `tracing.Trip`."""
+        """See `tracing.DeliveryTrace`."""
         now = time.time_ns()
         if self._limited:
             self._tracer.start_span("slot", self._inside, start_time=self._claimed_at).end(now)
@@ -252,15 +254,15 @@ class _Trip:
             "POST", self._inside, SpanKind.CLIENT, about, start_time=began
         )
 
-    def answered(self, status_code: int | None, error: str | None) -> None:
-        """See `tracing.Trip`; without `sent` the connection could not be made."""
+    def answered(self, result: AttemptResult) -> None:
+        """See `tracing.DeliveryTrace`; without `sent` there was no connection."""
         span = self._post or self._request(self._claimed_at)
-        if status_code is not None:
-            span.set_attribute("http.response.status_code", status_code)
+        if result.status_code is not None:
+            span.set_attribute("http.response.status_code", result.status_code)
+        error = error_text(result)
         if error is not None:
-            reason = _reason(status_code, error)
             for each in (span, self._process):
-                _failed(each, reason, error)
+                _failed(each, _error_type(result), error)
         span.end()
         self._settle = self._tracer.start_span(
             f"settle {self._claim.destination}",
@@ -273,7 +275,7 @@ class _Trip:
         )
 
     def settled(self, status: str | None) -> None:
-        """See `tracing.Trip`."""
+        """See `tracing.DeliveryTrace`."""
         if self._settle is None:
             return
         if status is None:
@@ -316,12 +318,15 @@ def _failed(span: Span, error_type: str, text: str = "") -> None:
     span.set_status(StatusCode.ERROR, _text(text) or None)
 
 
-def _reason(status_code: int | None, error: str) -> str:
-    """Return a short name for a failed attempt: the status, `timeout` or the exception's class."""
-    if status_code is not None and error.startswith("HTTP "):
-        return str(status_code)
-    name, colon, _ = error.partition(":")
-    return name if colon else "timeout"
+def _error_type(result: AttemptResult) -> str:
+    """Return a short name for a failure: the status, `timeout` or the exception's class."""
+    match result:
+        case TimedOut():
+            return "timeout"
+        case Unreachable() | BrokenAnswer():
+            return result.cause
+        case _:
+            return str(result.status_code)
 
 
 def _text(text: str) -> str:

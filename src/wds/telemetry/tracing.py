@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from aiohttp.typedefs import Middleware
 
+    from wds.domain.attempt_results import AttemptResult
     from wds.domain.deliveries import Claim
     from wds.domain.events import NewEvent
 
@@ -33,8 +34,8 @@ PROTOCOL = "http/protobuf"
 INSTALL = "pip install 'wds[otel]'"
 
 
-class Trip(Protocol):
-    """One claim on its way: to its slot, to the downstream and back into the store."""
+class DeliveryTrace(Protocol):
+    """The recording of one attempt, step by step."""
 
     @property
     def facts(self) -> Mapping[str, str]:
@@ -43,8 +44,8 @@ class Trip(Protocol):
     def sent(self) -> Mapping[str, str]:
         """Note that the request leaves now; return the headers to add to it."""
 
-    def answered(self, status_code: int | None, error: str | None) -> None:
-        """Note how the request ended; `error` None is success."""
+    def answered(self, result: AttemptResult) -> None:
+        """Note how the request ended."""
 
     def settled(self, status: str | None) -> None:
         """Note the event's status once the outcome is recorded; None if it could not be."""
@@ -70,7 +71,7 @@ class Tracer(Protocol):
     def inserting(self, events: Sequence[NewEvent]) -> AbstractContextManager[None]:
         """Record one write of many events, in the trace of each."""
 
-    def delivery(self, claim: Claim, *, limited: bool) -> AbstractContextManager[Trip]:
+    def delivery(self, claim: Claim, *, limited: bool) -> AbstractContextManager[DeliveryTrace]:
         """Record one attempt; `limited` if it waits for a slot."""
 
     async def stop(self) -> None:
@@ -78,7 +79,7 @@ class Tracer(Protocol):
 
 
 class _Nothing:
-    """Records nothing: a `Tracer` and every `Trip` of it."""
+    """Records nothing: a `Tracer` and every `DeliveryTrace` of it."""
 
     middlewares = ()
     stop_s = 0.0
@@ -92,10 +93,10 @@ class _Nothing:
     def inserting(self, _: Sequence[NewEvent]) -> AbstractContextManager[None]:
         return self._no_block
 
-    def delivery(self, _: Claim, *, limited: bool) -> AbstractContextManager[Trip]:  # noqa: ARG002
+    def delivery(self, _: Claim, *, limited: bool) -> AbstractContextManager[DeliveryTrace]:  # noqa: ARG002
         return self
 
-    def __enter__(self) -> Trip:
+    def __enter__(self) -> DeliveryTrace:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -104,7 +105,7 @@ class _Nothing:
     def sent(self) -> Mapping[str, str]:
         return self._no_headers
 
-    def answered(self, _: int | None, __: str | None) -> None:
+    def answered(self, _: AttemptResult) -> None:
         pass
 
     def settled(self, _: str | None) -> None:

@@ -9,7 +9,7 @@ from itertools import chain
 
 import pytest
 
-from wds.concurrency.group_commit import YOUNG_S, GroupCommit
+from wds.concurrency.group_commit import SLOW_COMMIT_S, GroupCommit
 from wds.domain.errors import QueueFullError
 
 
@@ -103,7 +103,7 @@ async def test_only_one_batch_is_in_flight_at_a_time():
 
 async def test_where_they_may_overlap_another_batch_leaves_once_it_is_worth_it():
     commit = Commit()
-    group = grouped(commit, overlap=2, worth=3)
+    group = grouped(commit, max_in_flight=2, min_parallel_batch=3)
     tasks = await submitted(group, (1,))
     tasks += await submitted(group, (2,), (3,))
     assert commit.batches == [[1]]
@@ -120,7 +120,7 @@ async def test_where_they_may_overlap_another_batch_leaves_once_it_is_worth_it()
 
 async def test_a_batch_beside_others_waits_until_it_is_as_large_as_they_are():
     commit = Commit()
-    group = grouped(commit, overlap=2, worth=2)
+    group = grouped(commit, max_in_flight=2, min_parallel_batch=2)
     tasks = await submitted(group, (1, 2, 3, 4, 5))
     tasks += await submitted(group, (6, 7), (8, 9))
     assert commit.batches == [[1, 2, 3, 4, 5]]
@@ -132,7 +132,7 @@ async def test_a_batch_beside_others_waits_until_it_is_as_large_as_they_are():
 
 async def test_a_batch_beside_others_takes_an_equal_share_of_all():
     commit = Commit()
-    group = grouped(commit, overlap=2, worth=2)
+    group = grouped(commit, max_in_flight=2, min_parallel_batch=2)
     tasks = await submitted(group, (1, 2, 3))
     tasks += await submitted(group, (4, 5, 6, 7, 8, 9, 10))
     assert commit.batches == [[1, 2, 3], [4, 5, 6, 7, 8]]
@@ -147,7 +147,7 @@ async def test_a_batch_beside_others_takes_an_equal_share_of_all():
 
 async def test_the_items_of_a_batch_that_has_landed_need_not_be_matched():
     commit = Commit()
-    group = grouped(commit, overlap=2, worth=2)
+    group = grouped(commit, max_in_flight=2, min_parallel_batch=2)
     tasks = await submitted(group, (1, 2, 3))
     tasks += await submitted(group, (4, 5, 6))
     tasks += await submitted(group, (7, 8, 9, 10))
@@ -163,12 +163,12 @@ async def test_the_age_of_a_batch_that_has_landed_does_not_count(monkeypatch):
     now = 0.0
     monkeypatch.setattr("wds.concurrency.group_commit.time.monotonic", lambda: now)
     commit = Commit()
-    group = grouped(commit, overlap=2, worth=2)
+    group = grouped(commit, max_in_flight=2, min_parallel_batch=2)
     tasks = await submitted(group, (1, 2, 3))
-    now = YOUNG_S * 0.9
+    now = SLOW_COMMIT_S * 0.9
     tasks += await submitted(group, (4, 5, 6))
     tasks += await submitted(group, (7, 8))
-    now = YOUNG_S * 1.1
+    now = SLOW_COMMIT_S * 1.1
     commit.finish(1)
     await turn()
     assert commit.batches == [[1, 2, 3], [4, 5, 6]]
@@ -182,9 +182,9 @@ async def test_beside_one_that_takes_long_a_batch_need_not_be_as_large(monkeypat
     now = 0.0
     monkeypatch.setattr("wds.concurrency.group_commit.time.monotonic", lambda: now)
     commit = Commit()
-    group = grouped(commit, overlap=2, worth=2)
+    group = grouped(commit, max_in_flight=2, min_parallel_batch=2)
     tasks = await submitted(group, (1, 2, 3, 4, 5), (6,))
-    now = YOUNG_S * 1.1
+    now = SLOW_COMMIT_S * 1.1
     tasks += await submitted(group, (7,))
     assert len(commit.batches) == 1
     tasks += await submitted(group, (8,))
@@ -196,7 +196,12 @@ async def test_beside_one_that_takes_long_a_batch_need_not_be_as_large(monkeypat
 async def test_what_fills_a_batch_waits_for_nothing_but_a_place():
     commit = Commit()
     group = GroupCommit(
-        commit, weigh=lambda item: item, max_batch=100, max_pending=1_000, overlap=2, worth=4
+        commit,
+        weigh=lambda item: item,
+        max_batch=100,
+        max_pending=1_000,
+        max_in_flight=2,
+        min_parallel_batch=4,
     )
     tasks = await submitted(group, (1, 2, 3, 4, 5))
     tasks += await submitted(group, (60,))
@@ -209,7 +214,7 @@ async def test_what_fills_a_batch_waits_for_nothing_but_a_place():
 
 async def test_what_is_not_worth_overlapping_leaves_once_nothing_is_in_flight():
     commit = Commit()
-    group = grouped(commit, overlap=2, worth=3)
+    group = grouped(commit, max_in_flight=2, min_parallel_batch=3)
     tasks = await submitted(group, (1,))
     tasks += await submitted(group, (2, 3, 4))
     tasks += await submitted(group, (5,))
@@ -235,7 +240,9 @@ async def test_a_cancelled_batch_leaves_to_the_others_in_flight_what_waits():
             raise asyncio.CancelledError
         return await commit(items)
 
-    group = GroupCommit(cancelled_first, max_batch=9, max_pending=9, overlap=2, worth=2)
+    group = GroupCommit(
+        cancelled_first, max_batch=9, max_pending=9, max_in_flight=2, min_parallel_batch=2
+    )
     tasks = await submitted(group, (1,))
     tasks += await submitted(group, (2, 3))
     tasks += await submitted(group, (4,))
@@ -419,12 +426,14 @@ async def test_submitting_nothing_commits_nothing():
     assert commit.batches == []
 
 
-@pytest.mark.parametrize("overlap", [1, 3])
+@pytest.mark.parametrize("max_in_flight", [1, 3])
 @pytest.mark.parametrize("seed", range(5))
-async def test_under_random_load_everyone_gets_the_own_results_in_order(seed, overlap):
+async def test_under_random_load_everyone_gets_the_own_results_in_order(seed, max_in_flight):
     rng = random.Random(seed)
     commit = Commit()
-    group = grouped(commit, max_batch=7, max_pending=10_000, overlap=overlap, worth=4)
+    group = grouped(
+        commit, max_batch=7, max_pending=10_000, max_in_flight=max_in_flight, min_parallel_batch=4
+    )
     numbers = iter(range(10_000))
     submissions, tasks = [], []
     for _ in range(200):
@@ -438,7 +447,7 @@ async def test_under_random_load_everyone_gets_the_own_results_in_order(seed, ov
     assert await outcomes(tasks) == expected
     assert [*chain(*commit.batches)] == [*chain(*submissions)]
     assert max(map(len, commit.batches)) == 7
-    assert commit.most_in_flight == overlap
+    assert commit.most_in_flight == max_in_flight
 
 
 async def test_a_write_runs_in_the_context_of_none_of_its_submitters():
@@ -482,7 +491,7 @@ async def test_of_several_commits_the_one_that_takes_longest_counts(monkeypatch)
     now = 100.0
     monkeypatch.setattr("wds.concurrency.group_commit.time.monotonic", lambda: now)
     commit = Commit()
-    group = grouped(commit, max_wait_s=2, overlap=2)
+    group = grouped(commit, max_wait_s=2, max_in_flight=2)
     tasks = await submitted(group, (1,))
     now += 1.5
     tasks += await submitted(group, (2,))

@@ -9,14 +9,14 @@ from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
 from wds import __version__
 from wds.telemetry import metrics
-from wds.telemetry.metrics import FLEET_TOTALS, FleetCollector
+from wds.telemetry.metrics import SHARED_TOTALS, AllReplicasCollector
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 @pytest.fixture
 def collector():
-    return FleetCollector()
+    return AllReplicasCollector()
 
 
 @pytest.fixture
@@ -36,12 +36,12 @@ def replica(role="dispatcher", silent_s=0.0, **totals):
     }
 
 
-@pytest.mark.parametrize("key", FLEET_TOTALS)
+@pytest.mark.parametrize("key", SHARED_TOTALS)
 def test_a_total_is_the_sum_of_the_replicas_and_the_retired(collector, value, key):
     replicas = [replica(**{key: 3}), replica("ingest", **{key: 40})]
     collector.show({"now": NOW, "replicas": replicas, "retired": {key: 500}})
     assert value(f"wds_fleet_{key}_total") == 543
-    assert sum(value(f"wds_fleet_{other}_total") for other in FLEET_TOTALS if other != key) == 0
+    assert sum(value(f"wds_fleet_{other}_total") for other in SHARED_TOTALS if other != key) == 0
 
 
 def test_a_silent_replica_keeps_its_part_of_the_totals(collector, value):
@@ -78,10 +78,10 @@ def test_without_a_document_nothing_is_shown(collector, document):
     assert list(collector.collect()) == []
 
 
-@pytest.mark.parametrize("key", FLEET_TOTALS)
+@pytest.mark.parametrize("key", SHARED_TOTALS)
 def test_a_process_reports_its_own_counters(key):
     before = metrics.own_totals()
-    FLEET_TOTALS[key][2].inc(3)
+    SHARED_TOTALS[key][2].inc(3)
     after = metrics.own_totals()
     assert after == {**before, key: before[key] + 3}
     assert all(isinstance(total, int) for total in after.values())

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from tests.support import new_event
+from wds.domain.attempt_results import Delivered
 from wds.domain.errors import SettingsError
 from wds.telemetry import tracing
 
@@ -63,10 +64,10 @@ async def test_off_changes_nothing_and_makes_nothing():
     with tracing.OFF.sending(events) as same, tracing.OFF.inserting(events):
         assert same is events
     assert (tracing.OFF.middlewares, tracing.OFF.stop_s) == ((), 0)
-    with tracing.OFF.delivery(None, limited=True) as trip:
-        assert (trip.facts, trip.sent()) == ({}, {})
-        trip.answered(200, None)
-        trip.settled("DELIVERED")
+    with tracing.OFF.delivery(None, limited=True) as trace:
+        assert (trace.facts, trace.sent()) == ({}, {})
+        trace.answered(Delivered(sent_at=0.0, duration_ms=1, status_code=200))
+        trace.settled("DELIVERED")
     await tracing.OFF.stop()
 
 
