@@ -16,6 +16,7 @@ import pytest
 from tests.e2e import processes
 from tests.e2e.test_commands import up_env, up_is_ready
 from tests.support import eventually, receiving, signed
+from wds.local import embedded_engines
 from wds.local.replica_set import initiate_replica_set
 
 
@@ -142,9 +143,9 @@ async def test_the_story_goes_on_when_a_dispatcher_dies(env, db, tmp_path, chang
 
 
 async def test_an_event_that_may_or_may_not_be_stored_is_named(env, tmp_path):
-    server = await processes.embedded.start_mongod(tmp_path / "mongo")
+    server = await embedded_engines.start_mongod(tmp_path / "mongo")
     try:
-        await initiate_replica_set("127.0.0.1", server.port, processes.embedded.REPLICA_SET)
+        await initiate_replica_set("127.0.0.1", server.port, embedded_engines.REPLICA_SET)
         url = f"mongodb://127.0.0.1:{server.port}/?replicaSet=wds"
         async with processes.ingest({**env, "WDS_MONGO_URL": url}, cwd=tmp_path) as ingest:
             server.process.send_signal(signal.SIGSTOP)
@@ -239,7 +240,7 @@ async def test_warnings_libraries_threads_tasks_and_the_end_itself_are_lines_lik
     ids=["before the command", "after it"],
 )
 async def test_for_people_lines_are_aligned_and_plain(tmp_path, arguments):
-    port = processes.embedded.free_port()
+    port = embedded_engines.free_port()
     env = {"WDS_MOCK_PORT": str(port), "WDS_NO_SUCH": "1"}
     url = f"http://127.0.0.1:{port}"
     async with processes.running(*arguments, env=env, cwd=tmp_path, url=url) as made:
@@ -266,7 +267,7 @@ async def test_a_process_whose_log_nobody_reads_any_longer_goes_on(env, db, tmp_
     """As behind `| head`: every write to standard error fails."""
     read_end, write_end = os.pipe()
     os.close(read_end)
-    port = processes.embedded.free_port()
+    port = embedded_engines.free_port()
     url = f"http://127.0.0.1:{port}"
     made = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "wds", "ingest"),
@@ -282,5 +283,5 @@ async def test_a_process_whose_log_nobody_reads_any_longer_goes_on(env, db, tmp_
         made.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(made.wait(), 15) == 0
     finally:
-        await processes.embedded.end(made, signal.SIGKILL, 5)
+        await embedded_engines.end(made, signal.SIGKILL, 5)
     assert await db.events.count_documents({}) == 3

@@ -14,6 +14,7 @@ import pytest
 
 from tests.e2e import processes
 from tests.support import eventually, receiving, signed
+from wds.local import embedded_engines
 from wds.local.replica_set import initiate_replica_set
 
 
@@ -142,9 +143,9 @@ async def test_sigterm_finishes_what_is_in_flight_and_exits_cleanly(env, db, tmp
 
 
 async def test_sigterm_ends_a_dispatcher_in_time_even_while_mongodb_does_not_answer(env, tmp_path):
-    server = await processes.embedded.start_mongod(tmp_path / "mongo")
+    server = await embedded_engines.start_mongod(tmp_path / "mongo")
     try:
-        await initiate_replica_set("127.0.0.1", server.port, processes.embedded.REPLICA_SET)
+        await initiate_replica_set("127.0.0.1", server.port, embedded_engines.REPLICA_SET)
         env = {
             **env,
             "WDS_MONGO_URL": f"mongodb://127.0.0.1:{server.port}/?replicaSet=wds",
@@ -191,8 +192,8 @@ async def test_the_fleets_totals_show_on_the_ingest_service(env, db, tmp_path):
 
 
 async def test_readiness_follows_redis_and_health_does_not(env, tmp_path):
-    env = {**env, "WDS_REDIS_URL": f"redis://127.0.0.1:{processes.embedded.free_port()}/0"}
-    port = processes.embedded.free_port()
+    env = {**env, "WDS_REDIS_URL": f"redis://127.0.0.1:{embedded_engines.free_port()}/0"}
+    port = embedded_engines.free_port()
     url = f"http://127.0.0.1:{port}"
     more = {**env, "WDS_METRICS_PORT": str(port)}
     async with processes.running("dispatcher", env=more, cwd=tmp_path, url=url) as made:

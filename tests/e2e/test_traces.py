@@ -15,6 +15,7 @@ import pytest
 from tests.e2e import processes
 from tests.e2e.collector import collecting
 from tests.support import eventually, receiving, signed
+from wds.local import embedded_engines
 from wds.local.replica_set import initiate_replica_set
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
@@ -41,7 +42,7 @@ async def everything(env, cwd):
         env = {**env, "WDS_DOWNSTREAM_URL": f"{receiver.url}?key=hush-query"}
         made = []
         for name, port_of in (("ingest", "WDS_PORT"), ("dispatcher", "WDS_METRICS_PORT")):
-            port = processes.embedded.free_port()
+            port = embedded_engines.free_port()
             url = f"http://127.0.0.1:{port}"
             own = {**env, port_of: str(port)}
             process = await stack.enter_async_context(
@@ -237,7 +238,7 @@ async def test_an_event_from_before_tracing_was_on_begins_a_trace(env, db, tmp_p
 
 
 async def test_a_downstream_that_cannot_be_reached_shows_as_a_failed_request(env, db, tmp_path):
-    nobody = f"http://127.0.0.1:{processes.embedded.free_port()}/hush-path"
+    nobody = f"http://127.0.0.1:{embedded_engines.free_port()}/hush-path"
     async with collecting() as collector:
         on = {**env, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "WDS_MAX_ATTEMPTS": "1"}
         async with AsyncExitStack() as stack:
@@ -331,7 +332,7 @@ async def test_control_what_is_imported_while_tracing_is_on_is_seen(
     env, tmp_path, watched, command
 ):
     on = {**env, **watched, "OTEL_TRACES_EXPORTER": "otlp", "WDS_METRICS_PORT": "0"}
-    on["WDS_PORT"] = str(processes.embedded.free_port())
+    on["WDS_PORT"] = str(embedded_engines.free_port())
     async with processes.running(command, env=on, cwd=tmp_path) as made:
         await eventually(lambda: "imported opentelemetry.sdk.trace" in made.lines)
 
@@ -397,9 +398,9 @@ async def test_neither_mongodb_nor_a_collector_that_does_not_answer_makes_the_en
 
     collector = await asyncio.start_server(never, "127.0.0.1", 0)
     port = collector.sockets[0].getsockname()[1]
-    server = await processes.embedded.start_mongod(tmp_path / "mongo")
+    server = await embedded_engines.start_mongod(tmp_path / "mongo")
     try:
-        await initiate_replica_set("127.0.0.1", server.port, processes.embedded.REPLICA_SET)
+        await initiate_replica_set("127.0.0.1", server.port, embedded_engines.REPLICA_SET)
         async with receiving() as receiver:
             held = asyncio.Event()
 
