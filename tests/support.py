@@ -95,10 +95,10 @@ async def send(
 
 async def eventually(
     look: Callable[[], T | Awaitable[T]],
-    wanted: Callable[[T], bool] = bool,
+    accept: Callable[[T], bool] = bool,
     within_s: float = 15.0,
 ) -> T:
-    """Call `look` until `wanted` accepts its result, and return that; fail after `within_s`.
+    """Call `look` until `accept` is true of its result, and return that; fail after `within_s`.
 
     `look` may be a plain function or return an awaitable.
     """
@@ -107,7 +107,7 @@ async def eventually(
         seen = look()
         if inspect.isawaitable(seen):
             seen = await seen
-        if wanted(seen):
+        if accept(seen):
             return seen
         assert time.monotonic() < deadline, f"not within {within_s} s; last seen: {seen!r}"
         await asyncio.sleep(0.02)

@@ -161,14 +161,14 @@ class GroupCommit(Generic[Item, Result]):
     async def _run_batches(self, batch: _Batch) -> None:
         """Commit one batch after another for as long as one may start."""
         self._starting = False
-        taken: list[_Pending[Item, Result]] = []
+        entries: list[_Pending[Item, Result]] = []
         try:
             while self._may_start(len(self._batches) - 1):
-                taken = self._take_pending()
-                futures = [future for _, _, future in taken]
-                batch.started_at, batch.items = time.monotonic(), len(taken)
+                entries = self._take_pending()
+                futures = [future for _, _, future in entries]
+                batch.started_at, batch.items = time.monotonic(), len(entries)
                 try:
-                    results = await self._commit([item for item, _, _ in taken])
+                    results = await self._commit([item for item, _, _ in entries])
                     for future, result in zip(futures, results, strict=True):
                         if not future.done():
                             future.set_result(result)
@@ -176,7 +176,7 @@ class GroupCommit(Generic[Item, Result]):
                     _fail(futures, error)
                 batch.started_at, batch.items = math.inf, 0
         finally:
-            self._finish(batch, taken)
+            self._finish(batch, entries)
 
     def _on_cancelled_before_start(self, batch: _Batch) -> None:
         """Do what `_run_batches` could not, if its task was cancelled before its first step."""
@@ -184,10 +184,10 @@ class GroupCommit(Generic[Item, Result]):
             self._starting = False
             self._finish(batch, [])
 
-    def _finish(self, batch: _Batch, taken: Sequence[_Pending[Item, Result]]) -> None:
+    def _finish(self, batch: _Batch, entries: Sequence[_Pending[Item, Result]]) -> None:
         self._batches.remove(batch)
         # Futures are left only if the task was cancelled; then no submitter may wait for ever.
-        left = [*taken] if self._batches else [*taken, *self._pending]
+        left = [*entries] if self._batches else [*entries, *self._pending]
         _fail([future for _, _, future in left], asyncio.CancelledError())
         if not self._batches:
             self._pending.clear()
@@ -200,15 +200,17 @@ class GroupCommit(Generic[Item, Result]):
             share = max(
                 self._min_parallel_batch, math.ceil((in_flight + share) / self._max_in_flight)
             )
-        taken = [self._pending.popleft()]
-        weight = taken[0][1]
+        entries = [self._pending.popleft()]
+        weight = entries[0][1]
         while (
-            self._pending and len(taken) < share and weight + self._pending[0][1] <= self._max_batch
+            self._pending
+            and len(entries) < share
+            and weight + self._pending[0][1] <= self._max_batch
         ):
-            taken.append(self._pending.popleft())
-            weight += taken[-1][1]
+            entries.append(self._pending.popleft())
+            weight += entries[-1][1]
         self._pending_weight -= weight
-        return taken
+        return entries
 
 
 def _fail(futures: Sequence[asyncio.Future[Result]], error: BaseException) -> None:

@@ -186,4 +186,4 @@ def _log_thread_crash(arguments: threading.ExceptHookArgs) -> None:
         return
     facts = (arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
     name = arguments.thread.name if arguments.thread is not None else None
-    structlog.get_logger("wds").error("thread_log_crash", thread=name, exc_info=facts)
+    structlog.get_logger("wds").error("thread_crashed", thread=name, exc_info=facts)
