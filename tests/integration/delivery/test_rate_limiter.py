@@ -204,7 +204,7 @@ async def test_reserve_without_redis_grants_nothing():
 
 async def test_reserve_holds_the_limit_in_a_redis_without_free_memory(tmp_path):
     server = await embedded_engines.start_redis(tmp_path, extra=("--maxmemory", "1"))
-    limiter = RateLimiter(f"redis://127.0.0.1:{server.port}/0", 3, database="wds", farthest_s=1)
+    limiter = RateLimiter(f"redis://127.0.0.1:{server.port}/0", 3, database="wds", farthest_s=0.1)
     try:
         await limiter.ping()
         granted = [await limiter.reserve(NAME, 1) for _ in range(5)]
