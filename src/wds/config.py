@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 _Number = TypeVar("_Number", int, float)
 
+if TYPE_CHECKING:
+    from wds.domain.destinations import Destination
+
 SETTLE_MARGIN_S = 0.5
 """Seconds that a lease must leave after the longest request, to record its outcome."""
 SLOT_WAIT_S = 1.2
@@ -358,6 +361,25 @@ class Settings:
     def slot_wait(self) -> float:
         """The longest wait, in seconds, of a claimed event for its slot of the rate limit."""
         return SLOT_WAIT_S if self.rate_limit else 0.0
+
+    @property
+    def default_destination(self) -> Destination:
+        """The destination that `WDS_DOWNSTREAM_URL` and the settings beside it describe."""
+        from wds.domain.destinations import (  # noqa: PLC0415 - a health check needs no msgspec
+            DEFAULT,
+            Destination,
+        )
+
+        return Destination(
+            name=DEFAULT,
+            url=self.downstream_url,
+            secrets=self.downstream_secrets,
+            rate_limit=self.rate_limit,
+            backoff=self.backoff,
+            max_attempts=self.max_attempts,
+            timeout_s=self.request_timeout,
+            max_in_flight=self.concurrency,
+        )
 
     def _contradictions(self) -> list[str]:
         longest = self.request_timeout + self.slot_wait + SETTLE_MARGIN_S

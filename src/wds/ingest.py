@@ -102,7 +102,9 @@ async def serve(
         await store.keep_for(settings.retention_days)
         app = create_app(settings, store, sources, tracer)
         async with (
-            heartbeat.reporting(store, None, owner=heartbeat.owner_name(), role="ingest"),
+            heartbeat.reporting(
+                store.replicas, store.queue, None, owner=heartbeat.owner_name(), role="ingest"
+            ),
             store.rollups.advancing(),
             server.listening(app, settings.host, settings.port),
         ):

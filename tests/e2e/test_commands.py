@@ -37,7 +37,7 @@ def descendants_of(stack: processes.Process) -> set[int]:
 
 
 async def none_left(pids: set[int]) -> None:
-    await eventually(lambda: asyncio.sleep(0, processes.alive(pids)), lambda left: not left)
+    await eventually(lambda: processes.alive(pids), lambda left: not left)
 
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -40,7 +40,7 @@ async def paste(script: str, cwd: Path) -> str:
 
 @pytest.fixture
 def home(tmp_path):
-    """Return a directory like a checkout after `make up`, with a secret and a virtual environment."""
+    """Return a directory like a checkout after `make up`, with a secret and a venv."""
     assert all(map(is_free, (8000, 8001, 9101, 9102))), "the README's ports are in use"
     (tmp_path / ".env").write_text(f"WDS_HMAC_SECRET={SECRET}\n")
     (tmp_path / ".venv").symlink_to(sys.prefix)
@@ -51,7 +51,7 @@ async def test_readme_and_tutorial_commands_work_as_pasted(home):
     assert all(map(shutil.which, ("bash", "curl", "openssl", "python3")))
     async with processes.running("up", env={}, cwd=home) as stack:
         await eventually(
-            lambda: asyncio.sleep(0, any(line.startswith("[up] ready") for line in stack.lines)),
+            lambda: any(line.startswith("[up] ready") for line in stack.lines),
             within_s=60,
         )
         outputs = [await paste(f". ./.env\n{block}", home) for block in BLOCKS]

@@ -75,9 +75,9 @@ def existing_metrics() -> dict[str, str]:
 
 
 def test_the_catalogue_holds_whatever_a_process_exposes():
-    metrics.fleet.show({"now": datetime.now(UTC), "replicas": [], "retired": {}})
+    metrics.all_replicas.show({"now": datetime.now(UTC), "replicas": [], "retired": {}})
     exposed = {family.name for family in REGISTRY.collect() if family.name.startswith("wds_")}
-    metrics.fleet.show(None)
+    metrics.all_replicas.show(None)
     assert {family.name for family, _ in metrics.catalogue()} == exposed
 
 
