@@ -66,9 +66,7 @@ async def one_event(dispatcher: Dispatcher, store) -> None:
         await dispatcher.deliver(lane, claim, slot)
 
 
-async def test_event_arrives_and_no_connection_leaks_at_whichever_await_it_is_cancelled(
-    settings, store, db
-):
+async def test_delivery_cancelled_at_any_await_still_arrives_and_leaks_nothing(settings, store, db):
     limited = replace(
         settings,
         rate_limit=1000,
