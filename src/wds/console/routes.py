@@ -1,4 +1,9 @@
-"""The console's routes, and the objects behind them. All but login and static files need a session.
+"""The console's routes, and the objects behind them.
+
+To add a page: write its handler in a module of this package, ending in `rendering.page(request,
+"NAME.html", ...)`; its template in `templates/`, extending `base.html`; and its route in
+`_session_routes`, before the last one. The session, the security headers and error pages come with
+the route. A link in the navigation is a line of `base.html`.
 
 Swagger UI has the console's origin, so its page gets the console's headers. It is guarded like the
 API that it documents.

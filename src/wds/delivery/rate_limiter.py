@@ -49,8 +49,8 @@ KEY_OF_0_1 = "wds:slots:{destination}"
 have twice the limit. Redis forgets it within seconds of the last request of 0.1."""
 
 # KEYS[1] the slots of one destination: member -> instant in microseconds
-# KEYS[2] the same as version 0.1 named it. COPY does nothing if KEYS[1] exists or KEYS[2] does not.
-#       It follows a command that frees memory: then it and ZADD also work where memory is full.
+# KEYS[2] the same as version 0.1 named it, copied while KEYS[1] does not exist. The copy follows a
+#       command that frees memory: then it and ZADD also work where memory is full.
 # ARGV: limit, window, spacing, farthest (all but the first in microseconds), number of slots to
 #       reserve, name prefix of new members, members to give back ...
 # Returns {now, microseconds until another slot will be free, instant, instant, ...}.
@@ -63,7 +63,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 for i = 7, #ARGV do redis.call('ZREM', key, ARGV[i]) end
 redis.call('ZREMRANGEBYSCORE', key, '-inf', now - window)
-redis.call('COPY', KEYS[2], key)
+if redis.call('EXISTS', key) == 0 then redis.call('ZUNIONSTORE', key, 1, KEYS[2]) end
 redis.call('ZREMRANGEBYSCORE', key, now + farthest + 1, '+inf')
 local function next_instant()
   local last = redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')[2]

@@ -112,8 +112,8 @@ class Claimed:
             FAILED_PERMANENTLY.
         cancelled_ids: the events that had attempts left but were cancelled while an earlier lease
             was on them. The claim buried them too.
-        lost: the number of buried events whose lease had expired, with its attempt now `unknown`.
-            The others were exhausted because the limit of attempts has been lowered.
+        lost_ids: the buried events whose lease had expired; its attempt is now `unknown`. The other
+            exhausted events had used all attempts of a limit that has been lowered since.
         outrun: True if the claim saw due events and other replicas took all of them first.
 
     Buried events whose ids the database did not tell are in neither list: after a lost answer, or
@@ -124,7 +124,7 @@ class Claimed:
     recovered: int = 0
     exhausted_ids: Sequence[str] = ()
     cancelled_ids: Sequence[str] = ()
-    lost: int = 0
+    lost_ids: Sequence[str] = ()
     outrun: bool = False
 
 

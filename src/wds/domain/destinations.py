@@ -1,4 +1,8 @@
-"""Destinations: the receivers of events, and how each one is to be treated. Pure."""
+"""Destinations: the receivers of events, and how each one is to be treated. Pure.
+
+The settings of the process give the values of the one that exists: `Settings.default_destination`
+in `config.py`.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""When to try again: the retry schedule and the downstream's `Retry-After`. Pure.
+"""When to try again: the retry schedule and the receiver's `Retry-After`. Pure.
 
-This is the durable kind of retry: the result is stored as the time at which the event is next due.
-No process sleeps until then.
+The values come from the settings `WDS_BACKOFF` and `WDS_MAX_ATTEMPTS` (`config.py`), by way of
+`Destination.backoff` and `Destination.max_attempts`. The result is stored with the event as the
+time at which it is due again. No process sleeps until then.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What a claim came to, from the documents that it wrote to. Pure."""
+"""The result of a claim: which events it leased and which it buried, and why. Pure.
+
+`lease_queries.claim` is the write that decides it and stores the reason in `buried`.
+"""
 
 from __future__ import annotations
 
@@ -32,19 +35,20 @@ def claim_result(
     leased = [each for each in documents if "lease" in each]
     exhausted: list[str] = []
     cancelled: list[str] = []
-    lost = 0
+    lost: list[str] = []
     for each in documents:
         if "lease" not in each:
             buried = each["buried"]
             (cancelled if buried["cancelled"] else exhausted).append(each["_id"])
-            lost += buried["lost"]
+            if buried["lost"]:
+                lost.append(each["_id"])
     claims = [_claim(each, token, held_since, trusted_until) for each in leased]
     return Claimed(
         claims=claims,
         recovered=sum(claim.recovered for claim in claims),
         exhausted_ids=exhausted,
         cancelled_ids=cancelled,
-        lost=lost,
+        lost_ids=lost,
         outrun=outrun,
     )
 

@@ -100,19 +100,21 @@ def bind(claim: Claim, facts: Mapping[str, str]) -> None:
 
 
 def claimed(claimed: Claimed) -> None:
-    """Events were leased, some after their lease had expired, and events without attempts buried.
+    """A claim leased events, and buried those that had no attempt left or were cancelled.
 
     Cancelled events are not counted as failed.
     """
     metrics.CLAIMS.inc(len(claimed.claims))
     metrics.LEASES_RECOVERED.inc(claimed.recovered)
-    metrics.ATTEMPTS.labels(Outcome.UNKNOWN).inc(claimed.recovered + claimed.lost)
+    metrics.ATTEMPTS.labels(Outcome.UNKNOWN).inc(claimed.recovered + len(claimed.lost_ids))
     metrics.DELIVERIES_FAILED.inc(len(claimed.exhausted_ids))
     for claim in claimed.claims:
         if claim.recovered:
             log.warning("lease_recovered", event_id=claim.id, attempt=claim.attempt_number - 1)
     for event_id in claimed.exhausted_ids:
-        log.warning("buried", event_id=event_id, cause="its last attempt was lost")
+        lost = event_id in claimed.lost_ids
+        cause = "its last attempt was lost" if lost else "the limit of attempts is lower now"
+        log.warning("buried", event_id=event_id, cause=cause)
     for event_id in claimed.cancelled_ids:
         log.warning("cancelled_attempt_lost", event_id=event_id)
 

@@ -1,5 +1,9 @@
 """Every metric: its name, labels and meaning. No other module names one.
 
+To add a metric: define it in its section below, and add its row to the table of metrics in
+`docs/operations.md`, which a test compares with this module. Count what happens to an event in
+`event_log`, anything else where it happens.
+
 There is one registry in a process. The counters are this process's own. The four totals of all
 replicas come from the heartbeat document through `all_replicas`; a scrape never counts events.
 """

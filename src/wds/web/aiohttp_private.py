@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
-from aiohttp import web, web_protocol
+from aiohttp import client_proto, web, web_protocol
 from aiohttp.streams import EMPTY_PAYLOAD
 
 from wds.domain.errors import StartError
@@ -40,17 +40,24 @@ PRIVATE_NAMES: tuple[tuple[object, str], ...] = (
 """Every private name in this module that a class or module of aiohttp has."""
 _SERVER_ATTRIBUTES = ("_loop", "_kwargs")
 """Those that only an instance of `web.Server` has: its event loop, its options of connections."""
+UNDOCUMENTED_NAMES: tuple[tuple[object, str], ...] = (
+    (aiohttp.BaseConnector, "connect"),  # a connection for a request
+    (client_proto.ResponseHandler, "set_response_params"),  # how the answer is to be read
+    (aiohttp.ClientRequest, "send"),  # writes a request to a connection
+    (aiohttp.ClientResponse, "start"),  # reads the head of the answer
+)
+"""Public names that aiohttp does not document. `delivery.http_client` sends requests with them."""
 
 
 def check() -> None:
-    """Check that aiohttp still has every private name used here.
+    """Check that aiohttp still has every private or undocumented name that wds uses.
 
     Raises:
         StartError: one is missing. It says which, and which releases have it.
     """
     missing = [
         f"{getattr(owner, '__name__', owner)}.{name}"
-        for owner, name in PRIVATE_NAMES
+        for owner, name in PRIVATE_NAMES + UNDOCUMENTED_NAMES
         if name not in vars(owner)
     ]
     assigned = web.Server.__init__.__code__.co_names

@@ -137,7 +137,8 @@ async def test_claim_buries_an_event_that_lost_its_last_attempt(store, db, limit
     await clock_caught_up(store)
     claimed = await store.queue.claim("default", limit, owner="d2", lease_s=30, max_attempts=1)
     document = await only(db)
-    assert (claimed.claims, claimed.exhausted_ids, claimed.lost) == ([], [document["_id"]], 1)
+    assert (claimed.claims, claimed.exhausted_ids) == ([], [document["_id"]])
+    assert claimed.lost_ids == [document["_id"]]
     assert document["status"] == "FAILED_PERMANENTLY"
     assert [attempt["outcome"] for attempt in document["attempts"]] == ["unknown"]
     assert document["finished_at"] is not None
@@ -150,7 +151,7 @@ async def test_claim_under_a_lowered_limit_buries_without_a_lost_attempt(store, 
     await db.events.update_many({}, {"$set": {"attempt_count": 2}})
     await clock_caught_up(store)
     claimed = await store.queue.claim("default", 8, owner="d", lease_s=30, max_attempts=2)
-    assert (claimed.claims, len(claimed.exhausted_ids), claimed.lost) == ([], 1 + others, 0)
+    assert (claimed.claims, len(claimed.exhausted_ids), claimed.lost_ids) == ([], 1 + others, [])
 
 
 async def test_claim_with_a_lost_answer_finds_its_leases_by_token(store, db):

@@ -213,6 +213,10 @@ def test_standard_secret_and_public_key_do_not_verify_each_other():
         )
 
 
+def test_every_scheme_is_tested_with_requests_of_its_provider():
+    assert {sender.scheme for sender in SENDERS.values()} == set(SCHEMES)
+
+
 @pytest.mark.parametrize("name", SCHEMES)
 def test_scheme_accepts_what_it_signs(name):
     scheme = SCHEMES[name]

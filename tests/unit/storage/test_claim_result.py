@@ -41,7 +41,7 @@ def test_claim_result_sorts_documents_into_leased_exhausted_and_cancelled():
     assert [claim.id for claim in result.claims] == ["a", "c"]
     assert result.exhausted_ids == ["b", "e"]
     assert result.cancelled_ids == ["d"]
-    assert (result.recovered, result.lost, result.outrun) == (1, 2, False)
+    assert (result.recovered, result.outrun) == (1, False)
 
 
 def test_claim_result_builds_each_claim_from_its_document():
@@ -55,4 +55,4 @@ def test_claim_result_builds_each_claim_from_its_document():
 def test_claim_result_of_no_document_is_empty():
     result = result_of(outrun=True)
     assert (result.claims, result.exhausted_ids, result.cancelled_ids) == ([], [], [])
-    assert (result.recovered, result.lost, result.outrun) == (0, 0, True)
+    assert (result.recovered, result.lost_ids, result.outrun) == (0, [], True)

@@ -24,7 +24,7 @@ def test_check_accepts_the_installed_aiohttp():
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    aiohttp_private.PRIVATE_NAMES,
+    aiohttp_private.PRIVATE_NAMES + aiohttp_private.UNDOCUMENTED_NAMES,
     ids=lambda each: getattr(each, "__name__", each),
 )
 def test_check_reports_a_missing_name_and_the_release_to_install(monkeypatch, owner, name):
