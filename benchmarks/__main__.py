@@ -27,13 +27,13 @@ from benchmarks.payloads import SMALL, generated, of_size, real
 from benchmarks.rows import Figures, Row, measure
 
 TOOLS = {"wrk": "wrk", "nginx": "nginx-light"}
-"""Programs that are needed, and Debian's packages of them."""
+"""Programs that are needed -> their packages in Debian."""
 BODIES = 60
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything."""
+    """The size of a run: rounds, seconds of load, numbers of events."""
 
     rounds: int
     seconds: int
@@ -55,7 +55,7 @@ SMOKE = Size(1, 1, 300, 8, 500, 500, 10, 300, 2, 128, 128)
 def rows(
     engines: stack.Engines, size: Size, found: list[peers.Peer], real_from: Path | None
 ) -> dict[str, list[Row]]:
-    """Return every row, by group."""
+    """Return the rows of every group."""
     rng = random.Random(1)
     name = "generated payloads" if real_from is None else "real payloads"
     bodies = generated(BODIES) if real_from is None else real(real_from)
@@ -79,7 +79,7 @@ def rows(
 
 
 async def run(arguments: argparse.Namespace) -> list[tuple[Row, Figures]]:
-    """Measure the chosen groups on engines of this run's own."""
+    """Measure the chosen groups on engines of this run."""
     size = SMOKE if arguments.smoke else FULL
     if arguments.memory_seconds:
         size = replace(size, memory_s=arguments.memory_seconds)
@@ -104,7 +104,7 @@ def say(line: str) -> None:
 
 
 def main() -> int:
-    """Run and report; the exit status says only that it ran, never how fast."""
+    """Run and report; the exit status does not depend on the figures."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     groups = ["ingest", "delivery", "claims", "sizes", "indexes", "search", "memory"]
     parser.add_argument("--only", action="append", choices=groups, help="a group; repeatable")

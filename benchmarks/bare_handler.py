@@ -1,4 +1,4 @@
-"""The least an ingest can do: an aiohttp handler that verifies the HMAC and stores nothing.
+"""The upper bound of ingest: an aiohttp handler that verifies the HMAC and stores nothing.
 
 `python -m benchmarks.bare_handler PORT`
 """
@@ -16,7 +16,7 @@ SECRETS = tuple(os.environ["WDS_HMAC_SECRET"].split())
 
 
 async def ingest(request: web.Request) -> web.Response:
-    """Answer 202 if the signature is right."""
+    """Answer 202 if the signature is valid, else 401."""
     body = await request.read()
     if not verify(SECRETS, body, request.headers["X-Hub-Signature-256"]):
         raise web.HTTPUnauthorized

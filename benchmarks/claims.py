@@ -1,4 +1,4 @@
-"""Rows about the queue in the database: what a claim costs, whatever else is stored."""
+"""Rows about the queue in the database: the cost of a claim, beside backlogs and histories."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ DUE = 4096
 """Events claimed in one sample."""
 
 
-class Place:
-    """A database in some state, made when it is first measured and kept."""
+class PreparedDatabase:
+    """A database in some state, prepared for the first measurement and kept for the next ones."""
 
     def __init__(self, engines: Engines, prepare: Callable[[str], Awaitable[None]]) -> None:
-        """Remember how to make it."""
+        """`prepare` fills the database with the name that it gets."""
         self._engines = engines
         self._prepare = prepare
         self._database: str | None = None
 
     async def database(self) -> str:
-        """Return its name, making it if need be.
+        """Return its name; prepare it at the first call.
 
-        What it was filled with is on disk then, as what has come in over weeks would be.
+        Its data are on disk then, as the data of weeks would be.
         """
         if self._database is None:
             self._database = self._engines.database(keep=True)
@@ -65,7 +65,7 @@ async def time_claims(engines: Engines, database: str) -> Sample:
 
 
 def rows(engines: Engines, rng: random.Random, scale: int) -> list[Row]:
-    """Return the rows, with `scale` live events in the future and five times as many finished."""
+    """Return the rows, with `scale` events that are due later and five times as many finished."""
     bodies = [of_size(SMALL, rng) for _ in range(60)]
     tiny = [b'{"n":1}']
     settled = scale // 5
@@ -80,9 +80,9 @@ def rows(engines: Engines, rng: random.Random, scale: int) -> list[Row]:
 
         return measure
 
-    def beside(place: Place) -> Measure:
+    def beside(prepared: PreparedDatabase) -> Measure:
         async def measure() -> Sample:
-            database = await place.database()
+            database = await prepared.database()
             await fill(engines, database, DUE, bodies)
             return await time_claims(engines, database)
 
@@ -115,8 +115,8 @@ def rows(engines: Engines, rng: random.Random, scale: int) -> list[Row]:
             "µs",
             {
                 "empty": fresh(),
-                waiting: beside(Place(engines, future)),
-                past: beside(Place(engines, history)),
+                waiting: beside(PreparedDatabase(engines, future)),
+                past: beside(PreparedDatabase(engines, history)),
                 gone: after_many,
             },
             (

@@ -1,4 +1,4 @@
-"""Rows about delivery: a backlog worked off, latency when idle, and what idleness costs."""
+"""Rows about delivery: the rate over a backlog, the latency when idle, and the CPU when idle."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from benchmarks.stack import Engines
 
 CONCURRENCY = 128
-"""Of ours by default, and so of the bare loop."""
+"""The default of wds, and so that of the bare loop."""
 PEER_FILL_S = 8
-"""Seconds of load that make a peer's backlog, since only its own ingest can queue its tasks."""
+"""Seconds of load that create a peer's backlog: only the peer's own ingest can queue its tasks."""
 IDLE_S = 20
 
 
 def ours(engines: Engines, bodies: Sequence[bytes], count: int, dispatchers: int) -> Measure:
-    """Measure a backlog worked off by so many dispatchers of ours."""
+    """Measure how fast `dispatchers` of wds deliver a backlog."""
 
     async def measure() -> Sample:
         database = engines.database()
@@ -75,7 +75,7 @@ async def settled(engines: Engines, database: str, within_s: float = 30) -> None
 
 
 def of_peer(engines: Engines, peer: Peer, worker: str, load: Load) -> Measure:
-    """Measure a peer's worker on a backlog that its ingest took."""
+    """Measure how fast a peer's worker delivers a backlog that its ingest accepted."""
 
     async def measure() -> Sample:
         database = engines.database()
@@ -97,7 +97,7 @@ def of_peer(engines: Engines, peer: Peer, worker: str, load: Load) -> Measure:
 
 
 def bare(engines: Engines, folder: Path, count: int) -> Measure:
-    """Measure the loop that only posts."""
+    """Measure the loop that only posts: the upper bound of any dispatcher."""
 
     async def measure() -> Sample:
         async with stack.sink(engines.home) as sink:
@@ -112,7 +112,7 @@ def bare(engines: Engines, folder: Path, count: int) -> Measure:
 
 
 def claims_in_bulk(engines: Engines, bodies: Sequence[bytes], count: int) -> Measure:
-    """Measure claims and settlements alone: our store in one process, nothing sent."""
+    """Measure claims and settlements alone: the store in one process, without deliveries."""
 
     async def measure() -> Sample:
         database = engines.database()
@@ -132,7 +132,7 @@ def claims_in_bulk(engines: Engines, bodies: Sequence[bytes], count: int) -> Mea
 
 
 async def claim_and_settle(store: Store, limit: int) -> int:
-    """Lease up to `limit` events and record a success for each; return how many."""
+    """Claim up to `limit` events and record a success for each; return their number."""
     claimed = await store.queue.claim("default", limit, owner="bench", lease_s=30, max_attempts=5)
     if claimed.claims:
         await store.queue.settle([delivered(claim) for claim in claimed.claims])
@@ -140,7 +140,7 @@ async def claim_and_settle(store: Store, limit: int) -> int:
 
 
 def idle(engines: Engines, dispatchers: int, events: int) -> Measure:
-    """Measure from before the sender's POST until the receiver's handler, one event at a time."""
+    """Measure from before the POST to the receiver's handler, one event at a time."""
 
     async def measure() -> Sample:
         database = engines.database()

@@ -1,4 +1,4 @@
-"""Databases in the states that are measured: backlogs, futures, histories."""
+"""Filling databases: with backlogs, with events that are due later, with histories."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ BATCH_BYTES = 24_000_000
 TYPES = 20
 HISTORY_DAYS = 30
 CODES = [500] * 900 + [503] * 99 + [418]
-"""The last status codes of failed events: many, some, hardly any."""
+"""The last status codes of failed events: one frequent, one rare, one very rare."""
 MOST_ATTEMPTS = 5
 SOURCES = {"github": 0.7, "stripe": 0.25, "shop": 0.0499, "partner": 0.0001}
-"""What share of a history each source has: most, many, some, hardly any."""
+"""The share of each source in a history, from most of it to almost nothing."""
 DESTINATIONS = {"default": 0.999, "archive": 0.001}
 
 
 def events(count: int, bodies: Sequence[bytes], now: datetime) -> Iterator[dict[str, Any]]:
-    """Yield new events as they are stored, a millisecond apart until `now`, in order of time."""
+    """Yield stored new events, one received each millisecond up to `now`, oldest first."""
     for number in range(count):
         at = now - timedelta(milliseconds=count - number)
         event = NewEvent(
@@ -51,7 +51,7 @@ async def fill(
     bodies: Sequence[bytes],
     shape: Callable[[dict[str, Any], int], None] | None = None,
 ) -> None:
-    """Put `count` events into a database of ours, changed by `shape` if given, with all indexes."""
+    """Insert `count` events, each changed by `shape` if given, into a database with all indexes."""
     store = Store(engines.mongo_url, database)
     await store.open()
     now = await store.now()
@@ -74,13 +74,13 @@ async def fill(
 
 
 def in_the_future(document: dict[str, Any], number: int) -> None:
-    """Make an event due in an hour and more: it waits for a retry."""
+    """Turn an event into one that waits for a retry, due in an hour or later."""
     document["status"] = Status.DELIVERING
     document["next_attempt_at"] += timedelta(hours=1, milliseconds=number)
 
 
 def finished(document: dict[str, Any], number: int) -> None:
-    """Make an event of the last `HISTORY_DAYS` days, delivered or given up."""
+    """Turn an event into one of the last `HISTORY_DAYS` days that is delivered or given up."""
     rng = random.Random(number)
     at = document["received_at"] - timedelta(seconds=rng.uniform(0, HISTORY_DAYS * 86400))
     at = at.replace(microsecond=at.microsecond // 1000 * 1000)
@@ -105,7 +105,7 @@ def finished(document: dict[str, Any], number: int) -> None:
 
 
 def delivered(claim: Claim) -> Settlement:
-    """Return the settlement of a claim that went well."""
+    """Return the settlement of a claim that was delivered."""
     attempt = Attempt(
         attempt_number=claim.attempt_number,
         timestamp=datetime.now(UTC),

@@ -1,4 +1,4 @@
-"""Rows about what each index costs: the same events without it, in mongod's CPU."""
+"""Rows about the cost of each index: mongod's CPU for the same events without it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DROPPED = (
     indexes.ATTEMPTS_INDEX,
     indexes.KEY_INDEX,
 )
-"""All but `_id` and the claim index, without which the queue is none."""
+"""All but `_id` and the claim index, which the queue needs."""
 
 
 def events(count: int, bodies: Sequence[bytes]) -> list[NewEvent]:

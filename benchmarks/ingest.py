@@ -1,4 +1,4 @@
-"""Rows about ingest: how many events a second one process acknowledges, and at what cost."""
+"""Rows about ingest: the events that one process acknowledges per second, and their cost."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
 CONNECTIONS = 64
 LARGE_BYTES = 100_000
 CONNECTIONS_LARGE = 8
-"""For payloads beyond `LARGE_BYTES`: more of them at once are refused, to bound memory."""
+"""For payloads beyond `LARGE_BYTES`: the ingest service would refuse more, to bound its memory."""
 WARM_UP_S = 1
 PATIENCE_S = 15
-"""How long an answer may take. wrk's own 2 s would call a slow side broken."""
+"""Seconds that an answer may take. With wrk's default of 2, a slow side would count as broken."""
 BULK = 500
 """Documents in one bulk insert of the sync driver."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk posts, and over how many connections."""
+    """The script that wrk runs, and its number of connections."""
 
     script: Path
     connections: int
 
 
 async def drive(url: str, load: Load, seconds: int) -> dict[str, float]:
-    """Let wrk post for so long; return what it counted: requests, seconds, p50_ms, p99_ms ..."""
+    """Let wrk post for `seconds`; return its counts: requests, seconds, p50_ms, p99_ms ..."""
     process = await asyncio.create_subprocess_exec(
         *("wrk", "-t1", f"-c{load.connections}", f"-d{seconds}", "--timeout", f"{PATIENCE_S}s"),
         *("-s", str(load.script), url),
@@ -56,8 +56,8 @@ async def drive(url: str, load: Load, seconds: int) -> dict[str, float]:
     output = (await process.communicate())[0].decode()
     for line in output.splitlines():
         if line.startswith("RESULT "):
-            found: dict[str, float] = json.loads(line.removeprefix("RESULT "))
-            return found
+            counts: dict[str, float] = json.loads(line.removeprefix("RESULT "))
+            return counts
     msg = f"wrk failed: {output[-500:]}"
     raise RuntimeError(msg)
 
@@ -69,7 +69,7 @@ def wrk_load(bodies: Sequence[bytes], home: Path) -> Load:
 
 
 async def loaded(engines: Engines, service: Running, url: str, load: Load, seconds: int) -> Sample:
-    """Drive one running service; every answer must be a 2xx."""
+    """Measure one running service; every answer must be a 2xx."""
     await drive(url, load, WARM_UP_S)
     ours, mongod = service.tree.cpu_s(), engines.mongod.cpu_s()
     counted = await drive(url, load, seconds)
@@ -90,7 +90,7 @@ async def loaded(engines: Engines, service: Running, url: str, load: Load, secon
 
 @asynccontextmanager
 async def serving(engines: Engines, database: str) -> AsyncIterator[tuple[Running, str]]:
-    """Run one ingest process of ours."""
+    """Run one ingest service of wds; yield it and its URL."""
     port = embedded_engines.free_port()
     env = engines.environ(database, WDS_PORT=str(port))
     async with stack.command(stack.wds("ingest"), env, engines.home, port=port) as running:
@@ -98,7 +98,7 @@ async def serving(engines: Engines, database: str) -> AsyncIterator[tuple[Runnin
 
 
 def ours(engines: Engines, load: Load, seconds: int) -> Measure:
-    """Measure our ingest; what it acknowledged must be in the database."""
+    """Measure the ingest of wds; every event it acknowledged must be in the database."""
 
     async def measure() -> Sample:
         database = engines.database()
@@ -145,7 +145,7 @@ def of_peer(engines: Engines, peer: Peer, load: Load, seconds: int) -> Measure:
 
 
 def documents(bodies: Sequence[bytes], now: datetime, first: int) -> list[dict[str, Any]]:
-    """Return `BULK` new events as they are stored."""
+    """Return `BULK` new events as stored documents."""
     return [
         event_documents.event_document(
             NewEvent(
@@ -162,7 +162,7 @@ def documents(bodies: Sequence[bytes], now: datetime, first: int) -> list[dict[s
 
 
 def in_bulk(engines: Engines, bodies: Sequence[bytes], seconds: int) -> Measure:
-    """Measure what mongod takes from one thread of the sync driver, same documents and indexes."""
+    """Measure inserts by one thread of the synchronous driver: same documents, same indexes."""
 
     def insert() -> tuple[int, float]:
         collection = engines.client[engines.database()].get_collection(
@@ -192,10 +192,10 @@ def rows(
     bodies: dict[str, Sequence[bytes]],
     seconds: int,
 ) -> list[Row]:
-    """Return one row for each set of payloads; the first is the one with all targets."""
-    made = []
+    """Return one row for each set of payloads; only the first has every target."""
+    table = []
     for name, each in bodies.items():
-        load = wrk_load(each, engines.home / f"wrk-{len(made)}")
+        load = wrk_load(each, engines.home / f"wrk-{len(table)}")
         sides: dict[str, Measure] = {"wds": ours(engines, load, seconds)}
         for peer in peers:
             sides[peer.name] = of_peer(engines, peer, load, seconds)
@@ -204,8 +204,8 @@ def rows(
         targets: list[Target] = []
         if name == "600 bytes":
             targets += [at_least(9, peer.name) for peer in peers]
-        elif not made:
+        elif not table:
             targets += [at_least(6, peer.name) for peer in peers]
             targets += [at_least(0.45, "bare handler"), within(60, "p99_ms", "ms")]
-        made.append(Row(f"ingest, {name}", "events/s", sides, tuple(targets)))
-    return made
+        table.append(Row(f"ingest, {name}", "events/s", sides, tuple(targets)))
+    return table

@@ -1,4 +1,4 @@
-"""Rows about memory: a dispatcher before a great backlog, an ingest under minutes of load."""
+"""Rows about memory: a dispatcher with a large backlog, an ingest service under long load."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
     from benchmarks.stack import Engines, Tree
 
-LOOK_EVERY_S = 0.25
+SAMPLE_INTERVAL_S = 0.25
 
 
 async def most_memory(tree: Tree, during: asyncio.Task[object]) -> dict[str, float]:
-    """Return the most memory in use, and that of the first and of the second half, in MB."""
+    """Return the maximum of the memory in use, in MB, in each half of the time."""
     seen = []
     while not during.done():
         seen.append(tree.rss_mb())
-        await asyncio.wait({during}, timeout=LOOK_EVERY_S)
+        await asyncio.wait({during}, timeout=SAMPLE_INTERVAL_S)
     await during
     half = len(seen) // 2
     return {"first_half_mb": max(seen[:half]), "second_half_mb": max(seen[half:])}
 
 
 def dispatcher(engines: Engines, bodies: Sequence[bytes], count: int) -> Measure:
-    """Measure a dispatcher of ours that works off a backlog."""
+    """Measure a dispatcher of wds that delivers a backlog."""
 
     async def measure() -> Sample:
         database = engines.database()
@@ -48,7 +48,7 @@ def dispatcher(engines: Engines, bodies: Sequence[bytes], count: int) -> Measure
 
 
 def ingest(engines: Engines, bodies: Sequence[bytes], seconds: int) -> Measure:
-    """Measure an ingest of ours under constant load."""
+    """Measure an ingest service of wds under constant load."""
     load = wrk_load(bodies, engines.home / f"wrk-memory-{time.monotonic_ns()}")
 
     async def measure() -> Sample:

@@ -1,4 +1,4 @@
-"""What is sent: real payloads from a folder, or generated ones of the same sizes."""
+"""The payloads to send: real ones from a folder, or generated ones of the same sizes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def of_size(size: int, rng: random.Random) -> bytes:
 
 
 def real(folder: Path) -> list[bytes]:
-    """Return the JSON files of a folder that are not larger than real senders' usual most."""
+    """Return the JSON files of a folder, without those larger than the last of `QUANTILES`."""
     bodies = [path.read_bytes() for path in sorted(folder.glob("*.json"))]
     return [body for body in bodies if len(body) <= QUANTILES[-1]]
 

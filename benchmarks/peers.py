@@ -1,6 +1,6 @@
-"""Builds of the same service by others, started by the commands that a file names.
+"""Other implementations of the same service, started by the commands in a file.
 
-A TOML file with one table a peer:
+The file is TOML, with one table for each peer:
 
     [celery]
     cwd = "/where/its/code/is"
@@ -8,7 +8,7 @@ A TOML file with one table a peer:
     workers."-c 8" = ["celery", "-A", "tasks", "worker", "-c", "8"]
 
 Each command gets WDS_HMAC_SECRET, MONGO_URL, MONGO_DB, REDIS_URL and DOWNSTREAM_URL in its
-environment, takes signed events at /webhooks/ingest and keeps them in a collection `events`.
+environment, accepts signed events at /webhooks/ingest and stores them in a collection `events`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Peer:
-    """One peer, as its file describes it."""
+    """One peer, as the file describes it."""
 
     name: str
     cwd: Path
@@ -58,12 +58,12 @@ class Peer:
             yield running
 
     def forget(self, engines: Engines) -> None:
-        """Empty what it left in Redis."""
+        """Delete all of its data in Redis."""
         with redis.Redis.from_url(engines.redis_url) as client:
             client.flushall()
 
 
 def read(path: Path) -> list[Peer]:
-    """Return the peers of a file."""
+    """Return the peers in a file."""
     tables = tomllib.loads(path.read_text())
     return [Peer(name, Path(each.pop("cwd")), **each) for name, each in tables.items()]

@@ -1,4 +1,4 @@
-"""The least a dispatcher can do: POST bodies with aiohttp, with nothing to claim or to record.
+"""The upper bound of delivery: POST bodies with aiohttp, without claims and records.
 
 `python -m benchmarks.post_loop URL COUNT CONCURRENCY FOLDER`
 """

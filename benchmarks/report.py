@@ -1,4 +1,4 @@
-"""The outcome of a run, as a table, as JSON and as a plot."""
+"""The results of a run, as a table, as JSON and as a plot."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OTHERS = ["#94a3b8", "#cbd5e1", "#64748b", "#b6c2d1", "#475569"]
 
 
 def machine() -> dict[str, Any]:
-    """Describe what it was measured on."""
+    """Describe the machine and the versions that were measured."""
     model = platform.processor() or platform.machine()
     try:
         lines = open("/proc/cpuinfo", encoding="utf-8").read().splitlines()  # noqa: SIM115, PTH123
@@ -39,7 +39,7 @@ def machine() -> dict[str, Any]:
 
 
 def as_json(measured: list[tuple[Row, Figures]]) -> dict[str, Any]:
-    """Return everything that was measured, each sample of it."""
+    """Return every sample of every row."""
     return {
         "machine": machine(),
         "rows": [
@@ -97,7 +97,7 @@ def _number(value: float) -> str:
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
-    """Draw the medians of each row that compares sides, with their spread, as bars; if one does."""
+    """Draw the medians and the spread of each row with several sides, if there is one, as bars."""
     mpl.rcParams["svg.hashsalt"] = "wds"
     rows = [row for row in found["rows"] if len(row["sides"]) > 1]
     if not rows:

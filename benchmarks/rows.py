@@ -1,4 +1,4 @@
-"""A row of the table: one quantity, measured on several sides in turn, and what it should reach."""
+"""A row of the table: one quantity, measured on several sides in turn, and its targets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RATE = "value"
 
 @dataclass(frozen=True)
 class Sample:
-    """One measurement: the row's quantity, and others that came with it."""
+    """One measurement: the row's quantity, and further figures."""
 
     value: float
     extra: dict[str, float] = field(default_factory=dict)
@@ -36,18 +36,18 @@ class Figures:
         return statistics.median(sample.get(key) for sample in self.samples[side])
 
     def spread(self, side: str, key: str = RATE) -> tuple[float, float]:
-        """Return the least and the greatest of one side's figure."""
+        """Return the minimum and the maximum of one side's figure."""
         values = [sample.get(key) for sample in self.samples[side]]
         return min(values), max(values)
 
     def best(self, prefix: str) -> float:
-        """Return the greatest median among the sides whose name begins with `prefix`."""
+        """Return the largest median of the sides whose name begins with `prefix`."""
         return max(self.median(side) for side in self.samples if side.startswith(prefix))
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be reached. `needs` are the sides without which it cannot be judged."""
+    """A target. It can be judged only if the sides `needs` were measured."""
 
     text: str
     figure: Callable[[Figures], float]
@@ -69,7 +69,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Row:
-    """A quantity, how each side is measured, and what is to be reached."""
+    """A quantity, the measurement of each side, and the targets."""
 
     name: str
     unit: str
@@ -78,7 +78,7 @@ class Row:
 
 
 def at_least(times: float, peer: str) -> Target:
-    """Return the target of a rate: so many times the best of a peer's."""
+    """Return the target of a rate: a multiple of the peer's best rate."""
     return Target(
         f"≥ {times:g} x {peer}",
         lambda figures: figures.median("wds") / figures.best(peer),
@@ -88,7 +88,7 @@ def at_least(times: float, peer: str) -> Target:
 
 
 def at_most(times: float, side: str, base: str) -> Target:
-    """Return the target of a cost: at most so many times that of another side."""
+    """Return the target of a cost: at most a multiple of another side's cost."""
     return Target(
         f"{side} ≤ {times:g} x {base}",
         lambda figures: figures.median(side) / figures.median(base),
@@ -98,7 +98,7 @@ def at_most(times: float, side: str, base: str) -> Target:
 
 
 def no_slower(side: str, times: float, base: str) -> Target:
-    """Return the target of a rate against another side of the same row."""
+    """Return the target of a rate: at least a share of another side's rate."""
     return Target(
         f"{side} ≥ {times:g} x {base}",
         lambda figures: figures.median(side) / figures.median(base),
@@ -108,7 +108,7 @@ def no_slower(side: str, times: float, base: str) -> Target:
 
 
 def within(most: float, key: str, unit: str, side: str = "wds") -> Target:
-    """Return the target of a figure that has a bound of its own."""
+    """Return the target of a figure: an upper bound."""
     return Target(
         f"{key} ≤ {most:g} {unit}",
         lambda figures: figures.median(side, key),
@@ -118,7 +118,7 @@ def within(most: float, key: str, unit: str, side: str = "wds") -> Target:
 
 
 async def measure(row: Row, rounds: int, say: Callable[[str], None]) -> Figures:
-    """Measure every side `rounds` times, in turn, starting with another one each time."""
+    """Measure every side `rounds` times, in turn; each round begins with a different side."""
     figures = Figures({side: [] for side in row.sides})
     names = list(row.sides)
     for number in range(rounds):

@@ -1,4 +1,4 @@
-"""Rows about search: pages, counts and the console's pages over a long history, by HTTP."""
+"""Rows about search over a long history, by HTTP: pages, counts and the console's pages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 import aiohttp
 
-from benchmarks.claims import Place
+from benchmarks.claims import PreparedDatabase
 from benchmarks.fill import (
     CODES,
     DESTINATIONS,
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 SEARCHES = 200
 DEEP = 100
-"""Pages followed by cursor before the ones that are timed."""
+"""Pages that are read by cursor before the measured ones."""
 
 
 def filters(rng: random.Random) -> dict[str, Any]:
-    """Return filters such as operators choose: some statuses, some types, some range, or none."""
+    """Return random filters: some statuses, some types, a range, or none of these."""
     wanted: dict[str, Any] = {}
     if rng.random() < 0.5:
         wanted["status"] = rng.choice(["DELIVERED", "FAILED_PERMANENTLY", "DELIVERING"])
@@ -50,7 +50,7 @@ def filters(rng: random.Random) -> dict[str, Any]:
 
 
 def outcome_filters(rng: random.Random) -> dict[str, Any]:
-    """Return filters by how deliveries went, at any time: what many, few or no events fit."""
+    """Return random filters by result, in any range: many, few or no events match."""
     wanted: dict[str, Any] = {}
     if rng.random() < 0.7:
         wanted["last_status_code"] = rng.choice([*sorted(set(CODES)), 404])
@@ -60,7 +60,7 @@ def outcome_filters(rng: random.Random) -> dict[str, Any]:
 
 
 def any_filters(rng: random.Random) -> dict[str, Any]:
-    """Return up to four filters together, at any time: what many, few or no events fit."""
+    """Return up to four random filters, in any range: many, few or no events match."""
     choices: dict[str, Callable[[], object]] = {
         "source": lambda: rng.choice([*SOURCES, "unknown"]),
         "destination": lambda: rng.choice([*DESTINATIONS, "unknown"]),
@@ -73,13 +73,13 @@ def any_filters(rng: random.Random) -> dict[str, Any]:
 
 
 def by_attempts(rng: random.Random) -> dict[str, Any]:
-    """Return the same in an order by attempts, or one time in five no filter."""
+    """Return the same filters, sorted by attempts; one time in five, no filter."""
     wanted = any_filters(rng) if rng.random() < 0.8 else {}
     return {**wanted, "sort": rng.choice(["attempt_count", "-attempt_count"])}
 
 
 def any_range(rng: random.Random) -> dict[str, Any]:
-    """Return a range of minutes to weeks, anywhere in the history."""
+    """Return a random range of minutes to weeks, anywhere in the history."""
     now = datetime.now(UTC)
     begin = now - timedelta(days=rng.uniform(0, HISTORY_DAYS))
     end = begin + timedelta(minutes=10 ** rng.uniform(1, 4.7))
@@ -87,12 +87,12 @@ def any_range(rng: random.Random) -> dict[str, Any]:
 
 
 def range_or_all(rng: random.Random) -> dict[str, Any]:
-    """Return a range, or one time in ten none."""
+    """Return a random range; one time in ten, none."""
     return any_range(rng) if rng.random() < 0.9 else {}
 
 
 async def counted_history(engines: Engines, database: str, scale: int) -> None:
-    """Fill a database with finished events and count them, as a service does while they come."""
+    """Fill a database with finished events, and count them in the rollups as a service does."""
     await fill(engines, database, scale, [b'{"n":1}'], finished)
     store = Store(engines.mongo_url, database)
     await store.open()
@@ -102,24 +102,26 @@ async def counted_history(engines: Engines, database: str, scale: int) -> None:
 
 
 def percentiles(took_ms: list[float]) -> Sample:
-    """Return the 99th of the milliseconds that each request took, and the median beside it."""
+    """Return the 99th percentile of the requests' milliseconds, and the median with it."""
     took_ms = sorted(took_ms)
     return Sample(took_ms[int(len(took_ms) * 0.99)], {"p50_ms": took_ms[len(took_ms) // 2]})
 
 
 class History:
-    """A long history, and what is asked of a service over it; each sample is one p99."""
+    """Measurements over a long history; each sample is one p99."""
 
     def __init__(self, engines: Engines, scale: int, searches: int) -> None:
-        """Take how many events there are, and how many requests make a sample."""
+        """`scale` is the number of events, `searches` the number of requests in a sample."""
         self._engines = engines
         self._searches = searches
-        self._place = Place(engines, lambda name: counted_history(engines, name, scale))
+        self._prepared = PreparedDatabase(
+            engines, lambda name: counted_history(engines, name, scale)
+        )
 
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[tuple[aiohttp.ClientSession, str]]:
         async with (
-            serving(self._engines, await self._place.database()) as (_, url),
+            serving(self._engines, await self._prepared.database()) as (_, url),
             aiohttp.ClientSession() as session,
         ):
             yield session, url.removesuffix("/webhooks/ingest")
@@ -139,7 +141,7 @@ class History:
     def drawn(
         self, draw: Callable[[random.Random], dict[str, Any]], seed: int, **more: object
     ) -> Measure:
-        """Measure searches by filters that are drawn at random."""
+        """Measure searches with random filters."""
 
         async def measure() -> Sample:
             rng = random.Random(seed)
@@ -148,7 +150,7 @@ class History:
         return measure
 
     async def deep(self) -> Sample:
-        """Measure pages by cursor, after many others."""
+        """Measure pages by cursor, deep in the results."""
 
         def follow() -> Iterator[dict[str, Any]]:
             cursor = None
@@ -163,7 +165,7 @@ class History:
         return await self._timed(follow(), DEEP)
 
     def console(self, address: Callable[[random.Random, Sequence[str]], str]) -> Measure:
-        """Measure pages of the console; `address` chooses one, given ids of some events."""
+        """Measure pages of the console; `address` returns one, from the ids of some events."""
 
         async def measure() -> Sample:
             rng = random.Random(5)
@@ -183,12 +185,12 @@ class History:
 
 
 def filtered_view(rng: random.Random, _: Sequence[str]) -> str:
-    """Return the address of a view of the console by filters and a range."""
+    """Return the address of the console's list with random filters and a range."""
     return f"?{urlencode({**any_filters(rng), 'range': rng.choice(['7d', '30d', 'all'])})}"
 
 
 def rows(engines: Engines, scale: int, searches: int = SEARCHES) -> list[Row]:
-    """Return the rows, over `scale` events; each sample is the p99 of so many requests."""
+    """Return the rows over `scale` events; each sample is the p99 of its requests."""
     history = History(engines, scale, searches)
     return [
         Row(

@@ -1,8 +1,8 @@
-"""Rows about the size of payloads: does a claim or a settlement write them again?
+"""Rows about the size of payloads: does a claim or a settlement write the payload again?
 
-The sides "apart" keep payloads in a collection of their own, as a design would that we did not
-choose: events are small, and a claim reads payloads as well. What that design would cost ingest,
-a second document and a transaction over the two, is not measured here.
+The sides "apart" keep payloads in a collection of their own. wds does not, because events are small
+and a claim reads the payload as well. The cost of that design for ingest, a second document and a
+transaction over both, is not measured here.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ AT_ONCE = 64
 SIZES = {"600 bytes": 600, "12 KB": 12_000, "64 KB": 64_000, "1 MB": 1_000_000}
 
 
-def journalled(engines: Engines) -> int:
-    """Return how many bytes MongoDB has put into its journal so far."""
+def journal_bytes(engines: Engines) -> int:
+    """Return the number of bytes that MongoDB has written into its journal so far."""
     status: dict[str, Any] = engines.client.admin.command("serverStatus")
     written: int = status["wiredTiger"]["log"]["log bytes written"]
     return written
@@ -36,7 +36,7 @@ def journalled(engines: Engines) -> int:
 def claim_and_settle(
     engines: Engines, bodies: Sequence[bytes], count: int, *, apart: bool
 ) -> Measure:
-    """Measure claims and settlements of `count` events; the payload is read in either case."""
+    """Measure claims and settlements of `count` events; both designs read the payload."""
 
     async def measure() -> Sample:
         database = engines.database()
@@ -51,7 +51,7 @@ def claim_and_settle(
                 )
         store = Store(engines.mongo_url, database)
         await store.open()
-        journal, cpu = journalled(engines), engines.mongod.cpu_s()
+        journal, cpu = journal_bytes(engines), engines.mongod.cpu_s()
         began = time.perf_counter()
         done = 0
         while done < count:
@@ -59,13 +59,13 @@ def claim_and_settle(
                 "default", AT_ONCE, owner="bench", lease_s=60, max_attempts=5
             )
             if apart:
-                wanted = {"_id": {"$in": [claim.id for claim in claimed.claims]}}
-                await asyncio.to_thread(list, payloads.find(wanted))
+                query = {"_id": {"$in": [claim.id for claim in claimed.claims]}}
+                await asyncio.to_thread(list, payloads.find(query))
             await store.queue.settle([delivered(claim) for claim in claimed.claims])
             done += len(claimed.claims)
         took = time.perf_counter() - began
         cpu = engines.mongod.cpu_s() - cpu
-        journal = journalled(engines) - journal
+        journal = journal_bytes(engines) - journal
         await store.close()
         engines.drop()
         return Sample(
@@ -80,7 +80,7 @@ def claim_and_settle(
 
 
 def rows(engines: Engines, rng: random.Random, count: int) -> list[Row]:
-    """Return the row: `count` events of the smaller sizes, fewer of the greater."""
+    """Return the row: `count` events of the smaller sizes, fewer of the larger ones."""
     sides = {}
     for name, size in SIZES.items():
         bodies = [of_size(size, rng) for _ in range(8)]

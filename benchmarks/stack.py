@@ -1,4 +1,4 @@
-"""What a measurement runs: engines, our commands, peers, and a sink; with what CPU they used."""
+"""The processes of a measurement: engines, commands, peers and a sink, and their CPU and memory."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 SECRET = "benchmark-secret"  # noqa: S105 - of a service that lives for seconds
 START_S = 60.0
 CACHE_GB = 4.0
-"""MongoDB's cache, for all sides alike: as on a small server that is its own machine."""
+"""MongoDB's cache, the same for all sides: that of a small machine with nothing else on it."""
 _CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("WDS_")}
 
 
 class Tree:
-    """The CPU time and the memory of a process and all below it."""
+    """The CPU time and the memory of a process and its descendants."""
 
     def __init__(self, pid: int) -> None:
-        """Watch the process `pid`."""
+        """`pid` is the root of the tree."""
         self._root = psutil.Process(pid)
 
     def _all(self) -> list[psutil.Process]:
         return [self._root, *self._root.children(recursive=True)]
 
     def cpu_s(self) -> float:
-        """Return seconds of CPU used so far, user and system, by all that still live."""
+        """Return the seconds of CPU, user and system, that the living processes have used."""
         used = 0.0
         for process in self._all():
             with suppress(psutil.NoSuchProcess):
@@ -56,7 +56,7 @@ class Tree:
 
 @dataclass
 class Engines:
-    """The engines that all sides share, one after another; `home` is for files that may go."""
+    """The engines that the sides use one after another; `home` is for temporary files."""
 
     home: Path
     mongo_url: str
@@ -66,14 +66,14 @@ class Engines:
     databases: list[str] = field(default_factory=list)
 
     def database(self, *, keep: bool = False) -> str:
-        """Return the name of a database not used before; one to `keep` outlives `drop`."""
+        """Return the name of a new database; `drop` spares it if `keep`."""
         name = f"bench_{secrets.token_hex(4)}"
         if not keep:
             self.databases.append(name)
         return name
 
     def environ(self, database: str, **more: str) -> dict[str, str]:
-        """Return the settings of ours and of peers, on these engines."""
+        """Return the settings of wds and of the peers, for these engines."""
         return {
             "WDS_HMAC_SECRET": SECRET,
             "WDS_MONGO_URL": self.mongo_url,
@@ -88,7 +88,7 @@ class Engines:
         }
 
     def drop(self) -> None:
-        """Drop the databases handed out, so that no side pays for another's data."""
+        """Drop the databases, so that no side pays for the data of another."""
         for name in self.databases:
             self.client.drop_database(name)
         self.databases.clear()
@@ -96,7 +96,7 @@ class Engines:
 
 @asynccontextmanager
 async def engines(home: Path) -> AsyncIterator[Engines]:
-    """Run a one-node replica set, journaled, and a Redis; both gone afterwards."""
+    """Run a replica set of one node, with a journal, and a Redis for the block."""
     async with AsyncExitStack() as stack:
         mongod = await embedded_engines.start_mongod(home / "mongo", cache_gb=CACHE_GB)
         stack.push_async_callback(mongod.stop)
@@ -132,7 +132,7 @@ async def command(
     port: int | None = None,
     log: Path | None = None,
 ) -> AsyncIterator[Running]:
-    """Run a command until the block ends; with a port, it listens there before the block begins.
+    """Run a command for the block; with a port, the block begins when the command listens there.
 
     What it prints goes to `command.log` in the folder `log`, or where it runs.
     """
@@ -169,12 +169,12 @@ async def _listening(process: asyncio.subprocess.Process, name: str, port: int) 
 
 
 def wds(*arguments: str) -> list[str]:
-    """Return the command line of ours."""
+    """Return the command line of a command of wds."""
     return [sys.executable, "-m", "wds", *arguments]
 
 
 ROOT = Path(__file__).parent.parent
-"""Where the bare programs run, so that Python finds them."""
+"""Working directory of the bare programs, so that Python finds them."""
 
 
 def bench(module: str, *arguments: str) -> list[str]:
@@ -207,13 +207,13 @@ class Sink:
     looks: int = 0
 
     async def served(self) -> int:
-        """Return how many requests it has answered, these looks left out."""
+        """Return the number of requests it has answered, without those of this method."""
         self.looks += 1
         async with self.session.get(f"{self.url}/count") as response:
             return int((await response.text()).split("\n")[2].split()[2]) - self.looks
 
     async def rate(self, count: int, within_s: float) -> float:
-        """Wait for `count` more requests; return requests a second between 10 % and 90 %."""
+        """Wait for `count` more requests; return their rate per second between 10 % and 90 %."""
         base = await self.served()
         marks: dict[float, float] = {}
         deadline = time.monotonic() + within_s

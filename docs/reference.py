@@ -20,6 +20,7 @@ from wds.config import Settings
 from wds.ingest import create_app
 from wds.storage.store import Store
 from wds.telemetry import metrics
+from wds.web import openapi
 
 ROOT = Path(__file__).parents[1]
 
@@ -111,7 +112,7 @@ async def documents() -> dict[str, dict[str, Any]]:
     try:
         ingest = create_app(Settings(hmac_secrets=("unused",)), store)
         return {
-            "Ingest service": ingest["swagger_dict"],
+            "Ingest service": ingest[openapi.DOCUMENT].content(),
             "Mock downstream": mock_downstream.create_app()["swagger_dict"],
         }
     finally:

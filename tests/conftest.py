@@ -1,11 +1,10 @@
-"""Real engines for the tests: one mongod and one redis-server a session, a database a test."""
+"""Real engines for the tests: one mongod and one redis-server per session, a database per test."""
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
 import os
-import secrets
 import shutil
 import tempfile
 from contextlib import AsyncExitStack, contextmanager
@@ -17,7 +16,7 @@ import structlog
 from motor.motor_asyncio import AsyncIOMotorClient
 
 from tests.support import Engines, make_settings
-from wds.delivery.rate_limiter import Limiter
+from wds.delivery.rate_limiter import RateLimiter
 from wds.local import embedded_engines
 from wds.local.replica_set import initiate_replica_set
 from wds.storage.store import Store
@@ -32,11 +31,11 @@ if TYPE_CHECKING:
 
 @contextmanager
 def sharing_the_machine(tmp_path_factory: pytest.TempPathFactory, *, alone: bool) -> Iterator[None]:
-    """Go on beside others inside the block or, when it is to be alone, when no other is left.
+    """Run the block beside those of other processes; with `alone`, when no other is running.
 
-    Whoever waits to be alone keeps the door, so that no other begins meanwhile.
+    A process that waits to be alone holds the door's lock, so that no other starts meanwhile.
     """
-    # With several processes each has a folder of its own within the run's.
+    # Each of several processes has a folder of its own within the run's.
     apart = "PYTEST_XDIST_WORKER" in os.environ
     run = tmp_path_factory.getbasetemp().parent if apart else tmp_path_factory.getbasetemp()
     with (run / "door").open("w") as door, (run / "room").open("w") as room:
@@ -46,14 +45,14 @@ def sharing_the_machine(tmp_path_factory: pytest.TempPathFactory, *, alone: bool
             fcntl.flock(door, fcntl.LOCK_UN)
         try:
             yield
-        finally:  # whatever processes were begun meanwhile and hold the files open
+        finally:  # explicitly: processes started in the block may hold the files open
             fcntl.flock(room, fcntl.LOCK_UN)
             fcntl.flock(door, fcntl.LOCK_UN)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def plain_lines() -> None:
-    """Log without colours, and tracebacks without every variable, which would take seconds."""
+    """Log without colours, and without local variables in tracebacks, which would take seconds."""
     renderer = structlog.dev.ConsoleRenderer(
         colors=False, exception_formatter=structlog.dev.plain_traceback
     )
@@ -62,7 +61,7 @@ def plain_lines() -> None:
 
 @pytest.fixture(autouse=True)
 def machine(request, tmp_path_factory) -> Iterator[None]:
-    """Share the machine with the tests of other processes; not in a test marked `alone`."""
+    """Share the machine with the tests of other processes, unless the test is marked `alone`."""
     alone = request.node.get_closest_marker("alone") is not None
     with sharing_the_machine(tmp_path_factory, alone=alone):
         yield
@@ -108,15 +107,15 @@ def settings(engines: Engines) -> Settings:
 @pytest.fixture
 async def store(settings: Settings) -> AsyncIterator[Store]:
     """Open a store on this test's database, which is dropped afterwards."""
-    opened = Store(settings.mongo_url or "", settings.mongo_db)
-    await opened.open()
-    yield opened
-    await opened.close()
+    store = Store(settings.mongo_url or "", settings.mongo_db)
+    await store.open()
+    yield store
+    await store.close()
 
 
 @pytest.fixture
 async def db(settings: Settings) -> AsyncIterator[AsyncIOMotorDatabase[dict[str, object]]]:
-    """Give direct access to this test's database, to look and to arrange; drop it afterwards."""
+    """Give direct access to this test's database, which is dropped afterwards."""
     client: AsyncIOMotorClient[dict[str, object]] = AsyncIOMotorClient(
         settings.mongo_url, tz_aware=True, w="majority"
     )
@@ -126,14 +125,8 @@ async def db(settings: Settings) -> AsyncIterator[AsyncIOMotorDatabase[dict[str,
 
 
 @pytest.fixture
-async def limiter(settings: Settings) -> AsyncIterator[Limiter]:
-    """Give a limiter of 3 a second."""
-    made = Limiter(settings.redis_url or "", 3, farthest_s=1.5)
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-def destination() -> str:
-    """Return a name that no other test's rate limit shares."""
-    return secrets.token_hex(6)
+async def limiter(settings: Settings) -> AsyncIterator[RateLimiter]:
+    """Give a limiter of 3 a second, which only this test's database shares."""
+    limiter = RateLimiter(settings.redis_url or "", 3, database=settings.mongo_db, farthest_s=1.5)
+    yield limiter
+    await limiter.close()

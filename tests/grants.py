@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from redis.asyncio import Redis
 
+from wds.delivery.rate_limiter import KEY
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -45,10 +47,12 @@ class Grants:
 
 
 @asynccontextmanager
-async def recording_grants(url: str, destination: str = "default") -> AsyncIterator[Grants]:
-    """Record the slots that are granted inside the block."""
+async def recording_grants(
+    url: str, database: str, destination: str = "default"
+) -> AsyncIterator[Grants]:
+    """Record what is granted inside the block."""
     async with Redis.from_url(url, decode_responses=True) as client, client.monitor() as monitor:
-        grants = Grants(client, f"wds:slots:{destination}")
+        grants = Grants(client, KEY.format(database=database, destination=destination))
         reading = asyncio.create_task(grants.read(monitor))
         try:
             yield grants

@@ -6,8 +6,8 @@ import json
 import random
 from datetime import UTC, datetime, timedelta
 
+from wds.cli.sample_events import generate
 from wds.domain.events import NewEvent, random_id
-from wds.local.sample_events import generate
 from wds.storage.event_documents import event_document
 
 MS = timedelta(milliseconds=1)

@@ -1,4 +1,4 @@
-"""What several tests need: settings, events, signed requests, a recording receiver."""
+"""Shared by the tests: settings, events, signed requests, metrics, a recording receiver."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiohttp import web
+from prometheus_client import REGISTRY
 
 from wds.config import Settings
+from wds.domain import destinations
 from wds.domain.events import NewEvent, derived_id, random_id
 from wds.signing.hmac_sha256 import sign
 from wds.web.server import listening
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
+    from wds.delivery.http_client import HttpClient
+    from wds.domain.attempt_results import AttemptResult, NotSent
+    from wds.domain.deliveries import Claim
     from wds.storage.store import Store
 
 T = TypeVar("T")
@@ -31,7 +36,7 @@ SECRET = "test-secret"
 
 @dataclass(frozen=True)
 class Engines:
-    """Where the session's engines are."""
+    """The addresses of the session's engines."""
 
     mongo_url: str
     redis_url: str
@@ -48,7 +53,7 @@ class Engines:
 
 
 def make_settings(engines: Engines, **changes: str) -> Settings:
-    """Return settings on `engines`; `changes` are environment variables."""
+    """Return settings for `engines`; `changes` are environment variables."""
     return Settings.load(engines.environ(**changes))
 
 
@@ -74,12 +79,26 @@ def new_event(payload: bytes = b'{"n":1}', *, key: str | None = None, **more: An
     )
 
 
+def make_destination(url: str, **changes: Any) -> destinations.Destination:
+    """Return the default destination at `url`; `changes` are fields of `Destination`."""
+    fields = {"backoff": (1.0,), "max_attempts": 5, "timeout_s": 15.0, "max_in_flight": 4}
+    return destinations.Destination(name=destinations.DEFAULT, url=url, **{**fields, **changes})
+
+
+async def send(
+    client: HttpClient, claim: Claim, headers: Mapping[str, str] | None = None
+) -> AttemptResult | NotSent:
+    """Connect, and send at once."""
+    async with client.connect(claim) as request:
+        return await request.send(headers or {})
+
+
 async def eventually(
     look: Callable[[], T | Awaitable[T]],
-    wanted: Callable[[T], bool] = bool,
+    accept: Callable[[T], bool] = bool,
     within_s: float = 15.0,
 ) -> T:
-    """Call `look` until `wanted` accepts its result, and return that; fail after `within_s`.
+    """Call `look` until `accept` is true of its result, and return that; fail after `within_s`.
 
     `look` may be a plain function or return an awaitable.
     """
@@ -88,19 +107,24 @@ async def eventually(
         seen = look()
         if inspect.isawaitable(seen):
             seen = await seen
-        if wanted(seen):
+        if accept(seen):
             return seen
         assert time.monotonic() < deadline, f"not within {within_s} s; last seen: {seen!r}"
         await asyncio.sleep(0.02)
 
 
 async def clock_caught_up(store: Store) -> None:
-    """Wait until what is due by MongoDB's clock at this moment is due by the store's reading of it.
+    """Wait until everything that is due now by MongoDB's clock is due by `store.now()`.
 
-    That reading is late by as long as it took, for as long as it is trusted.
+    The store's clock is late by the round trip of its last reading.
     """
     instant = (await store._mongo.hello())["localTime"]
     await eventually(store.now, lambda now: now >= instant)
+
+
+def sample(name: str, **labels: str) -> float:
+    """Return the value of a metric of this process, 0 if it has none yet."""
+    return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
 @dataclass
@@ -111,15 +135,15 @@ class Request:
     headers: dict[str, str]
     body: bytes
     replica: str = ""
-    """Who sent it, if the URL it was told to send to says so."""
+    """The sender, if the query of the URL names it."""
     status: int = 0
-    """What it was answered with; 0 while it is not."""
+    """Of the answer; 0 before it is sent."""
     answered_at: float = 0.0
 
 
 @dataclass
 class Receiver:
-    """A downstream that records everything and answers as told."""
+    """A downstream that records every request and answers as `answer` does."""
 
     url: str = ""
     requests: list[Request] = field(default_factory=list)
@@ -135,9 +159,9 @@ class Receiver:
         return answer
 
     def exposed(self, replica: str, killed_at: float, recording_s: float = 0.25) -> Counter[str]:
-        """Return the events whose attempt the death of `replica` can have made unknown.
+        """Return the events whose attempt may be unknown after the death of `replica`.
 
-        Those not answered then, and those answered so lately that it may not be recorded yet.
+        They had no answer at `killed_at`, or one so recent that it may not have been recorded.
         """
         return Counter(
             each.headers["webhook-id"]

@@ -1,8 +1,8 @@
 """Health of the process in this container: `python -m wds.health`, for HEALTHCHECK.
 
 Asks `/healthz` on the port of an ingest service, a dispatcher and a mock in turn: a container
-runs one of them, and one image serves all. Not a command of `python -m wds`, which would import
-the drivers and the servers every few seconds to do the work of one request.
+runs one of them, and one image serves all. It is not a command of `python -m wds`, because it runs
+every few seconds and one request needs no HTTP library.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 TIMEOUT_S = 2.0
 
 
-def check(environ: Mapping[str, str]) -> str | None:
-    """Return the port's answer that shows life, or None if no port of this process does.
+def healthy_address(environ: Mapping[str, str]) -> str | None:
+    """Return HOST:PORT of the first port that answers 200 to `/healthz`, None if none does.
 
     Raises:
-        SettingsError: the settings could not have started a process.
+        SettingsError: no process could have started with these settings.
     """
     settings = Settings.load(environ)
     host = local_host(settings.host)
     for port in (settings.port, settings.metrics_port, settings.mock_port):
-        if port and _lives(host, port):
+        if port and _is_healthy(host, port):
             return f"{host}:{port}"
     return None
 
 
-def _lives(host: str, port: int) -> bool:
+def _is_healthy(host: str, port: int) -> bool:
     connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
     try:
         connection.request("GET", "/healthz")
@@ -47,16 +47,16 @@ def _lives(host: str, port: int) -> bool:
 
 
 def main() -> int:
-    """Return 0 if the process here answers, else 1; one line says which or why not."""
+    """Return 0 if the process here is healthy, else 1, and print one line that says why."""
     try:
-        where = check(os.environ)
+        address = healthy_address(os.environ)
     except SettingsError as error:
         print(f"unhealthy: {error}", file=sys.stderr)
         return 1
-    if where is None:
-        print("unhealthy: nothing answers /healthz", file=sys.stderr)
+    if address is None:
+        print("unhealthy: no port answers /healthz", file=sys.stderr)
         return 1
-    print(f"healthy: {where}")
+    print(f"healthy: {address}")
     return 0
 
 

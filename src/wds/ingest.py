@@ -71,16 +71,13 @@ def create_app(
     async def drain(_: web.Application) -> None:
         await writer.drain()
 
-    openapi.register(
-        app,
-        [
-            *ingest_routes.operations(handlers),
-            *events.operations(store.reader, store.rollups, store.now),
-            *actions.operations(service),
-            *monitoring_routes.operations({"mongodb": store.ping}, ready="Can it store events?"),
-        ],
-    )
-    openapi.serve_document(app, "wds: webhook ingest")
+    operations = [
+        *ingest_routes.operations(handlers),
+        *events.operations(store.reader, store.rollups, store.now),
+        *actions.operations(service),
+        *monitoring_routes.operations({"mongodb": store.ping}, ready="Can it store events?"),
+    ]
+    openapi.register(app, operations, "wds: webhook ingest")
     console_routes.add_to(app, settings, store, service, guard)
     app.cleanup_ctx.append(run_bulk_worker)
     app.on_cleanup.append(drain)
@@ -105,7 +102,9 @@ async def serve(
         await store.keep_for(settings.retention_days)
         app = create_app(settings, store, sources, tracer)
         async with (
-            heartbeat.reporting(store, None, owner=heartbeat.owner_name(), role="ingest"),
+            heartbeat.reporting(
+                store.replicas, store.queue, None, owner=heartbeat.owner_name(), role="ingest"
+            ),
             store.rollups.advancing(),
             server.listening(app, settings.host, settings.port),
         ):

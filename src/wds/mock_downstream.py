@@ -1,8 +1,8 @@
-"""A downstream to deliver to: limited, unreliable, and an independent witness of what arrived.
+"""A receiver for trials and tests: it limits, fails, and counts independently what arrives.
 
-Imports nothing of the package but the page that shows its document, so that nothing here can agree
-with the dispatcher by sharing its mistakes. It counts by its own clock. With a Redis URL its
-replicas share one window.
+Imports nothing of the package except the page that shows its OpenAPI document, so that it cannot
+share a mistake with the dispatcher. It counts by its own clock. With a Redis URL, its replicas
+share one window.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ WINDOW_S = 1.0
 MAX_BODY_BYTES = 32 * 1024 * 1024
 REMEMBERED_IDS = 1_000_000
 
-# Not prometheus_client's own registry: in a process that has loaded the rest of the package it
-# holds the rest's metrics too, and those would say of a mock that its database is down.
+# Not the default registry: in a process that has loaded the rest of the package, it contains the
+# metrics of the rest, which would report the mock's database as down.
 REGISTRY = CollectorRegistry()
 REQUESTS = Counter(
     "mock_downstream_requests_total",
-    "Requests by what became of them.",
+    "Requests by result.",
     ["result"],
     registry=REGISTRY,
 )
 
-# KEYS[1]: member -> instant in microseconds of each request let in; ARGV: limit, window, member.
-# Returns 0 if let in, else the microseconds until one may be.
+# KEYS[1]: member -> instant in microseconds of each admitted request; ARGV: limit, window, member.
+# Returns 0 if the request is admitted, else the microseconds until one may be.
 _ADMIT = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -63,13 +63,13 @@ return math.max(1, tonumber(oldest) + ARGV[2] - now)
 
 
 class Window(Protocol):
-    """Lets at most `limit` requests into any second."""
+    """Admits at most `limit` requests in any second."""
 
     async def admit(self, limit: int) -> float:
-        """Return 0 if the request is let in, else the seconds until one may be."""
+        """Return 0 if the request is admitted, else the seconds until one may be."""
 
     async def close(self) -> None:
-        """Release what it holds."""
+        """Close the connections, if there are any."""
 
 
 class LocalWindow:
@@ -90,7 +90,7 @@ class LocalWindow:
         return self._admitted[0] + WINDOW_S - now
 
     async def close(self) -> None:
-        """Hold nothing."""
+        """Do nothing: there are no connections."""
 
 
 class SharedWindow:
@@ -109,7 +109,7 @@ class SharedWindow:
         return wait / 1e6
 
     async def close(self) -> None:
-        """Drop all connections."""
+        """Close all connections."""
         await self._redis.aclose()
 
 
@@ -121,7 +121,7 @@ class Behaviour:
         mode: normal: 200, or 500 for a random share; fail: always 500; status: always
             `status`; slow: normal after `delay_s`; hang: no answer for `delay_s`, then none.
         failure_rate: share of requests that `normal` and `slow` fail, 0 to 1.
-        rate_limit: requests a second let in, 0 for all.
+        rate_limit: requests admitted in a second, 0 for no limit.
     """
 
     failure_rate: float
@@ -132,7 +132,7 @@ class Behaviour:
 
 
 class BehaviourSchema(ma.Schema):
-    """What `PUT /downstream/behaviour` changes; fields left out go back to the start's."""
+    """The body of `PUT /downstream/behaviour`; absent fields return to their initial values."""
 
     mode = fields.String(
         validate=validate.OneOf(["normal", "fail", "status", "slow", "hang"]),
@@ -145,7 +145,7 @@ class BehaviourSchema(ma.Schema):
 
 
 class AnswerSchema(ma.Schema):
-    """What a delivery is answered with."""
+    """The answer to a delivery."""
 
     status = fields.String()
 
@@ -166,7 +166,7 @@ class ErrorSchema(ma.Schema):
 
 
 class ErrorEnvelopeSchema(ma.Schema):
-    """What a refusal looks like."""
+    """The answer to a refused request."""
 
     error = fields.Nested(ErrorSchema, required=True)
 
@@ -177,7 +177,7 @@ class StatsSchema(ma.Schema):
     received = fields.Integer(metadata={"description": "All requests."})
     accepted = fields.Integer(metadata={"description": "Answered 2xx."})
     limited = fields.Integer(metadata={"description": "Answered 429."})
-    failed = fields.Integer(metadata={"description": "Let in and not answered 2xx."})
+    failed = fields.Integer(metadata={"description": "Admitted and not answered 2xx."})
     repeated = fields.Integer(
         metadata={"description": "Requests whose webhook-id had been accepted before."}
     )
@@ -187,10 +187,10 @@ class StatsSchema(ma.Schema):
 
 
 class MockDownstream:
-    """The handlers and what they have seen."""
+    """The handlers, and the counts of what has arrived."""
 
     def __init__(self, behaviour: Behaviour, window: Window, seed: int | None) -> None:
-        """Start with this behaviour; `seed` makes the failures repeatable."""
+        """Start with `behaviour`; `seed` makes the random failures repeatable."""
         self._initial = behaviour
         self._behaviour = behaviour
         self._window = window
@@ -201,7 +201,7 @@ class MockDownstream:
         self._most_in_one_second = 0
 
     async def receive(self, request: web.Request) -> web.StreamResponse:
-        """Take a delivery: 429 with Retry-After past the limit, else as the behaviour says."""
+        """Receive a delivery: 429 with Retry-After over the limit, else as the behaviour says."""
         await request.read()
         self._witness(request)
         behaviour = self._behaviour
@@ -230,14 +230,14 @@ class MockDownstream:
         return web.json_response({"status": "received"}, status=status)
 
     async def stats(self, _request: web.Request) -> web.Response:
-        """Tell what has arrived so far."""
+        """Return the counts of what has arrived so far."""
         return web.json_response({**self._counts, "most_in_one_second": self._most_in_one_second})
 
     async def behave(self, request: web.Request) -> web.Response:
         """Change how deliveries are answered, from the next one on."""
         try:
-            wanted: Any = await request.json()
-            changes = BehaviourSchema().load(wanted)
+            body: Any = await request.json()
+            changes = BehaviourSchema().load(body)
         except ma.ValidationError as error:
             return _refused(422, "invalid_request", error.messages)
         except (ValueError, RecursionError, LookupError):
@@ -246,7 +246,7 @@ class MockDownstream:
         return web.json_response(vars(self._behaviour))
 
     async def behaviour(self, _request: web.Request) -> web.Response:
-        """Tell how deliveries are answered now."""
+        """Return how deliveries are answered now."""
         return web.json_response(vars(self._behaviour))
 
     async def window(self, _app: web.Application) -> AsyncIterator[None]:
@@ -287,17 +287,17 @@ def _refused(status: int, code: str, messages: Any) -> web.Response:  # noqa: AN
     details = [
         {"field": name, "message": str(text)} for name, texts in messages.items() for text in texts
     ]
-    error = {"code": code, "message": "this is no behaviour of the mock", "details": details}
+    error = {"code": code, "message": "not a valid behaviour of the mock", "details": details}
     return web.json_response({"error": error}, status=status)
 
 
 async def healthz(_request: web.Request) -> web.Response:
-    """Answer that the process lives."""
+    """Answer that the process is alive."""
     return web.json_response({"status": "ok"})
 
 
 async def metrics_page(request: web.Request) -> web.Response:
-    """Answer with the mock's metrics, in Prometheus's or OpenMetrics' text format."""
+    """Return the mock's metrics in the text format of Prometheus or OpenMetrics."""
     encode, content_type = choose_encoder(request.headers.get("Accept", ""))
     return web.Response(body=encode(REGISTRY), headers={"Content-Type": content_type})
 
@@ -309,21 +309,26 @@ def create_app(
     seed: int | None = None,
     redis_url: str | None = None,
 ) -> web.Application:
-    """Return the mock. `rate_limit` is requests a second (0: all); `failure_rate` 0 to 1."""
+    """Return the mock. `rate_limit`: requests a second, 0 for all; `failure_rate`: 0 to 1."""
     window = SharedWindow(redis_url) if redis_url else LocalWindow()
     mock = MockDownstream(Behaviour(failure_rate, rate_limit), window, seed)
     app = web.Application(client_max_size=MAX_BODY_BYTES)
     app.cleanup_ctx.append(mock.window)
     receive, behave = "/downstream/receive", "/downstream/behaviour"
-    _add(app, _Route("POST", receive, mock.receive, "Take a delivery", AnswerSchema))
-    _add(app, _Route("GET", "/downstream/stats", mock.stats, "What has arrived", StatsSchema))
-    _add(app, _Route("GET", behave, mock.behaviour, "Behaviour now", BehaviourSchema))
-    change = _Route("PUT", behave, mock.behave, "Change it", BehaviourSchema, BehaviourSchema)
+    _add(app, _Route("POST", receive, mock.receive, "Receive a delivery", AnswerSchema))
+    _add(
+        app,
+        _Route("GET", "/downstream/stats", mock.stats, "Counts of what has arrived", StatsSchema),
+    )
+    _add(app, _Route("GET", behave, mock.behaviour, "Current behaviour", BehaviourSchema))
+    change = _Route(
+        "PUT", behave, mock.behave, "Change the behaviour", BehaviourSchema, BehaviourSchema
+    )
     _add(app, change)
-    _add(app, _Route("GET", "/healthz", healthz, "Does it live?", AnswerSchema))
+    _add(app, _Route("GET", "/healthz", healthz, "Health", AnswerSchema))
     _add(app, _Route("GET", "/metrics", metrics_page, "Prometheus metrics", None))
     with warnings.catch_warnings():
-        # aiohttp_apispec keeps its state under plain strings, which aiohttp warns of.
+        # aiohttp_apispec keeps its state under plain strings, and aiohttp warns about that.
         warnings.simplefilter("ignore", web.NotAppKeyWarning)
         setup_aiohttp_apispec(
             app,
@@ -348,7 +353,7 @@ class _Route:
 
 
 def _add(app: web.Application, route: _Route) -> None:
-    """Register a handler with its description, on a function of this application's own."""
+    """Register a handler with its description, wrapped: the description is set on the function."""
 
     async def described(request: web.Request) -> web.StreamResponse:
         return await route.handler(request)
@@ -360,13 +365,13 @@ def _add(app: web.Application, route: _Route) -> None:
     if route.answer is not None:
         annotated = response_schema(route.answer, 200)(annotated)
     if route.method == "POST":
-        # `status` mode answers whatever it is told to.
-        for code, text in {"429": "Past the limit", "default": "Failed on purpose"}.items():
+        # In mode `status` the answer may have any status.
+        for code, text in {"429": "Over the limit", "default": "Failed on purpose"}.items():
             annotated = response_schema(AnswerSchema, code, description=text)(annotated)
         wait = {"Retry-After": {"type": "integer", "description": "Seconds."}}
         annotated.__apispec__["responses"]["429"]["headers"] = wait
     if route.method == "PUT":
-        for code, text in {"400": "Not JSON", "422": "No behaviour"}.items():
+        for code, text in {"400": "Not JSON", "422": "Not a valid behaviour"}.items():
             annotated = response_schema(ErrorEnvelopeSchema, code, description=text)(annotated)
     if route.body is not None:
         example = {"mode": "status", "status": 503, "failure_rate": 0.5}

@@ -1,4 +1,4 @@
-"""The commands as a person meets them: what they print, what they leave behind, how they end."""
+"""The commands as real processes: their output, their exit status, the processes they leave."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def up_env(**more: str) -> dict[str, str]:
 async def up_is_ready(stack: processes.Process) -> set[int]:
     """Wait for the stack; return every process of it."""
 
-    async def look() -> bool:
+    async def is_ready() -> bool:
         assert stack.process.returncode is None, stack.text
         return any(line.startswith("[up] ready") for line in stack.lines)
 
-    await eventually(look, within_s=60)
+    await eventually(is_ready, within_s=60)
     return descendants_of(stack)
 
 
@@ -37,11 +37,11 @@ def descendants_of(stack: processes.Process) -> set[int]:
 
 
 async def none_left(pids: set[int]) -> None:
-    await eventually(lambda: asyncio.sleep(0, processes.alive(pids)), lambda left: not left)
+    await eventually(lambda: processes.alive(pids), lambda left: not left)
 
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-async def test_up_starts_everything_and_leaves_nothing_behind(tmp_path, sig):
+async def test_up_starts_everything_and_leaves_no_process_behind(tmp_path, sig):
     async with processes.running(
         "up", "--dispatchers", "2", "--data-dir", "data", env=up_env(), cwd=tmp_path
     ) as stack:
@@ -69,11 +69,11 @@ async def test_up_keeps_its_data_from_run_to_run(tmp_path):
     assert ids == ["3 stored, 0 repeated, 0 refused", "0 stored, 3 repeated, 0 refused"]
 
 
-async def test_a_busy_port_is_one_sentence_and_everything_is_stopped(tmp_path):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+async def test_up_reports_a_busy_port_in_one_line_and_stops_everything(tmp_path):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
         env = up_env(WDS_PORT=str(port))
         async with processes.running("up", env=env, cwd=tmp_path) as stack:
             children: set[int] = set()
@@ -89,8 +89,8 @@ async def test_a_busy_port_is_one_sentence_and_everything_is_stopped(tmp_path):
 
 
 @pytest.mark.alone
-async def test_the_demonstration_ends_well_and_leaves_nothing_behind(engines, db, store, tmp_path):
-    """And it touches nothing of what is configured here: another database, with work in it."""
+async def test_demo_delivers_every_event_and_leaves_no_process_behind(engines, db, store, tmp_path):
+    """The settings here name another database, with a due event, which it must not touch."""
     await store.writer.insert([new_event()])
     configured = {
         **engines.environ(),
@@ -110,8 +110,8 @@ async def test_the_demonstration_ends_well_and_leaves_nothing_behind(engines, db
     rows = [line for line in demo.lines if line.startswith("│ ")]
     assert len(rows) >= 20
     assert sum("DELIVERED" in row for row in rows) == 20
-    [untouched] = await db.events.find().to_list(None)
-    assert (untouched["status"], untouched["attempt_count"]) == ("RECEIVED", 0)
+    [configured_event] = await db.events.find().to_list(None)
+    assert (configured_event["status"], configured_event["attempt_count"]) == ("RECEIVED", 0)
     assert "limited 0" in demo.text
     assert "(401, nothing stored)" in demo.text.replace("\n", " ")
 
@@ -129,30 +129,34 @@ async def test_the_demonstration_ends_well_and_leaves_nothing_behind(engines, db
         ("mock-downstream", {"WDS_LEASE": "5"}, ["WDS_LEASE (5 s) must be longer than"]),
     ],
 )
-async def test_wrong_settings_are_all_named_and_nothing_starts(tmp_path, command, env, problems):
-    async with processes.running(command, env=env, cwd=tmp_path) as made:
-        assert await made.ended() == 2
-    assert len(made.lines) == len(problems)
-    for line, problem in zip(made.lines, problems, strict=True):
+async def test_services_report_every_wrong_setting_and_do_not_start(
+    tmp_path, command, env, problems
+):
+    async with processes.running(command, env=env, cwd=tmp_path) as service:
+        assert await service.ended() == 2
+    assert len(service.lines) == len(problems)
+    for line, problem in zip(service.lines, problems, strict=True):
         assert line.startswith(f"wds: {problem}")
 
 
-async def test_settings_come_from_dot_env_and_the_environment_wins(tmp_path):
+async def test_settings_are_read_from_dot_env_unless_the_environment_has_them(tmp_path):
     (tmp_path / ".env").write_text("WDS_RATE_LIMIT=x\nWDS_LEASE=y\n")
-    async with processes.running("mock-downstream", env={"WDS_LEASE": "30"}, cwd=tmp_path) as made:
-        assert await made.ended() == 2
-    [line] = made.lines
+    async with processes.running(
+        "mock-downstream", env={"WDS_LEASE": "30"}, cwd=tmp_path
+    ) as command:
+        assert await command.ended() == 2
+    [line] = command.lines
     assert line.startswith("wds: WDS_RATE_LIMIT")
 
 
-async def test_a_misspelt_setting_is_pointed_out(tmp_path):
+async def test_services_log_a_misspelt_setting(tmp_path):
     async with processes.mock({"WDS_RATE_LIMT": "0"}, cwd=tmp_path) as mock:
         assert await mock.stop() == 0
     first = json.loads(mock.lines[0])
     assert (first["event"], first["name"]) == ("unknown_setting", "WDS_RATE_LIMT")
 
 
-async def test_send_posts_a_file_standard_input_or_samples(engines, db, tmp_path):
+async def test_send_posts_a_file_or_samples(engines, db, tmp_path):
     env = {**engines.environ(), "WDS_MONGO_DB": db.name}
     body = b'{"type": "from.a.file",  "n": 1}'
     (tmp_path / "event.json").write_bytes(body)
@@ -174,7 +178,7 @@ async def test_send_posts_a_file_standard_input_or_samples(engines, db, tmp_path
         assert "Traceback" not in send.text
 
 
-async def test_no_secret_reaches_a_log_or_an_error(engines, db, tmp_path):
+async def test_services_and_send_never_print_or_store_a_secret(engines, db, tmp_path):
     secrets = {
         "WDS_HMAC_SECRET": "hush-hmac hush-second",
         "WDS_OPERATOR_TOKEN": "hush-token",
@@ -199,21 +203,19 @@ async def test_no_secret_reaches_a_log_or_an_error(engines, db, tmp_path):
     assert os.environ.get("WDS_HMAC_SECRET") is None
 
 
-async def test_check_finds_a_database_sound_and_finds_out_one_that_is_not(
-    engines, db, store, tmp_path
-):
+async def test_check_accepts_a_sound_database_and_reports_violations(engines, db, store, tmp_path):
     env = {**engines.environ(), "WDS_MONGO_DB": db.name}
     await store.writer.insert([new_event(key=f"k{number}") for number in range(1200)])
-    async with processes.running("check", "--payloads", env=env, cwd=tmp_path) as made:
-        assert await made.ended() == 0, made.text
-    assert "1,200 events checked" in made.text
-    assert made.lines[-1] == "all invariants hold"
+    async with processes.running("check", "--payloads", env=env, cwd=tmp_path) as check:
+        assert await check.ended() == 0, check.text
+    assert "1,200 events checked" in check.text
+    assert check.lines[-1] == "all invariants hold"
     broken = new_event(key="k7").id
     await db.events.update_one({"_id": broken}, {"$set": {"payload": b"x", "attempt_count": 9}})
-    async with processes.running("check", env=env, cwd=tmp_path) as made:
-        assert await made.ended() == 1
-    assert made.lines[-1] == "2 violations"  # the count and the limit
-    async with processes.running("check", "--payloads", env=env, cwd=tmp_path) as made:
-        assert await made.ended() == 1
-    assert made.lines[-1] == "3 violations"
-    assert broken[:8] in made.text
+    async with processes.running("check", env=env, cwd=tmp_path) as command:
+        assert await command.ended() == 1
+    assert command.lines[-1] == "2 violations"  # the count and the limit
+    async with processes.running("check", "--payloads", env=env, cwd=tmp_path) as command:
+        assert await command.ended() == 1
+    assert command.lines[-1] == "3 violations"
+    assert broken[:8] in command.text

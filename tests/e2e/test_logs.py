@@ -16,6 +16,7 @@ import pytest
 from tests.e2e import processes
 from tests.e2e.test_commands import up_env, up_is_ready
 from tests.support import eventually, receiving, signed
+from wds.local import embedded_engines
 from wds.local.replica_set import initiate_replica_set
 
 
@@ -62,7 +63,7 @@ async def final(db, count: int) -> None:
     await eventually(lambda: db.events.count_documents(done), lambda seen: seen == count)
 
 
-async def test_the_story_of_an_event_reads_from_the_logs_of_all_processes(env, db, tmp_path):
+async def test_logs_of_all_processes_tell_what_happened_to_an_event(env, db, tmp_path):
     async def fail_first(request):
         seen = receiver.ids.count(request.headers["webhook-id"])
         return aiohttp.web.Response(status=500 if seen == 1 else 200)
@@ -117,7 +118,9 @@ RECOVERED = [("lease_recovered", 1), ("attempt", 2)]
     ],
     ids=["tried again", "tried again, in bulk", "no try left", "no try left, in bulk"],
 )
-async def test_the_story_goes_on_when_a_dispatcher_dies(env, db, tmp_path, changes, after):
+async def test_logs_tell_what_happened_to_an_event_whose_dispatcher_died(
+    env, db, tmp_path, changes, after
+):
     release = asyncio.Event()
 
     async def hang(_):
@@ -131,7 +134,7 @@ async def test_the_story_goes_on_when_a_dispatcher_dies(env, db, tmp_path, chang
         ingest = await stack.enter_async_context(processes.ingest(env, cwd=tmp_path))
         doomed = await stack.enter_async_context(processes.dispatcher(env, cwd=tmp_path))
         _, event = await send(ingest.url, b"{}")
-        await eventually(lambda: asyncio.sleep(0, len(receiver.requests)))
+        await eventually(lambda: len(receiver.requests))
         await doomed.stop(signal.SIGKILL)
         release.set()
         heir = await stack.enter_async_context(processes.dispatcher(env, cwd=tmp_path))
@@ -141,10 +144,10 @@ async def test_the_story_goes_on_when_a_dispatcher_dies(env, db, tmp_path, chang
     assert story(event["id"], ingest, doomed, heir) == [("received", None), *after]
 
 
-async def test_an_event_that_may_or_may_not_be_stored_is_named(env, tmp_path):
-    server = await processes.embedded.start_mongod(tmp_path / "mongo")
+async def test_logs_name_an_event_that_may_be_stored(env, tmp_path):
+    server = await embedded_engines.start_mongod(tmp_path / "mongo")
     try:
-        await initiate_replica_set("127.0.0.1", server.port, processes.embedded.REPLICA_SET)
+        await initiate_replica_set("127.0.0.1", server.port, embedded_engines.REPLICA_SET)
         url = f"mongodb://127.0.0.1:{server.port}/?replicaSet=wds"
         async with processes.ingest({**env, "WDS_MONGO_URL": url}, cwd=tmp_path) as ingest:
             server.process.send_signal(signal.SIGSTOP)
@@ -170,7 +173,7 @@ NO_HTTP = [
 
 
 @pytest.mark.parametrize("command", ["ingest", "mock"])
-async def test_what_is_no_http_is_one_line_without_a_byte_of_it(env, tmp_path, command):
+async def test_logs_of_a_malformed_request_quote_nothing_of_it(env, tmp_path, command):
     async with getattr(processes, command)(env, cwd=tmp_path) as made:
         for text in NO_HTTP:
             port = int(made.url.rpartition(":")[2])
@@ -189,7 +192,7 @@ async def test_what_is_no_http_is_one_line_without_a_byte_of_it(env, tmp_path, c
 
 CRASHES = """
 import asyncio, logging, threading, warnings
-from wds import logs
+from wds.telemetry import logs
 logs.configure("json")
 
 def fail(text):
@@ -215,7 +218,7 @@ fail("at the end")
 """
 
 
-async def test_warnings_libraries_threads_tasks_and_the_end_itself_are_lines_like_any_other(
+async def test_logs_have_warnings_libraries_threads_tasks_and_crashes_as_lines(
     tmp_path,
 ):
     command = (sys.executable, "-W", "always", "-c", CRASHES)
@@ -238,8 +241,8 @@ async def test_warnings_libraries_threads_tasks_and_the_end_itself_are_lines_lik
     [("--log-format", "console", "mock-downstream"), ("mock-downstream", "--log-format=console")],
     ids=["before the command", "after it"],
 )
-async def test_for_people_lines_are_aligned_and_plain(tmp_path, arguments):
-    port = processes.embedded.free_port()
+async def test_logs_in_console_format_are_aligned_and_plain(tmp_path, arguments):
+    port = embedded_engines.free_port()
     env = {"WDS_MOCK_PORT": str(port), "WDS_NO_SUCH": "1"}
     url = f"http://127.0.0.1:{port}"
     async with processes.running(*arguments, env=env, cwd=tmp_path, url=url) as made:
@@ -251,7 +254,7 @@ async def test_for_people_lines_are_aligned_and_plain(tmp_path, arguments):
     assert "\x1b" not in made.text
 
 
-async def test_up_has_its_parts_write_in_the_format_that_it_was_asked_for(tmp_path):
+async def test_logs_of_the_parts_of_up_have_the_format_of_up(tmp_path):
     for log_format, looks in (("console", r"\[info *\] listening"), ("json", r'"listening"')):
         env = up_env()
         more = ("--log-format", log_format, "--data-dir", log_format, "--dispatchers", "1")
@@ -262,11 +265,11 @@ async def test_up_has_its_parts_write_in_the_format_that_it_was_asked_for(tmp_pa
             assert re.search(rf"^\[{part}\] .*{looks}", stack.text, re.MULTILINE)
 
 
-async def test_a_process_whose_log_nobody_reads_any_longer_goes_on(env, db, tmp_path):
+async def test_logs_that_nobody_reads_do_not_stop_the_process(env, db, tmp_path):
     """As behind `| head`: every write to standard error fails."""
     read_end, write_end = os.pipe()
     os.close(read_end)
-    port = processes.embedded.free_port()
+    port = embedded_engines.free_port()
     url = f"http://127.0.0.1:{port}"
     made = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "wds", "ingest"),
@@ -282,5 +285,5 @@ async def test_a_process_whose_log_nobody_reads_any_longer_goes_on(env, db, tmp_
         made.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(made.wait(), 15) == 0
     finally:
-        await processes.embedded.end(made, signal.SIGKILL, 5)
+        await embedded_engines.end(made, signal.SIGKILL, 5)
     assert await db.events.count_documents({}) == 3

@@ -1,4 +1,4 @@
-"""`search`, `replay` and `cancel` as an operator meets them, against a real ingest process."""
+"""`search`, `replay` and `cancel` as real processes, against a real ingest process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HOSTILE = "[bold]x[/bold] $(id) <b>"
 
 @pytest.fixture
 async def service(engines, store, db, tmp_path):
-    """Run an ingest process that asks for a token; give a function that runs commands."""
+    """Run an ingest process that requires a token; yield a function that runs commands."""
     env = engines.environ(
         WDS_MONGO_DB=db.name, WDS_PORT=str(embedded_engines.free_port()), WDS_OPERATOR_TOKEN=TOKEN
     )
@@ -37,7 +37,7 @@ async def service(engines, store, db, tmp_path):
 
 
 async def failed(store, db, count, **fields):
-    """Store events that failed for good."""
+    """Store events that failed permanently, and return their ids."""
     events = [new_event(b'{"n": %d}' % number, **fields) for number in range(count)]
     await store.writer.insert(events)
     attempt = {
@@ -75,7 +75,7 @@ async def test_search_prints_a_table_with_totals(service, store, db):
     assert lines[-1] == "3 of 3 shown: 3 FAILED_PERMANENTLY"
 
 
-async def test_a_table_has_as_many_events_as_asked_for(service, store):
+async def test_search_limits_the_table_across_pages(service, store):
     await store.writer.insert([new_event(b'{"n": %d}' % number) for number in range(1200)])
     for limit, shown in [("501", 501), ("1200", 1200), ("5000", 1200)]:
         status, lines = await service("search", "--limit", limit, COLUMNS="200")
@@ -92,7 +92,7 @@ async def test_a_table_has_as_many_events_as_asked_for(service, store):
         (("--limit", "5000", "--sort=-attempt_count"), 1200),
     ],
 )
-async def test_search_prints_json_lines_for_pipes(service, store, options, expected):
+async def test_search_json_prints_one_line_per_event(service, store, options, expected):
     await store.writer.insert([new_event(b'{"n": %d}' % number) for number in range(1200)])
     status, lines = await service("search", "--json", "--from", "1h", *options)
     events = [json.loads(line) for line in lines]
@@ -102,7 +102,7 @@ async def test_search_prints_json_lines_for_pipes(service, store, options, expec
     assert not [event for event in events if "payload" in event]
 
 
-async def test_search_can_print_payloads(service, store):
+async def test_search_json_prints_payloads(service, store):
     await store.writer.insert([new_event('{"text": "č\u2028"}'.encode())])
     for limit in ((), ("--limit", "1")):
         _, [line] = await service("search", "--json", "--payload", *limit)
@@ -114,8 +114,8 @@ async def test_search_can_print_payloads(service, store):
     [[], ["--limit", "2"], ["--limit", "2", "--sort", "attempt_count"]],
     ids=["all", "some", "paged"],
 )
-async def test_payloads_are_printed_as_they_came_and_each_in_its_line(service, store, options):
-    """Read and written again they would be another text, or none."""
+async def test_search_json_prints_payloads_as_received_one_per_line(service, store, options):
+    """Parsing and writing them again would change this text, or fail."""
     digits, deep = "9" * 5000, "[" * 1000 + "]" * 1000
     text = f'{{"k": "\\ud800",\r\n"n": [{digits}, 1e400, 1.50],\n"k": "č", "deep": {deep}}}'
     await store.writer.insert([new_event(text.encode()) for _ in range(2)])
@@ -127,7 +127,7 @@ async def test_payloads_are_printed_as_they_came_and_each_in_its_line(service, s
         assert line.endswith(f',"payload":{text}}}'.replace("\r", " ").replace("\n", " "))
 
 
-async def test_a_pipe_that_has_seen_enough_is_no_error(service, store):
+async def test_search_json_ends_quietly_when_its_pipe_is_closed(service, store):
     await store.writer.insert([new_event(b'{"text": "%s"}' % (b"x" * 1000)) for _ in range(1000)])
     command = f"{sys.executable} -m wds search --json --payload | head -1 | wc -l"
     process = await asyncio.create_subprocess_shell(
@@ -143,7 +143,7 @@ async def test_a_pipe_that_has_seen_enough_is_no_error(service, store):
     assert (process.returncode, out.strip(), err) == (0, b"1", b"")
 
 
-async def test_replay_counts_then_asks_and_does_nothing_unless_told_to(service, store, db):
+async def test_replay_changes_nothing_in_a_dry_run_or_without_confirmation(service, store, db):
     await failed(store, db, 3)
     for options, status, said in [
         (["--dry-run"], 0, "3 events match: 3 FAILED_PERMANENTLY"),
@@ -154,7 +154,7 @@ async def test_replay_counts_then_asks_and_does_nothing_unless_told_to(service, 
     assert await db.events.count_documents({"history": {"$exists": True}}) == 0
 
 
-async def test_replay_does_all_of_it_once_and_says_who(service, store, db):
+async def test_replay_changes_each_match_once_and_records_who_asked(service, store, db):
     await failed(store, db, 1200, event_type="a")
     await failed(store, db, 2, event_type="b")
     command = ["replay", "--event-type", "a", "--yes", "--request-id", "r1", "--per-second", "0"]
@@ -167,9 +167,7 @@ async def test_replay_does_all_of_it_once_and_says_who(service, store, db):
     assert {(each["history"][0]["by"], len(each["history"])) for each in replayed} == {("ann", 1)}
 
 
-async def test_the_same_command_follows_what_it_began_and_another_one_is_refused(
-    service, store, db
-):
+async def test_replay_follows_its_own_request_id_and_refuses_one_of_another(service, store, db):
     await failed(store, db, 2, event_type="a")
     same = ["replay", "--event-type", "a", "--request-id", "r1"]
     followed = (0, ["request id r1", "done: 2 changed, 0 skipped"])
@@ -191,16 +189,14 @@ async def test_the_same_command_follows_what_it_began_and_another_one_is_refused
 
 
 @pytest.mark.parametrize("request_id", ["[b]{a}" + "x" * 200, "../x y%2F?č"])
-async def test_a_bulk_action_is_followed_under_whatever_id_was_taken(
-    service, store, db, request_id
-):
+async def test_replay_follows_a_bulk_action_with_any_request_id(service, store, db, request_id):
     await failed(store, db, 1)
     command = ["replay", "--status", "FAILED_PERMANENTLY", "--yes", "--request-id", request_id]
     status, lines = await service(*command)
     assert (status, lines) == (0, [f"request id {request_id}", "done: 1 changed, 0 skipped"])
 
 
-async def test_events_are_replayed_and_cancelled_by_id(service, store, db):
+async def test_replay_and_cancel_change_events_by_id(service, store, db):
     ids = await failed(store, db, 2)
     status, lines = await service("replay", *ids, "nothing")
     assert status == 1
@@ -213,7 +209,7 @@ async def test_events_are_replayed_and_cancelled_by_id(service, store, db):
     assert (entry["action"], entry["by"].endswith(os.uname().nodename)) == ("cancel", True)
 
 
-async def test_without_the_token_the_reason_says_what_is_missing(service):
+async def test_search_without_the_token_names_the_missing_setting(service):
     status, lines = await service("search", WDS_OPERATOR_TOKEN="")
     assert status == 1
     assert "401 operators_only" in lines[-1] and "WDS_OPERATOR_TOKEN" in lines[-1]
@@ -228,13 +224,13 @@ async def test_without_the_token_the_reason_says_what_is_missing(service):
         (["search", "--json", "--sort", "attempt_count"], "needs --limit"),
     ],
 )
-async def test_what_makes_no_sense_is_refused_before_anything_is_asked(tmp_path, arguments, said):
+async def test_operator_commands_refuse_contradictory_arguments(tmp_path, arguments, said):
     async with processes.running(*arguments, env={}, cwd=tmp_path) as command:
         assert await command.ended() == 2
         assert said in command.lines[-1]
 
 
-async def test_a_service_that_is_not_there_is_one_sentence(tmp_path):
+async def test_search_reports_an_unreachable_service_in_one_line(tmp_path):
     url = f"http://127.0.0.1:{embedded_engines.free_port()}"
     async with processes.running("search", "--url", url, env={}, cwd=tmp_path) as command:
         assert await command.ended(60) == 1

@@ -14,6 +14,7 @@ import pytest
 
 from tests.e2e import processes
 from tests.support import eventually, receiving, signed
+from wds.local import embedded_engines
 from wds.local.replica_set import initiate_replica_set
 
 
@@ -48,9 +49,7 @@ async def finished(db, count: int):
 
 
 @pytest.mark.alone
-async def test_two_ingests_and_three_dispatchers_send_all_once_within_the_limit_and_use_it(
-    env, db, tmp_path
-):
+async def test_pipeline_of_five_processes_sends_all_once_at_the_rate_limit(env, db, tmp_path):
     """No faults: sixty events, one request each, never refused by the receiver's own limit."""
     count, limit = 60, 3
     env = {**env, "WDS_MOCK_FAILURE_RATE": "0"}
@@ -87,7 +86,7 @@ async def test_two_ingests_and_three_dispatchers_send_all_once_within_the_limit_
     assert (sent[-1] - sent[0]).total_seconds() <= needed_s / 0.95 + pause_s
 
 
-async def test_an_event_survives_the_death_of_its_dispatcher(env, db, tmp_path):
+async def test_event_survives_the_death_of_its_dispatcher(env, db, tmp_path):
     """Killed between sending and recording: sent again, and the lost attempt is on record."""
     release = asyncio.Event()
 
@@ -103,7 +102,7 @@ async def test_an_event_survives_the_death_of_its_dispatcher(env, db, tmp_path):
         ingest = await stack.enter_async_context(processes.ingest(env, cwd=tmp_path))
         doomed = await stack.enter_async_context(processes.dispatcher(env, cwd=tmp_path))
         [event_id] = await post(ingest.url, bodies(1))
-        await eventually(lambda: asyncio.sleep(0, len(receiver.requests)))
+        await eventually(lambda: len(receiver.requests))
         await doomed.stop(signal.SIGKILL)
         release.set()
         await stack.enter_async_context(processes.dispatcher(env, cwd=tmp_path))
@@ -116,7 +115,7 @@ async def test_an_event_survives_the_death_of_its_dispatcher(env, db, tmp_path):
     assert timedelta(seconds=3) <= again - leased <= timedelta(seconds=3 + 2)
 
 
-async def test_sigterm_finishes_what_is_in_flight_and_exits_cleanly(env, db, tmp_path):
+async def test_sigterm_finishes_requests_in_flight_and_exits_cleanly(env, db, tmp_path):
     release = asyncio.Event()
 
     async def wait(_):
@@ -130,7 +129,7 @@ async def test_sigterm_finishes_what_is_in_flight_and_exits_cleanly(env, db, tmp
         ingest = await stack.enter_async_context(processes.ingest(env, cwd=tmp_path))
         dispatcher = await stack.enter_async_context(processes.dispatcher(env, cwd=tmp_path))
         await post(ingest.url, bodies(5))
-        await eventually(lambda: asyncio.sleep(0, len(receiver.requests)), lambda seen: seen == 5)
+        await eventually(lambda: len(receiver.requests), lambda seen: seen == 5)
         dispatcher.process.send_signal(signal.SIGTERM)
         await post(ingest.url, bodies(3))
         release.set()
@@ -141,10 +140,10 @@ async def test_sigterm_finishes_what_is_in_flight_and_exits_cleanly(env, db, tmp
     assert await db.events.count_documents(untouched) == 3
 
 
-async def test_sigterm_ends_a_dispatcher_in_time_even_while_mongodb_does_not_answer(env, tmp_path):
-    server = await processes.embedded.start_mongod(tmp_path / "mongo")
+async def test_sigterm_ends_a_dispatcher_in_time_though_mongodb_is_silent(env, tmp_path):
+    server = await embedded_engines.start_mongod(tmp_path / "mongo")
     try:
-        await initiate_replica_set("127.0.0.1", server.port, processes.embedded.REPLICA_SET)
+        await initiate_replica_set("127.0.0.1", server.port, embedded_engines.REPLICA_SET)
         env = {
             **env,
             "WDS_MONGO_URL": f"mongodb://127.0.0.1:{server.port}/?replicaSet=wds",
@@ -160,7 +159,7 @@ async def test_sigterm_ends_a_dispatcher_in_time_even_while_mongodb_does_not_ans
         await server.stop()
 
 
-async def test_the_fleets_totals_show_on_the_ingest_service(env, db, tmp_path):
+async def test_metrics_of_ingest_have_the_totals_of_all_replicas(env, db, tmp_path):
     async def fail_the_first(_):
         return aiohttp.web.Response(status=500 if len(receiver.requests) == 1 else 200)
 
@@ -190,9 +189,9 @@ async def test_the_fleets_totals_show_on_the_ingest_service(env, db, tmp_path):
             assert "wds_limiter_up 1.0" in await processes.get_text(f"{each.url}/metrics")
 
 
-async def test_readiness_follows_redis_and_health_does_not(env, tmp_path):
-    env = {**env, "WDS_REDIS_URL": f"redis://127.0.0.1:{processes.embedded.free_port()}/0"}
-    port = processes.embedded.free_port()
+async def test_readyz_follows_redis_and_healthz_does_not(env, tmp_path):
+    env = {**env, "WDS_REDIS_URL": f"redis://127.0.0.1:{embedded_engines.free_port()}/0"}
+    port = embedded_engines.free_port()
     url = f"http://127.0.0.1:{port}"
     more = {**env, "WDS_METRICS_PORT": str(port)}
     async with processes.running("dispatcher", env=more, cwd=tmp_path, url=url) as made:

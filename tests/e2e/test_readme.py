@@ -1,4 +1,4 @@
-"""The commands of README and tutorial, pasted as they stand, against what `make up` starts."""
+"""The commands of README and tutorial, as they stand there, against the stack of `make up`."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ async def paste(script: str, cwd: Path) -> str:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    said, complained = await shell.communicate()
-    assert shell.returncode == 0, f"{script}\n{said.decode()}\n{complained.decode()}"
-    return said.decode()
+    out, err = await shell.communicate()
+    assert shell.returncode == 0, f"{script}\n{out.decode()}\n{err.decode()}"
+    return out.decode()
 
 
 @pytest.fixture
 def home(tmp_path):
-    """Make a directory like a checkout after `make up`: a secret and the virtual environment."""
+    """Return a directory like a checkout after `make up`, with a secret and a venv."""
     assert all(map(is_free, (8000, 8001, 9101, 9102))), "the README's ports are in use"
     (tmp_path / ".env").write_text(f"WDS_HMAC_SECRET={SECRET}\n")
     (tmp_path / ".venv").symlink_to(sys.prefix)
     return tmp_path
 
 
-async def test_every_command_works_when_pasted_and_shows_what_the_documents_say(home):
+async def test_readme_and_tutorial_commands_work_as_pasted(home):
     assert all(map(shutil.which, ("bash", "curl", "openssl", "python3")))
     async with processes.running("up", env={}, cwd=home) as stack:
         await eventually(
-            lambda: asyncio.sleep(0, any(line.startswith("[up] ready") for line in stack.lines)),
+            lambda: any(line.startswith("[up] ready") for line in stack.lines),
             within_s=60,
         )
-        said = [await paste(f". ./.env\n{block}", home) for block in BLOCKS]
-        first, github, found, search, listed, killed, watch = said
+        outputs = [await paste(f". ./.env\n{block}", home) for block in BLOCKS]
+        first, github, found, search, listed, killed, watch = outputs
         assert '"status":"RECEIVED","duplicate":false' in first
         assert '"event_type":"ping"' in github and "GitHub-Hookshot" in github
         assert '"event_type":"order.created"' in found
@@ -64,9 +64,9 @@ async def test_every_command_works_when_pasted_and_shows_what_the_documents_say(
         assert "2 of 2 shown" in listed
         assert re.search(r"\['unknown', .*'success'\]$", killed, re.MULTILINE)
         assert "wds_fleet_events_received_total" in watch
-        # What the tutorial has of the README need not be done twice.
-        said = [await paste(block, home) for block in LESSONS if block not in BLOCKS]
-        sent, became, batch, late, mended = said
+        # Blocks that the tutorial shares with the README have run.
+        outputs = [await paste(block, home) for block in LESSONS if block not in BLOCKS]
+        sent, became, batch, late, mended = outputs
         assert all(re.search(r"[0-9a-f]{32}\s*\Z", answer) for answer in (sent, late))
         assert '"event_type": "invoice.paid"' in became
         assert '"accepted":2,"duplicates":0' in batch

@@ -16,7 +16,7 @@ import svix.webhooks
 from tests.e2e import processes
 from tests.senders import SENDERS
 from tests.support import eventually, receiving
-from wds.local import sample_events
+from wds.cli import sample_events
 
 ROOT = Path(__file__).parents[2]
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef01234567").decode()
@@ -121,7 +121,7 @@ async def test_send_reports_an_unknown_source_in_one_sentence(env, tmp_path):
     ) as send:
         assert await send.ended() == 1
     assert send.lines == [
-        "wds: nobody is no source; wds.toml and WDS_HMAC_SECRET make default, github"
+        "wds: there is no source nobody; wds.toml and WDS_HMAC_SECRET define default, github"
     ]
 
 

@@ -15,6 +15,7 @@ import pytest
 from tests.e2e import processes
 from tests.e2e.collector import collecting
 from tests.support import eventually, receiving, signed
+from wds.local import embedded_engines
 from wds.local.replica_set import initiate_replica_set
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
@@ -41,7 +42,7 @@ async def everything(env, cwd):
         env = {**env, "WDS_DOWNSTREAM_URL": f"{receiver.url}?key=hush-query"}
         made = []
         for name, port_of in (("ingest", "WDS_PORT"), ("dispatcher", "WDS_METRICS_PORT")):
-            port = processes.embedded.free_port()
+            port = embedded_engines.free_port()
             url = f"http://127.0.0.1:{port}"
             own = {**env, port_of: str(port)}
             process = await stack.enter_async_context(
@@ -93,7 +94,7 @@ def traceparents(receiver) -> list[str]:
     return [request.headers["traceparent"] for request in receiver.requests]
 
 
-async def test_one_trace_leads_from_the_sender_through_a_retry_to_the_downstream(env, db, tmp_path):
+async def test_trace_leads_from_the_sender_through_a_retry_to_the_downstream(env, db, tmp_path):
     async with collecting() as collector:
         on = {**env, **QUICK, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
         on["WDS_RATE_LIMIT"] = "50"
@@ -152,7 +153,7 @@ async def test_one_trace_leads_from_the_sender_through_a_retry_to_the_downstream
     assert b"hush" not in collector.raw
 
 
-async def test_log_lines_carry_the_trace(env, db, tmp_path):
+async def test_trace_id_is_on_the_log_lines(env, db, tmp_path):
     async with collecting() as collector:
         on = {**env, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
         async with everything(on, tmp_path) as (_, ingest, dispatcher):
@@ -165,7 +166,7 @@ async def test_log_lines_carry_the_trace(env, db, tmp_path):
         assert line["trace_id"] == TRACE_ID
 
 
-async def test_every_event_of_a_batch_belongs_to_the_trace_of_its_request(env, db, tmp_path):
+async def test_trace_of_a_batch_request_has_every_event_of_the_batch(env, db, tmp_path):
     async with collecting() as collector:
         # The address of the traces' own variable is taken as it is.
         on = {**env, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{collector.url}/v1/traces"}
@@ -190,7 +191,7 @@ async def test_every_event_of_a_batch_belongs_to_the_trace_of_its_request(env, d
     assert {each.rpartition("-")[0] for each in traceparents(receiver)} == sent
 
 
-async def test_a_write_that_several_requests_share_shows_in_the_trace_of_each(env, db, tmp_path):
+async def test_trace_of_each_request_shows_a_write_that_several_share(env, db, tmp_path):
     count = 40
     async with collecting() as collector:
         on = {**env, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
@@ -206,7 +207,7 @@ async def test_a_write_that_several_requests_share_shows_in_the_trace_of_each(en
     assert max(each.attributes["db.operation.batch.size"] for each in inserts) > 1
 
 
-async def test_a_sender_that_does_not_sample_is_followed(env, db, tmp_path):
+async def test_trace_is_not_recorded_if_the_sender_does_not_sample(env, db, tmp_path):
     """Nothing is exported, and the decision and the trace id still reach the downstream."""
     async with collecting() as collector:
         on = {**env, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
@@ -219,7 +220,7 @@ async def test_a_sender_that_does_not_sample_is_followed(env, db, tmp_path):
     assert re.fullmatch(f"00-{TRACE_ID}-[0-9a-f]{{16}}-00", traceparents(receiver)[0])
 
 
-async def test_an_event_from_before_tracing_was_on_begins_a_trace(env, db, tmp_path):
+async def test_trace_begins_at_the_delivery_for_an_event_stored_without_one(env, db, tmp_path):
     async with processes.ingest(env, cwd=tmp_path) as ingest:
         await send(ingest.url, b"{}", **SENDERS)
         assert await ingest.stop() == 0
@@ -236,8 +237,8 @@ async def test_an_event_from_before_tracing_was_on_begins_a_trace(env, db, tmp_p
     assert process.trace_id in traceparents(receiver)[0]
 
 
-async def test_a_downstream_that_cannot_be_reached_shows_as_a_failed_request(env, db, tmp_path):
-    nobody = f"http://127.0.0.1:{processes.embedded.free_port()}/hush-path"
+async def test_trace_shows_an_unreachable_downstream_as_a_failed_request(env, db, tmp_path):
+    nobody = f"http://127.0.0.1:{embedded_engines.free_port()}/hush-path"
     async with collecting() as collector:
         on = {**env, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "WDS_MAX_ATTEMPTS": "1"}
         async with AsyncExitStack() as stack:
@@ -253,7 +254,7 @@ async def test_a_downstream_that_cannot_be_reached_shows_as_a_failed_request(env
     assert b"hush" not in collector.raw
 
 
-async def test_what_strangers_write_spoils_neither_the_request_nor_the_export(env, db, tmp_path):
+async def test_trace_with_hostile_text_breaks_neither_request_nor_export(env, db, tmp_path):
     async with collecting() as collector:
         on = {**env, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
         hostile = [
@@ -311,9 +312,7 @@ def watched(tmp_path):
     ],
     ids=["unset", "disabled", "none"],
 )
-async def test_nothing_is_imported_stored_or_passed_on_while_tracing_is_off(
-    env, db, tmp_path, watched, off
-):
+async def test_tracing_off_imports_stores_and_passes_on_nothing(env, db, tmp_path, watched, off):
     async with everything({**env, **watched, **off}, tmp_path) as (receiver, *parts):
         await send(parts[0].url, b"{}", **SENDERS)
         await delivered(db, 1)
@@ -327,18 +326,14 @@ async def test_nothing_is_imported_stored_or_passed_on_while_tracing_is_off(
 
 
 @pytest.mark.parametrize("command", ["ingest", "dispatcher"])
-async def test_control_what_is_imported_while_tracing_is_on_is_seen(
-    env, tmp_path, watched, command
-):
+async def test_control_imports_are_seen_while_tracing_is_on(env, tmp_path, watched, command):
     on = {**env, **watched, "OTEL_TRACES_EXPORTER": "otlp", "WDS_METRICS_PORT": "0"}
-    on["WDS_PORT"] = str(processes.embedded.free_port())
+    on["WDS_PORT"] = str(embedded_engines.free_port())
     async with processes.running(command, env=on, cwd=tmp_path) as made:
-        await eventually(lambda: asyncio.sleep(0, "imported opentelemetry.sdk.trace" in made.lines))
+        await eventually(lambda: "imported opentelemetry.sdk.trace" in made.lines)
 
 
-async def test_without_the_extra_everything_works_and_the_log_says_what_is_missing(
-    env, db, tmp_path
-):
+async def test_tracing_without_the_extra_is_logged_and_everything_works(env, db, tmp_path):
     shadow = tmp_path / "not_installed" / "opentelemetry"
     shadow.mkdir(parents=True)
     missing = "raise ModuleNotFoundError(\"No module named 'opentelemetry'\", name='opentelemetry')"
@@ -355,9 +350,7 @@ async def test_without_the_extra_everything_works_and_the_log_says_what_is_missi
             assert (line["level"], line["cure"]) == ("warning", "pip install 'wds[otel]'")
 
 
-async def test_a_collector_that_does_not_answer_delays_neither_deliveries_nor_the_end(
-    env, db, tmp_path
-):
+async def test_collector_that_does_not_answer_delays_neither_deliveries_nor_exit(env, db, tmp_path):
     taken = asyncio.Event()
     connections = []
 
@@ -386,9 +379,7 @@ async def test_a_collector_that_does_not_answer_delays_neither_deliveries_nor_th
 
 
 @pytest.mark.alone
-async def test_neither_mongodb_nor_a_collector_that_does_not_answer_makes_the_end_late(
-    env, tmp_path
-):
+async def test_exit_is_in_time_though_mongodb_and_the_collector_do_not_answer(env, tmp_path):
     """Both at once still leave the promise: the request timeout and 5 s."""
     connections = []
 
@@ -397,9 +388,9 @@ async def test_neither_mongodb_nor_a_collector_that_does_not_answer_makes_the_en
 
     collector = await asyncio.start_server(never, "127.0.0.1", 0)
     port = collector.sockets[0].getsockname()[1]
-    server = await processes.embedded.start_mongod(tmp_path / "mongo")
+    server = await embedded_engines.start_mongod(tmp_path / "mongo")
     try:
-        await initiate_replica_set("127.0.0.1", server.port, processes.embedded.REPLICA_SET)
+        await initiate_replica_set("127.0.0.1", server.port, embedded_engines.REPLICA_SET)
         async with receiving() as receiver:
             held = asyncio.Event()
 
@@ -432,7 +423,7 @@ async def test_neither_mongodb_nor_a_collector_that_does_not_answer_makes_the_en
             each.close()
 
 
-async def test_settings_of_tracing_may_stand_in_dot_env(env, db, tmp_path):
+async def test_tracing_reads_its_settings_from_dot_env(env, db, tmp_path):
     async with collecting() as collector:
         lines = f"OTEL_EXPORTER_OTLP_ENDPOINT={collector.url}\nOTEL_SERVICE_NAME=hooks\n"
         (tmp_path / ".env").write_text(lines)
@@ -451,7 +442,7 @@ async def test_settings_of_tracing_may_stand_in_dot_env(env, db, tmp_path):
         ("OTEL_BSP_MAX_QUEUE_SIZE", "-1"),
     ],
 )
-async def test_a_setting_of_tracing_that_cannot_be_used_is_named(env, tmp_path, name, value):
+async def test_tracing_names_a_setting_that_cannot_be_used(env, tmp_path, name, value):
     on = {**env, "OTEL_TRACES_EXPORTER": "otlp", name: value}
     async with processes.running("ingest", env=on, cwd=tmp_path) as made:
         assert await made.ended() == 2

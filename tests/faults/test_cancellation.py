@@ -13,9 +13,8 @@ from datetime import UTC
 from aiohttp import web
 
 from tests.support import eventually, new_event, receiving
-from wds.delivery.http_client import Deliverer
-from wds.delivery.rate_limiter import Limiter
-from wds.dispatcher import Dispatcher
+from wds.dispatcher import Dispatcher, default_lane
+from wds.domain import destinations
 from wds.domain.invariants import Expectations, violations
 
 BACKOFF = (0.05, 0.05)
@@ -55,24 +54,19 @@ def cancelled_at_new_await(coroutine, cancelled: set[tuple[str, ...]]):
             thrown = error
 
 
-async def deliver_one(dispatcher: Dispatcher, store, limiter: Limiter) -> None:
-    """Claim and deliver one event in this task, which a dispatcher does in two tasks."""
-    claimed = await store.queue.claim("default", 4, owner="d", lease_s=LEASE_S, max_attempts=20)
-    granted = await limiter.reserve("cancelled", len(claimed.claims))
-    for claim, slot in zip(claimed.claims, granted.slots, strict=True):
-        dispatcher._count_waiting(1)
-        await dispatcher._deliver(claim, slot)
-
-
-async def test_delivery_cancelled_at_any_await_still_arrives_and_leaks_nothing(
-    settings, store, db, destination, monkeypatch
-):
-    reserve = Limiter.reserve
-    monkeypatch.setattr(
-        Limiter,
-        "reserve",
-        lambda self, name, n, **more: reserve(self, f"{destination}{name}", n, **more),
+async def one_event(dispatcher: Dispatcher, store) -> None:
+    """Take one event all the way in this task, as a turn and a delivery do in theirs."""
+    lane = dispatcher.lanes[destinations.DEFAULT]
+    claimed = await store.queue.claim(
+        lane.destination.name, 4, owner="d", lease_s=LEASE_S, max_attempts=20
     )
+    slots, _ = await lane.reserve(len(claimed.claims))
+    for claim, slot in zip(claimed.claims, slots, strict=True):
+        lane.count_waiting(slot)
+        await dispatcher.deliver(lane, claim, slot)
+
+
+async def test_delivery_cancelled_at_any_await_still_arrives_and_leaks_nothing(settings, store, db):
     limited = replace(
         settings,
         rate_limit=1000,
@@ -80,8 +74,8 @@ async def test_delivery_cancelled_at_any_await_still_arrives_and_leaks_nothing(
         lease=LEASE_S,
         request_timeout=0.5,
         max_attempts=20,
+        concurrency=4,
     )
-    limiter = Limiter(settings.redis_url, 1000, farthest_s=1)
 
     async def fail_first(_: web.Request) -> web.Response:
         return web.Response(status=500 if len(receiver.requests) % 2 else 200)
@@ -90,10 +84,8 @@ async def test_delivery_cancelled_at_any_await_still_arrives_and_leaks_nothing(
     runs = 0
     async with receiving() as receiver:
         receiver.answer = fail_first
-        deliverer = Deliverer(receiver.url, timeout_s=0.5, connections=4)
-        dispatcher = Dispatcher(
-            limited, owner="d", store=store, limiter=limiter, deliverer=deliverer
-        )
+        lane = default_lane(replace(limited, downstream_url=receiver.url), store)
+        dispatcher = Dispatcher([lane], owner="d", store=store, lease_s=LEASE_S)
         untouched = 0
         # A cancellation that a client library swallowed counts as well. Which awaits suspend
         # depends on what has arrived already, so one run without a new await is no proof.
@@ -101,31 +93,31 @@ async def test_delivery_cancelled_at_any_await_still_arrives_and_leaks_nothing(
             runs += 1
             await store.writer.insert([new_event()])
             before = len(cancelled)
-            path = deliver_one(dispatcher, store, limiter)
+            path = one_event(dispatcher, store)
             task = asyncio.create_task(_as_coroutine(cancelled_at_new_await(path, cancelled)))
             await asyncio.wait({task})
-            await dispatcher._settler.drain()
-            # A client library may swallow the cancellation and go on: redis-py while connecting.
+            await dispatcher.drain()
+            # A client library may swallow it (redis-py does while connecting) and go on; fine.
             assert task.cancelled() or task.exception() is None
             untouched = untouched + 1 if len(cancelled) == before else 0
-        assert dispatcher._waiting == 0
+        assert lane.room() == limited.concurrency
         running = asyncio.create_task(dispatcher.run())
         live = {"next_attempt_at": {"$exists": True}}
         await eventually(lambda: db.events.count_documents(live), lambda left: left == 0)
         dispatcher.stop()
         await running
-        assert not deliverer._session.connector._acquired
-        await deliverer.close()
-    pool = limiter._redis.connection_pool
-    assert len(pool._in_use_connections) == 0
-    await limiter.close()
-    functions = {name.partition(":")[0] for names in cancelled for name in names}
+        assert not lane.client.connector._acquired
+        pool = lane.limiter._redis.connection_pool
+        assert len(pool._in_use_connections) == 0
+        await lane.close()
+    passed = {name.partition(":")[0] for names in cancelled for name in names}
     assert {
         "MongoLeaseQueue.claim",
-        "Limiter.reserve",
-        "Deliverer.post",
+        "RateLimiter.reserve",
+        "OutgoingRequest.__aenter__",
+        "OutgoingRequest.send",
         "GroupCommit.submit",
-    } <= functions
+    } <= passed
     documents = await db.events.find().to_list(None)
     assert len(documents) == runs
     assert {each["status"] for each in documents} == {"DELIVERED"}

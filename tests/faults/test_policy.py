@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
-from wds.delivery.http_client import Deliverer
-from wds.dispatcher import Dispatcher
+from tests.support import make_destination, send
+from wds.delivery.http_client import HttpClient
+from wds.domain.attempt_results import settlement
 from wds.domain.deliveries import Claim, Status
 from wds.domain.retry_policy import RETRY_AFTER_CAP_S
 
@@ -54,29 +54,28 @@ def claim_of(number: int) -> Claim:
 
 
 @pytest.mark.parametrize("kind", RETRY_AFTER)
-async def test_retry_policy_for_every_status_and_retry_after(settings, store, kind):
-    value, asked_s = RETRY_AFTER[kind]
+async def test_settlement_follows_the_policy_for_every_status(kind):
+    value, retry_after_s = RETRY_AFTER[kind]
     header = "" if value is None else f"Retry-After: {value}\r\n"
-    limits = replace(settings, backoff=SCHEDULE, max_attempts=5, rate_limit=0)
     answers: asyncio.Queue[bytes] = asyncio.Queue()
     async with answering(answers) as url:
-        deliverer = Deliverer(url, timeout_s=5, connections=1)
-        dispatcher = Dispatcher(limits, owner="d", store=store, limiter=None, deliverer=deliverer)
+        destination = make_destination(url, backoff=SCHEDULE, max_attempts=5)
+        client = HttpClient(destination)
         for status in range(100, 600):
             number = status % 5 + 1
             head = f"HTTP/1.1 {status} Any\r\nDate: {DATE}\r\n{header}Connection: close\r\n"
             answers.put_nowait(f"{head}Content-Length: 0\r\n\r\n".encode())
             claim = claim_of(number)
-            result = await deliverer.post(claim)
-            settlement = dispatcher._decide(claim, result)
-            interim = status < 200  # with nothing after it, the request gets no answer
+            result = await send(client, claim)
+            ended = settlement(claim, result, destination)
+            interim = status < 200  # followed by nothing: no answer at all
             assert result.status_code == (None if interim and status != 101 else status)
             if 200 <= status < 300:
-                assert settlement.status is Status.DELIVERED
+                assert ended.status is Status.DELIVERED
             elif number == 5:
-                assert settlement.status is Status.FAILED_PERMANENTLY
+                assert ended.status is Status.FAILED_PERMANENTLY
             else:
-                assert settlement.status is Status.DELIVERING
-                retry_after_s = 0 if result.status_code is None else asked_s
-                assert settlement.delay_s == max(SCHEDULE[number - 1], retry_after_s)
-        await deliverer.close()
+                assert ended.status is Status.DELIVERING
+                read_s = 0 if result.status_code is None else retry_after_s
+                assert ended.delay_s == max(SCHEDULE[number - 1], read_s)
+        await client.close()

@@ -70,7 +70,7 @@ async def test_event_of_a_killed_dispatcher_is_sent_again_after_its_lease(tmp_pa
     async with system(tmp_path, seed=seed, dispatchers=1, ingests=1) as running:
         running.receiver.answer = hang_at_first
         await running.sender.send(1)
-        await eventually(lambda: asyncio.sleep(0, len(running.receiver.requests)))
+        await eventually(lambda: len(running.receiver.requests))
         running.dispatchers[0].signal(signal.SIGKILL)
         await running.dispatchers[0].start()
         await running.settled(1, within_s=20)

@@ -161,7 +161,7 @@ async def replay_beside_a_stream(tmp_path, seed, count, *, kills):
     async with (
         receiving_apart() as receiver,
         system(tmp_path, seed=seed, settings=settings, dispatchers=2, receiver=receiver) as running,
-        recording_grants(running.env["WDS_REDIS_URL"]) as grants,
+        recording_grants(running.env["WDS_REDIS_URL"], running.env["WDS_MONGO_DB"]) as grants,
     ):
         await seed_failed(running, count)
         stream = Stream(running)

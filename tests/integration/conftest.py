@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 
-from tests.support import signed
+from tests.support import receiving, signed
 from wds.ingest import create_app
 from wds.web.server import listening
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from tests.support import Receiver
     from wds.config import Settings
     from wds.storage.store import Store
 
@@ -54,3 +55,10 @@ async def client(settings: Settings, store: Store) -> AsyncIterator[Client]:
         aiohttp.ClientSession() as session,
     ):
         yield Client(session, f"http://127.0.0.1:{port}")
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    """Run a downstream that records every request."""
+    async with receiving() as receiver:
+        yield receiver

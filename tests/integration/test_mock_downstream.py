@@ -79,13 +79,13 @@ async def refusal(mock):
         return response.status, response.headers.get("Retry-After"), await response.json()
 
 
-async def test_3_a_second_are_let_in_and_the_next_is_told_when_to_come_back():
+async def test_receive_admits_3_a_second_and_tells_the_next_when_to_retry():
     async with running(rate_limit=3) as mock:
         assert await mock.deliver_many(3) == [200] * 3
         assert await refusal(mock) == (429, "1", {"status": "too many requests"})
 
 
-async def test_the_window_opens_again_a_second_after_the_first_and_not_before(monkeypatch):
+async def test_window_admits_again_one_second_after_the_first_request(monkeypatch):
     now = 1000.0
     monkeypatch.setattr("wds.mock_downstream.time", SimpleNamespace(monotonic=lambda: now))
     async with running(rate_limit=3) as mock:
@@ -95,13 +95,13 @@ async def test_the_window_opens_again_a_second_after_the_first_and_not_before(mo
         assert await mock.deliver() == 429
 
 
-async def test_without_a_limit_everything_is_let_in(mock):
+async def test_receive_admits_everything_without_a_limit(mock):
     assert await mock.deliver_many(20) == [200] * 20
 
 
 @pytest.mark.alone
 @pytest.mark.parametrize("made", [[0], [1], [0, 1]], ids=["one", "the other", "both"])
-async def test_replicas_on_one_redis_share_one_window(shared_window, made):
+async def test_window_is_shared_by_replicas_on_one_redis(shared_window, made):
     async with (
         running(rate_limit=3, redis_url=shared_window) as first,
         running(rate_limit=3, redis_url=shared_window) as second,
@@ -122,7 +122,7 @@ async def test_replicas_on_one_redis_share_one_window(shared_window, made):
     assert waited >= 1.0
 
 
-async def test_requests_at_once_on_replicas_do_not_slip_through(shared_window):
+async def test_window_holds_for_simultaneous_requests_on_two_replicas(shared_window):
     async with (
         running(rate_limit=3, redis_url=shared_window) as first,
         running(rate_limit=3, redis_url=shared_window) as second,
@@ -138,7 +138,7 @@ async def failures(**options):
         return await mock.deliver_many(60)
 
 
-async def test_a_seed_makes_the_failures_repeatable():
+async def test_seed_makes_the_failures_repeatable():
     first = await failures(failure_rate=0.5, seed=7)
 
     assert set(first) == {200, 500}
@@ -147,15 +147,15 @@ async def test_a_seed_makes_the_failures_repeatable():
 
 
 @pytest.mark.parametrize(("rate", "status"), [(0.0, 200), (1.0, 500)])
-async def test_a_failure_rate_of_none_or_all_is_exact(rate, status):
+async def test_failure_rate_of_0_or_1_is_exact(rate, status):
     assert await failures(failure_rate=rate) == [status] * 60
 
 
-async def test_a_failure_rate_is_about_the_share_that_fails():
+async def test_failure_rate_is_about_the_share_that_fails():
     assert 3 <= (await failures(failure_rate=0.15, seed=1)).count(500) <= 18
 
 
-async def test_the_stats_count_what_became_of_each_request():
+async def test_stats_count_each_request_by_its_result():
     async with running(rate_limit=3) as mock:
         before = await mock.stats()
         await mock.deliver()
@@ -174,7 +174,7 @@ async def test_the_stats_count_what_became_of_each_request():
     }
 
 
-async def test_the_most_in_one_second_forgets_what_is_older_than_a_second(mock):
+async def test_stats_most_in_one_second_forgets_older_requests(mock):
     await mock.deliver_many(3)
     last = time.monotonic()
 
@@ -187,7 +187,7 @@ async def test_the_most_in_one_second_forgets_what_is_older_than_a_second(mock):
     assert (await mock.stats())["most_in_one_second"] == 3
 
 
-async def test_a_repeat_is_counted_only_after_the_event_was_accepted(mock):
+async def test_stats_count_a_repeat_only_after_the_event_was_accepted(mock):
     repeated = []
     for mode in ("fail", "fail", "normal", "normal", "fail"):
         await mock.behave(mode=mode)
@@ -201,7 +201,7 @@ async def test_a_repeat_is_counted_only_after_the_event_was_accepted(mock):
     assert (await mock.stats())["repeated"] == 2
 
 
-async def test_a_limited_request_is_not_an_accepted_one():
+async def test_stats_do_not_count_a_limited_request_as_accepted():
     async with running(rate_limit=1) as mock:
         statuses = [await mock.deliver(event_id) for event_id in ("evt-1", "evt-2", "evt-2")]
         assert statuses == [200, 429, 429]
@@ -222,7 +222,7 @@ async def test_a_limited_request_is_not_an_accepted_one():
     ],
     ids=str,
 )
-async def test_deliveries_are_answered_as_the_behaviour_says(mock, behaviour, status, result):
+async def test_receive_answers_as_the_behaviour_says(mock, behaviour, status, result):
     answered, shown = await mock.behave(**behaviour)
 
     assert answered == 200
@@ -231,7 +231,7 @@ async def test_deliveries_are_answered_as_the_behaviour_says(mock, behaviour, st
     assert (await mock.stats())[result] == 3
 
 
-async def test_a_slow_mock_answers_normally_after_the_delay(mock):
+async def test_receive_in_mode_slow_answers_normally_after_the_delay(mock):
     await mock.behave(mode="slow", delay_s=0.3)
     began = time.monotonic()
     statuses = await asyncio.gather(mock.deliver(), mock.deliver())
@@ -241,7 +241,7 @@ async def test_a_slow_mock_answers_normally_after_the_delay(mock):
     assert (await mock.stats())["accepted"] == 2
 
 
-async def test_a_hanging_mock_says_nothing_and_drops_the_connection(mock):
+async def test_receive_in_mode_hang_drops_the_connection_without_an_answer(mock):
     await mock.behave(mode="hang", delay_s=0.3)
     began = time.monotonic()
     with pytest.raises(aiohttp.ClientConnectionError):
@@ -252,7 +252,7 @@ async def test_a_hanging_mock_says_nothing_and_drops_the_connection(mock):
     assert (stats["received"], stats["accepted"], stats["failed"]) == (1, 0, 1)
 
 
-async def test_the_behaviours_limit_is_kept_from_the_next_request_on(mock):
+async def test_behaviour_limit_applies_from_the_next_request_on(mock):
     assert await mock.deliver_many(5) == [200] * 5
     await mock.behave(rate_limit=1)
     assert await mock.deliver_many(2) == [200, 429]
@@ -260,7 +260,7 @@ async def test_the_behaviours_limit_is_kept_from_the_next_request_on(mock):
     assert await mock.deliver_many(2) == [200, 200]
 
 
-async def test_what_a_change_leaves_out_goes_back_to_the_start():
+async def test_behaviour_fields_that_a_change_omits_return_to_their_start():
     async with running(failure_rate=0.25, rate_limit=7) as mock:
         start = await mock.request("GET", BEHAVIOUR)
         await mock.behave(mode="status", status=418, failure_rate=0.5, rate_limit=9)
@@ -298,7 +298,7 @@ async def test_what_a_change_leaves_out_goes_back_to_the_start():
     ],
     ids=lambda value: value[:24].decode("latin-1") if isinstance(value, bytes) else None,
 )
-async def test_what_is_no_behaviour_is_refused_and_changes_nothing(mock, body, status, field):
+async def test_behaviour_that_is_invalid_is_refused_and_changes_nothing(mock, body, status, field):
     before = await mock.request("GET", BEHAVIOUR)
     answered, answer = await mock.request("PUT", BEHAVIOUR, data=body)
 
@@ -308,13 +308,13 @@ async def test_what_is_no_behaviour_is_refused_and_changes_nothing(mock, body, s
     assert await mock.request("GET", BEHAVIOUR) == before
 
 
-async def test_a_behaviour_in_an_unknown_charset_is_the_clients_mistake(mock):
+async def test_behaviour_in_an_unknown_charset_is_answered_4xx(mock):
     headers = {"Content-Type": "application/json; charset=klingon"}
     async with mock.session.put(mock.url + BEHAVIOUR, data=b"{}", headers=headers) as response:
         assert 400 <= response.status < 500
 
 
-async def test_the_mock_lives_measures_itself_and_shows_its_documents(mock):
+async def test_app_has_health_metrics_and_its_openapi_document(mock):
     await mock.deliver()
     pages = {}
     for path in ("/healthz", "/metrics", "/docs", "/docs/openapi.json"):
@@ -329,7 +329,7 @@ async def test_the_mock_lives_measures_itself_and_shows_its_documents(mock):
     assert "/downstream/receive" in pages["/docs/openapi.json"][1]
 
 
-async def test_its_documents_are_shown_by_the_same_page_as_ingests(mock):
+async def test_docs_page_is_the_same_as_that_of_ingest(mock):
     """The bundled one takes orders from its query, and runs a script within itself."""
     for query, status in (("", 200), ("?url=https://evil.example/x.json", 302)):
         address = f"{mock.url}/docs{query}"

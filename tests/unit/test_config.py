@@ -1,4 +1,4 @@
-"""Settings: defaults, ranges, and what is refused by name."""
+"""Settings: defaults, ranges, and errors by the name of the setting."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def problems(*, require=(), **environ):
     return caught.value.problems
 
 
-def test_nothing_given_is_all_defaults():
+def test_settings_of_an_empty_environment_are_the_defaults():
     assert Settings.load({}) == Settings()
 
 
-def test_the_defaults_are_the_contracts():
+def test_settings_have_the_documented_defaults():
     settings = Settings.load({})
     assert (settings.host, settings.port, settings.metrics_port) == ("127.0.0.1", 8000, 9101)
     assert settings.downstream_url == "http://127.0.0.1:8001/downstream/receive"
@@ -38,7 +38,7 @@ def test_the_defaults_are_the_contracts():
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_every_default_would_be_accepted_if_given(name):
+def test_load_accepts_every_default(name):
     default = SPECS[name].default
     text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
     if default not in (None, ()):
@@ -47,7 +47,7 @@ def test_every_default_would_be_accepted_if_given(name):
 
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("value", ["", "  ", "\t\n"], ids=ascii)
-def test_an_empty_value_is_unset(name, value):
+def test_load_takes_an_empty_value_as_unset(name, value):
     assert Settings.load({name: value}) == Settings()
     assert problems(require=(name,), **{name: value}) == [f"{name} is not set"]
 
@@ -74,6 +74,10 @@ def test_an_empty_value_is_unset(name, value):
         ("WDS_PORT", "65535", "port", 65535),
         ("WDS_MAX_BODY_BYTES", str(MAX_BODY_BYTES), "max_body_bytes", MAX_BODY_BYTES),
         ("WDS_OPERATOR_OPEN", "true", "operator_open", True),
+        ("WDS_OPERATOR_OPEN", "Yes", "operator_open", True),
+        ("WDS_LISTEN", "0", "listen", False),
+        ("WDS_LISTEN", "off", "listen", False),
+        ("WDS_LEASE", "1e3", "lease", 1000.0),
         ("WDS_OPERATOR_OPEN", "false", "operator_open", False),
         (
             "WDS_OPERATOR_HOSTS",
@@ -86,7 +90,7 @@ def test_an_empty_value_is_unset(name, value):
         ("WDS_MOCK_SEED", "0", "mock_seed", 0),
     ],
 )
-def test_a_good_value_is_read(name, value, field, expected):
+def test_load_reads_a_valid_value(name, value, field, expected):
     assert getattr(Settings.load({name: value}), field) == expected
 
 
@@ -152,12 +156,12 @@ def test_a_good_value_is_read(name, value, field, expected):
     ],
     ids=lambda text: ascii(text[:24]),
 )
-def test_a_bad_value_is_refused_by_the_settings_name(name, value):
+def test_load_refuses_an_invalid_value_by_the_name_of_its_setting(name, value):
     [problem] = problems(**{name: value})
     assert problem.startswith(f"{name}: ")
 
 
-def test_all_problems_are_reported_at_once():
+def test_load_reports_all_problems_at_once():
     found = problems(
         require=("WDS_HMAC_SECRET", "WDS_MONGO_URL"), WDS_PORT="x", WDS_LEASE="y", WDS_BACKOFF="z"
     )
@@ -170,7 +174,7 @@ def test_all_problems_are_reported_at_once():
     ]
 
 
-def test_the_error_is_one_line_with_every_problem():
+def test_settings_error_has_every_problem_in_one_line():
     error = SettingsError(["A: is wrong", "B is not set"])
     assert str(error) == "A: is wrong; B is not set"
 
@@ -185,7 +189,7 @@ def test_the_error_is_one_line_with_every_problem():
         pytest.param({"WDS_LEASE": "10.5", "WDS_RATE_LIMIT": "0"}, False, id="timeout_and_margin"),
     ],
 )
-def test_a_lease_must_outlast_the_request_and_the_wait_for_a_slot(environ, good):
+def test_load_requires_a_lease_longer_than_the_request_and_the_slot_wait(environ, good):
     if good:
         Settings.load(environ)
     else:
@@ -193,12 +197,12 @@ def test_a_lease_must_outlast_the_request_and_the_wait_for_a_slot(environ, good)
         assert "WDS_LEASE" in problem and "WDS_REQUEST_TIMEOUT" in problem
 
 
-def test_the_memory_for_bodies_must_hold_two_of_the_largest():
+def test_load_requires_body_memory_for_two_bodies_of_the_largest_size():
     [problem] = problems(WDS_MAX_BODY_BYTES="1000000", WDS_BODY_MEMORY="1999999")
     assert "WDS_BODY_MEMORY" in problem and "WDS_MAX_BODY_BYTES" in problem
 
 
-def test_there_is_no_wait_for_a_slot_without_a_limit():
+def test_slot_wait_is_zero_without_a_rate_limit():
     assert Settings(rate_limit=3).slot_wait == SLOT_WAIT_S
     assert Settings(rate_limit=0).slot_wait == 0
 
@@ -206,7 +210,7 @@ def test_there_is_no_wait_for_a_slot_without_a_limit():
 SECRETS = [name for name, spec in SPECS.items() if spec.metadata["secret"]]
 
 
-def test_what_can_hold_a_credential_is_marked_secret():
+def test_settings_that_can_hold_a_credential_are_marked_secret():
     assert {
         "WDS_HMAC_SECRET",
         "WDS_MONGO_URL",
@@ -218,7 +222,7 @@ def test_what_can_hold_a_credential_is_marked_secret():
 
 
 @pytest.mark.parametrize("name", SECRETS)
-def test_a_secret_shows_neither_in_the_repr_nor_in_an_error(name):
+def test_settings_show_no_secret_in_their_repr_or_in_an_error(name):
     schemes = {"WDS_MONGO_URL": "mongodb", "WDS_REDIS_URL": "redis", "WDS_DOWNSTREAM_URL": "http"}
     good = f"{schemes.get(name, 'x')}://user:hunter2@h/"
     if name == "WDS_DOWNSTREAM_SECRET":
@@ -233,12 +237,12 @@ def test_a_secret_shows_neither_in_the_repr_nor_in_an_error(name):
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_every_setting_says_what_it_means(name):
+def test_settings_all_have_a_description(name):
     assert name.startswith("WDS_")
     assert SPECS[name].metadata["doc"].endswith(".")
 
 
-def test_a_mistyped_name_is_noticed_and_other_programs_are_left_alone():
+def test_unknown_finds_misspelt_names_and_ignores_other_programs():
     environ = {"WDS_RATELIMIT": "3", "WDS_PORT": "1", "PATH": "/bin", "wds_port": "2", "WDS_": "1"}
     assert unknown(environ) == ["WDS_", "WDS_RATELIMIT"]
     assert unknown(dict.fromkeys(SPECS, "1")) == []

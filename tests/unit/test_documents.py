@@ -75,9 +75,9 @@ def existing_metrics() -> dict[str, str]:
 
 
 def test_the_catalogue_holds_whatever_a_process_exposes():
-    metrics.fleet.show({"now": datetime.now(UTC), "replicas": [], "retired": {}})
+    metrics.all_replicas.show({"now": datetime.now(UTC), "replicas": [], "retired": {}})
     exposed = {family.name for family in REGISTRY.collect() if family.name.startswith("wds_")}
-    metrics.fleet.show(None)
+    metrics.all_replicas.show(None)
     assert {family.name for family, _ in metrics.catalogue()} == exposed
 
 
@@ -89,11 +89,13 @@ def test_every_line_of_the_journal_is_documented_and_every_documented_one_exists
     table = OPERATIONS.split("## Logs")[1].split("\n## ")[0]
     cells = re.findall(r"^\| (`[a-z_`, ]+`) \| (?:ingest|dispatcher|both) \|", table, re.MULTILINE)
     documented = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
-    sources = {path.stem: path.read_text() for path in (ROOT / "src" / "wds").rglob("*.py")}
-    logged = set(re.findall(r'\blog\.\w+\(\s*"(\w+)"', sources["event_log"]))
+    package = ROOT / "src" / "wds"
+    code = "".join(path.read_text() for path in package.rglob("*.py"))
+    event_log = (package / "telemetry" / "event_log.py").read_text()
+    logged = set(re.findall(r'\blog\.\w+\(\s*"(\w+)"', event_log))
     assert {"received", "attempt", "bulk_action_begun"} <= logged
     assert logged | {"replayed", "cancelled"} <= documented
-    assert {name for name in documented if f'"{name}"' in "".join(sources.values())} == documented
+    assert {name for name in documented if f'"{name}"' in code} == documented
 
 
 def test_every_reason_of_a_refusal_that_is_counted_is_documented():

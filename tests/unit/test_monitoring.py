@@ -38,13 +38,13 @@ WORDS = {
 
 def samples() -> dict[str, set[str]]:
     """Return every series name that a process exposes, with its labels."""
-    metrics.fleet.show({"now": datetime.now(UTC), "replicas": [], "retired": {}})
+    metrics.all_replicas.show({"now": datetime.now(UTC), "replicas": [], "retired": {}})
     metrics.expect_defects(["/"])
     found: dict[str, set[str]] = {}
     for family in REGISTRY.collect():
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
-    metrics.fleet.show(None)
+    metrics.all_replicas.show(None)
     return found
 
 

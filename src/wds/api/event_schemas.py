@@ -90,7 +90,8 @@ _VALUES: Mapping[FilterKind, Callable[..., fields.Field[Any]]] = {
 
 
 def _field(spec: FilterSpec) -> fields.Field[Any]:
-    metadata = {"description": spec.description}
+    many = "One or several." if spec.many else ""
+    metadata = {"description": f"{spec.description} {many}".strip()}
     if spec.kind is FilterKind.ID_PREFIX:
         metadata["pattern"] = f"^[0-9a-f]{{1,{ID_LENGTH}}}$"
     value = _VALUES[spec.kind]

@@ -1,45 +1,53 @@
-"""`python -m wds check`: hold every event in the database against the guarantees."""
+"""`python -m wds check`: compare every event in the database with the guarantees."""
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TimeRemainingColumn
 from rich.table import Table
 
+from wds.cli.progress import progress_bar
+from wds.config import Settings
 from wds.domain.invariants import INVARIANTS, Expectations, violations
 from wds.storage.store import Store
 
 if TYPE_CHECKING:
-    from wds.config import Settings
+    from argparse import Namespace
+    from collections.abc import Mapping
 
 EXAMPLES = 3
-"""Event ids shown for each violated invariant."""
+"""Event ids that the report names for each violated invariant."""
+
+
+def run(arguments: Namespace, environ: Mapping[str, str]) -> int:
+    """Check and print a report; return the exit status: 0 without violations, else 1.
+
+    Raises:
+        SettingsError: a setting is malformed, or WDS_MONGO_URL is not set.
+        StoreUnavailableError: the database did not answer.
+    """
+    settings = Settings.load(environ, require=("WDS_MONGO_URL",))
+    found = asyncio.run(check(settings, overdue_s=arguments.overdue, payloads=arguments.payloads))
+    return 1 if found else 0
 
 
 async def check(settings: Settings, *, overdue_s: float, payloads: bool) -> int:
-    """Audit the whole collection and print a report; return how many violations there are.
+    """Check the whole collection and print a report; return the number of violations.
 
-    `payloads` reads every payload too and compares its hash. Reads only; safe at any time.
+    `payloads` also reads every payload and compares its hash. Only reads; safe at any time.
 
     Raises:
-        StoreUnavailableError: the database went away meanwhile.
+        StoreUnavailableError: the database did not answer.
     """
     store = Store(settings.mongo_url or "", settings.mongo_db)
-    console, progress = Console(), Console(stderr=True)
-    bar = Progress(
-        TextColumn("checking"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=progress,
-        disable=not progress.is_terminal,
-    )
+    bar = progress_bar("checking", Console(stderr=True), TimeRemainingColumn())
     counts: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
-    seen = 0
+    checked = 0
     try:
         await store.open()
         with bar:
@@ -56,25 +64,24 @@ async def check(settings: Settings, *, overdue_s: float, payloads: bool) -> int:
                         counts[name] += 1
                         examples.setdefault(name, []).append(event["_id"])
                         del examples[name][EXAMPLES:]
-                seen += len(page)
-                bar.update(task, completed=seen)
+                checked += len(page)
+                bar.update(task, completed=checked)
     finally:
         await store.close()
-    _report(console, seen, counts, examples)
+    _report(checked, counts, examples)
     return counts.total()
 
 
-def _report(
-    console: Console, seen: int, counts: Counter[str], examples: dict[str, list[str]]
-) -> None:
-    table = Table(title=f"{seen:,} events checked", show_lines=False)
+def _report(checked: int, counts: Counter[str], examples: dict[str, list[str]]) -> None:
+    console = Console()
+    table = Table(title=f"{checked:,} events checked", show_lines=False)
     table.add_column("invariant", overflow="fold")
     table.add_column("violations", justify="right")
     table.add_column("for example", overflow="fold")
     for name, meaning in INVARIANTS.items():
         count = counts[name]
-        shown = ", ".join(examples.get(name, []))
-        table.add_row(meaning, str(count), shown, style="bold red" if count else None)
+        ids = ", ".join(examples.get(name, []))
+        table.add_row(meaning, str(count), ids, style="bold red" if count else None)
     console.print(table)
     total = counts.total()
     console.print("all invariants hold" if not total else f"{total} violations")

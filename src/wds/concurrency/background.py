@@ -1,4 +1,4 @@
-"""Work that goes on beside a block, and ends with it."""
+"""Background work that ends with a block."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run `work` inside the block; on leaving it, cancel it and wait until it is over."""
+    """Run `work` during the block; on leaving it, cancel `work` and wait until it has ended."""
     task = asyncio.create_task(work)
     try:
         yield

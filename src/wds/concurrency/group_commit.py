@@ -1,9 +1,9 @@
-"""Group commit: whatever arrives while a write is in flight goes out as the next one.
+"""Group commit: everything that is submitted while a write is in flight forms the next batch.
 
-One slow acknowledged write then carries many items, so throughput does not depend on the
-latency of a majority commit, and a lone item waits for nothing. Where writes may overlap, they are
-kept equal in size: were most items in one of them, nobody would have anything to do meanwhile.
-There is no timer and no task while idle.
+One slow acknowledged write then carries many items, so throughput does not depend on the latency
+of a majority commit, and a lone item does not wait. If several batches may be in flight, they are
+kept equal in size: with most items in one batch, their submitters would all wait at the same time
+and nothing would fill the next. There is no timer, and no task while idle.
 """
 
 from __future__ import annotations
@@ -21,21 +21,26 @@ from wds.domain.errors import QueueFullError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-YOUNG_S = 0.05
-"""Beside a commit that takes longer than this others do not wait to be as large: it is stuck, or
-slow enough to work beside it all the same."""
+SLOW_COMMIT_S = 0.05
+"""Beside a commit that has run longer than this, a batch starts even if it is smaller: the slow one
+is stuck, or slow enough for the work beside it to pay."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_Waiting: TypeAlias = "tuple[Item, int, asyncio.Future[Result]]"
-"""An item, its weight, and what its submitter waits for."""
+_Pending: TypeAlias = "tuple[Item, int, asyncio.Future[Result]]"
+"""An item, its weight, and the future that its submitter awaits."""
 
 
 @dataclass(eq=False, slots=True)
-class _Flight:
-    """Batches on their way one after another: when the present one left, and its items."""
+class _Batch:
+    """The batch that one task has in flight; the task commits one after another.
 
-    since: float = math.inf
+    Attributes:
+        started_at: `time.monotonic()` when its commit began; infinite between two commits.
+        items: how many items it has; 0 between two commits.
+    """
+
+    started_at: float = math.inf
     items: int = 0
     task: asyncio.Task[None] | None = None
 
@@ -44,7 +49,7 @@ class GroupCommit(Generic[Item, Result]):
     """Turns single submissions into batches, by default one batch in flight at a time.
 
     `commit` receives the items in the order of submission and returns one result for each, in
-    the same order; an exception from it reaches every submitter of that batch, and no other.
+    the same order. An exception that it raises reaches every submitter of that batch and no other.
     """
 
     def __init__(
@@ -55,27 +60,30 @@ class GroupCommit(Generic[Item, Result]):
         max_batch: int,
         max_pending: int,
         max_wait_s: float = math.inf,
-        overlap: int = 1,
-        worth: int = 1,
+        max_in_flight: int = 1,
+        min_parallel_batch: int = 1,
     ) -> None:
-        """Bound one batch and all waiting items, both by the sum of `weigh`.
+        """Bound one batch (`max_batch`) and all pending items (`max_pending`) by weight.
 
-        While one commit has been under way for longer than `max_wait_s`, nothing more is taken:
-        what would only wait is better told so at once. Up to `overlap` batches are in flight. One
-        begins beside others once at least `worth` items wait for it, and as many as are in flight
-        unless these have been for `YOUNG_S`; it takes no more than an equal share of all. What
-        would fill a batch waits for nothing but a place.
+        While a commit has been running for longer than `max_wait_s`, submissions are refused:
+        they would only wait.
+
+        Up to `max_in_flight` batches are committed at a time. A further batch starts while others
+        are in flight if (a) `min_parallel_batch` items are pending and (b) at least as many are
+        pending as in flight, or a commit has run longer than `SLOW_COMMIT_S`. It takes at most
+        an equal share: the items pending and in flight, divided by `max_in_flight`. A full batch
+        needs only a free place.
         """
         self._commit = commit
-        self._max_wait_s = max_wait_s
-        self._overlap = overlap
-        self._worth = worth
-        self._flights: set[_Flight] = set()
-        self._boarding = False
         self._weigh = weigh
         self._max_batch = max_batch
         self._max_pending = max_pending
-        self._pending: deque[_Waiting[Item, Result]] = deque()
+        self._max_wait_s = max_wait_s
+        self._max_in_flight = max_in_flight
+        self._min_parallel_batch = min_parallel_batch
+        self._batches: set[_Batch] = set()
+        self._starting = False
+        self._pending: deque[_Pending[Item, Result]] = deque()
         self._pending_weight = 0
 
     async def submit(self, *items: Item) -> list[Result]:
@@ -94,14 +102,8 @@ class GroupCommit(Generic[Item, Result]):
         futures: list[asyncio.Future[Result]] = [create_future() for _ in items]
         self._pending.extend(zip(items, weights, futures, strict=True))
         self._pending_weight += weight
-        if futures and not self._boarding and self._takes_another(len(self._flights)):
-            # In a context of its own: what it logs concerns no single submitter.
-            context = Context()
-            flight = _Flight()
-            flight.task = asyncio.create_task(self._fly(flight), context=context)
-            flight.task.add_done_callback(lambda _: self._stay(flight), context=context)
-            self._flights.add(flight)
-            self._boarding = True
+        if futures and not self._starting and self._may_start(len(self._batches)):
+            self._start_batch()
         if len(futures) == 1:
             return [await futures[0]]
         results = await asyncio.gather(*futures, return_exceptions=True)
@@ -114,86 +116,104 @@ class GroupCommit(Generic[Item, Result]):
         """Return if items may be submitted now.
 
         Raises:
-            QueueFullError: the commit under way takes too long.
+            QueueFullError: a commit has been running for longer than `max_wait_s`.
         """
-        if self._late(self._max_wait_s):
+        if self._runs_longer_than(self._max_wait_s):
             raise QueueFullError
 
     async def drain(self) -> None:
         """Return once everything that was submitted has been committed or has failed."""
-        while self._flights:
-            await asyncio.wait({flight.task for flight in self._flights if flight.task})
+        while self._batches:
+            await asyncio.wait({batch.task for batch in self._batches if batch.task})
 
-    def _takes_another(self, others: int) -> bool:
-        """Tell whether what waits should go now, so many other batches being in flight."""
+    def _may_start(self, others: int) -> bool:
+        """Whether a batch of pending items should start while `others` are in flight."""
         if not others:
             return bool(self._pending)
-        if others >= self._overlap:
+        if others >= self._max_in_flight:
             return False
         if self._pending_weight >= self._max_batch:
             return True
-        waiting = len(self._pending)
-        return waiting >= self._worth and (waiting >= self._in_flight() or self._late(YOUNG_S))
+        pending = len(self._pending)
+        return pending >= self._min_parallel_batch and (
+            pending >= self._items_in_flight() or self._runs_longer_than(SLOW_COMMIT_S)
+        )
 
-    def _in_flight(self) -> int:
-        return sum(flight.items for flight in self._flights)
+    def _items_in_flight(self) -> int:
+        return sum(batch.items for batch in self._batches)
 
-    def _late(self, seconds: float) -> bool:
-        """Tell whether some commit has been under way for longer than that."""
+    def _runs_longer_than(self, seconds: float) -> bool:
+        """Whether any commit has been running for longer than `seconds`."""
         latest = time.monotonic() - seconds
-        return any(flight.since < latest for flight in self._flights)
+        return any(batch.started_at < latest for batch in self._batches)
 
-    async def _fly(self, flight: _Flight) -> None:
-        """Commit one batch after another, as long as there is something to take."""
-        self._boarding = False
-        batch: list[_Waiting[Item, Result]] = []
+    def _start_batch(self) -> None:
+        # In an empty context: what the commit logs concerns no single submitter.
+        context = Context()
+        batch = _Batch()
+        batch.task = asyncio.create_task(self._run_batches(batch), context=context)
+        batch.task.add_done_callback(
+            lambda _: self._on_cancelled_before_start(batch), context=context
+        )
+        self._batches.add(batch)
+        self._starting = True
+
+    async def _run_batches(self, batch: _Batch) -> None:
+        """Commit one batch after another for as long as one may start."""
+        self._starting = False
+        entries: list[_Pending[Item, Result]] = []
         try:
-            while self._takes_another(len(self._flights) - 1):
-                batch = self._next_batch()
-                futures = [future for _, _, future in batch]
-                flight.since, flight.items = time.monotonic(), len(batch)
+            while self._may_start(len(self._batches) - 1):
+                entries = self._take_pending()
+                futures = [future for _, _, future in entries]
+                batch.started_at, batch.items = time.monotonic(), len(entries)
                 try:
-                    results = await self._commit([item for item, _, _ in batch])
+                    results = await self._commit([item for item, _, _ in entries])
                     for future, result in zip(futures, results, strict=True):
                         if not future.done():
                             future.set_result(result)
-                except Exception as error:  # noqa: BLE001 - handed to everyone who waits for it
-                    _settle(futures, error)
-                flight.since, flight.items = math.inf, 0
+                except Exception as error:  # noqa: BLE001 - passed on to every submitter
+                    _fail(futures, error)
+                batch.started_at, batch.items = math.inf, 0
         finally:
-            self._land(flight, batch)
+            self._finish(batch, entries)
 
-    def _stay(self, flight: _Flight) -> None:
-        """End a flight whose task was cancelled before its first step."""
-        if flight in self._flights:
-            self._boarding = False
-            self._land(flight, [])
+    def _on_cancelled_before_start(self, batch: _Batch) -> None:
+        """Do what `_run_batches` could not, if its task was cancelled before its first step."""
+        if batch in self._batches:
+            self._starting = False
+            self._finish(batch, [])
 
-    def _land(self, flight: _Flight, batch: Sequence[_Waiting[Item, Result]]) -> None:
-        self._flights.remove(flight)
-        # Something is left only if its task was cancelled; nobody may wait for ever.
-        left = [*batch] if self._flights else [*batch, *self._pending]
-        _settle([future for _, _, future in left], asyncio.CancelledError())
-        if not self._flights:
+    def _finish(self, batch: _Batch, entries: Sequence[_Pending[Item, Result]]) -> None:
+        self._batches.remove(batch)
+        # Futures are left only if the task was cancelled; then no submitter may wait for ever.
+        left = [*entries] if self._batches else [*entries, *self._pending]
+        _fail([future for _, _, future in left], asyncio.CancelledError())
+        if not self._batches:
             self._pending.clear()
             self._pending_weight = 0
 
-    def _next_batch(self) -> list[_Waiting[Item, Result]]:
-        most = len(self._pending)
-        if in_flight := self._in_flight():
-            most = max(self._worth, math.ceil((in_flight + most) / self._overlap))
-        batch = [self._pending.popleft()]
-        weight = batch[0][1]
+    def _take_pending(self) -> list[_Pending[Item, Result]]:
+        """Remove the items of the next batch from the queue, at least one."""
+        share = len(self._pending)
+        if in_flight := self._items_in_flight():
+            share = max(
+                self._min_parallel_batch, math.ceil((in_flight + share) / self._max_in_flight)
+            )
+        entries = [self._pending.popleft()]
+        weight = entries[0][1]
         while (
-            self._pending and len(batch) < most and weight + self._pending[0][1] <= self._max_batch
+            self._pending
+            and len(entries) < share
+            and weight + self._pending[0][1] <= self._max_batch
         ):
-            batch.append(self._pending.popleft())
-            weight += batch[-1][1]
+            entries.append(self._pending.popleft())
+            weight += entries[-1][1]
         self._pending_weight -= weight
-        return batch
+        return entries
 
 
-def _settle(futures: Sequence[asyncio.Future[Result]], error: BaseException) -> None:
+def _fail(futures: Sequence[asyncio.Future[Result]], error: BaseException) -> None:
     for future in futures:
         if not future.done():
             future.set_exception(error)

@@ -19,6 +19,7 @@ from wds.console.json_view import escape_invisible
 from wds.console.paths import HOME
 from wds.domain.deliveries import Status
 from wds.encoding import instant_text
+from wds.web import swagger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -165,7 +166,7 @@ class StaticFiles:
         folder = resources.files(__package__) / "static"
         self._files = {
             each.name: (each.read_bytes(), _CONTENT_TYPES[each.name.rpartition(".")[2]])
-            for each in folder.iterdir()
+            for each in (*folder.iterdir(), swagger.ICON)
         }
 
     def get(self, name: str) -> tuple[bytes, str] | None:

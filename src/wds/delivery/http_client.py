@@ -1,221 +1,252 @@
-"""One HTTP attempt: prepare, POST, and put what happened into a value.
+"""One HTTP request to a destination, in two steps: connect, then send.
 
-Policy: 2xx is success and everything else is failure, redirects included, because a receiver
-that moved has not received. Whatever the downstream does - hang, drip, endless or compressed
-bodies - an attempt ends within the timeout and keeps at most the first KiB of the answer.
+The two steps let the caller connect first and wait for its slot of the rate limit then, so that
+name look-up, TCP and TLS do not come between the slot and the request. `aiohttp.ClientSession`
+offers no such break, so this module takes its place: like the session, it asks a connector for a
+connection, lets `ClientRequest` write to it and `ClientResponse` read from it.
 
-The connection is made first and the request leaves when the caller's gate opens, so that
-looking up a name, TCP and TLS do not come between a slot of the rate limit and its request.
+What must stay true: 2xx is success and everything else is failure, redirects included, because a
+receiver that moved has not received. Whatever the receiver does (hang, drip, send an endless or
+compressed body), an attempt ends within the timeout and keeps the first KiB of the answer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import aiohttp
-from msgspec import Struct
+from yarl import URL
 
 from wds import __version__
 from wds.domain import retry_policy
-from wds.domain.errors import WdsError
+from wds.domain.attempt_results import (
+    BrokenAnswer,
+    Delivered,
+    NotSent,
+    Phase,
+    Rejected,
+    TimedOut,
+    Unreachable,
+)
 from wds.signing import standard_webhooks
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
     from aiohttp.connector import Connection
 
+    from wds.domain.attempt_results import AttemptResult
     from wds.domain.deliveries import Claim
-
-
-Gate = Callable[[], Awaitable[bool]]
-"""Waits until a request may leave: True; False if it must not."""
-
-Leaving = Callable[[], Mapping[str, str]]
-"""Called when the request leaves; returns headers that only then can be known."""
+    from wds.domain.destinations import Destination
 
 USER_AGENT = f"wds/{__version__}"
 KEPT_RESPONSE_BYTES = 1024
 READ_RESPONSE_BYTES = 64 * 1024
-"""An answer longer than this is cut off with its connection, instead of being read to its end."""
-MAX_ERROR_LENGTH = 300
+"""A longer answer is not read to its end: its connection is closed instead."""
+
+_NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
+"""aiohttp's own timeouts round up to whole seconds; `asyncio.timeout` does not."""
+_FAILURES = (aiohttp.ClientError, OSError, ValueError)
 
 
-class Result(Struct, frozen=True):
-    """What one request came to.
+class HttpClient:
+    """Sends events to one destination over connections that it keeps open."""
 
-    Attributes:
-        status_code: None if no answer came.
-        error: None exactly on success.
-        response: the beginning of the answer's body, undecodable bytes replaced.
-        duration_ms: from when the request left, or if it did not from the attempt's start.
-        sent_at: `time.monotonic()` of the same instant.
-        retry_after_s: what the answer's `Retry-After` asks for, 0 for nothing.
-    """
-
-    status_code: int | None
-    error: str | None
-    response: str | None
-    duration_ms: int
-    sent_at: float
-    retry_after_s: float = 0.0
-
-
-class NotSentError(WdsError):
-    """The gate stayed shut, or the connection was gone when it opened: no request was made."""
-
-
-@dataclass(slots=True)
-class _Departure:
-    """What one request waits for and takes along."""
-
-    gate: Gate
-    leaving: Leaving
-
-    def forget(self) -> None:
-        """Let go of both, and so of the payload.
-
-        Whatever was begun in this context, such as a kept connection, keeps it, and this object.
-        """
-        self.gate = _open
-        self.leaving = _nothing
-
-
-_departure: ContextVar[_Departure] = ContextVar("departure")
-
-
-class _GatedConnector(aiohttp.TCPConnector):
-    """Hands a connection out only once the gate of the current task has opened."""
-
-    async def connect(
-        self,
-        req: aiohttp.ClientRequest,
-        traces: list[Any],
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's signature
-    ) -> Connection:
-        connection = await super().connect(req, traces, timeout)
-        usable = False
-        try:
-            opened = await _departure.get().gate()
-            protocol = connection.protocol
-            usable = opened and protocol is not None and protocol.is_connected()
-        finally:
-            if not usable:
-                connection.release()
-        if not usable:
-            raise NotSentError
-        req.headers.update(_departure.get().leaving())
-        return connection
-
-
-async def _open() -> bool:
-    return True
-
-
-def _nothing() -> Mapping[str, str]:
-    return {}
-
-
-class Deliverer:
-    """Sends claims to one URL over a pool of kept connections."""
-
-    def __init__(
-        self, url: str, *, timeout_s: float, connections: int, secrets: Sequence[str] = ()
-    ) -> None:
-        """Prepare a session; call inside a running event loop.
-
-        `secrets` are keys of Standard Webhooks that can sign. Every attempt is signed with each.
-        """
-        self._url = url
-        self._keys = [standard_webhooks.read_key(secret) for secret in secrets]
-        self._timeout_s = timeout_s
-        self._session = aiohttp.ClientSession(
-            connector=_GatedConnector(limit=connections),
-            timeout=aiohttp.ClientTimeout(total=None),  # which would round up; see `post`
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=False,
-            headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
-        )
-
-    async def post(self, claim: Claim, gate: Gate = _open, leaving: Leaving = _nothing) -> Result:
-        """Send the event's exact bytes once, when `gate` says so, with what `leaving` adds.
-
-        Connecting and the exchange together take no longer than the timeout; waiting at the
-        gate does not count. Never raises for anything the downstream does.
+    def __init__(self, destination: Destination) -> None:
+        """Prepare a pool of `destination.max_in_flight` connections; call in the event loop.
 
         Raises:
-            NotSentError: no request was made.
+            ValueError: a key of the destination is malformed.
         """
-        started = time.monotonic()
-        status: int | None = None
-        response: str | None = None
-        asked_s = 0.0
+        self.timeout_s = destination.timeout_s
+        self.url = URL(destination.url)
+        self.url_text = destination.url
+        self.connector = aiohttp.TCPConnector(limit=destination.max_in_flight)
+        self._keys = [standard_webhooks.read_key(text) for text in destination.secrets]
 
-        async def timed_gate() -> bool:
-            nonlocal started
-            connecting_s = time.monotonic() - started
-            deadline.reschedule(None)
-            opened = await gate()
-            started = time.monotonic()
-            now = asyncio.get_running_loop().time()
-            deadline.reschedule(now + self._timeout_s - connecting_s)
-            return opened
+    def connect(self, claim: Claim) -> OutgoingRequest:
+        """Return the request for `claim`; `async with` connects it.
 
-        departure = _Departure(timed_gate, leaving)
-        _departure.set(departure)
-        try:
-            async with (
-                asyncio.timeout(self._timeout_s) as deadline,
-                self._session.post(
-                    self._url,
-                    data=claim.payload,
-                    headers=self._headers(claim),
-                    allow_redirects=False,
-                ) as answer,
-            ):
-                status = answer.status
-                asked_s = _asked_s(answer.headers)
-                body = await _beginning(answer)
-                response = body[:KEPT_RESPONSE_BYTES].decode("utf-8", errors="replace")
-            error = None if 200 <= status < 300 else f"HTTP {status}"  # noqa: PLR2004 - HTTP's
-        except TimeoutError:
-            error = f"no complete answer within {self._timeout_s:g} s"
-        except (aiohttp.ClientError, OSError, ValueError) as failure:
-            error = self._reason(failure)
-        finally:
-            departure.forget()
-        duration_ms = round((time.monotonic() - started) * 1000)
-        return Result(status, error, response, duration_ms, started, asked_s)
+        Leaving the block without `send` keeps the connection for the next request.
+        """
+        return OutgoingRequest(self, claim)
 
-    def _headers(self, claim: Claim) -> dict[str, str]:
-        headers = {"Content-Type": claim.content_type, "webhook-attempt": str(claim.attempt_number)}
+    def headers(self, claim: Claim) -> dict[str, str]:
+        """Return the headers that can be known before the request leaves."""
+        headers = {
+            "User-Agent": USER_AGENT,
+            "Accept-Encoding": "identity",
+            "Content-Type": claim.content_type,
+            "webhook-attempt": str(claim.attempt_number),
+        }
         now = int(time.time())
         if self._keys:
             return headers | standard_webhooks.sign(self._keys, claim.id, now, claim.payload)
         return headers | {"webhook-id": claim.id, "webhook-timestamp": str(now)}
 
-    def _reason(self, failure: Exception) -> str:
-        """Say what went wrong without the URL, which may carry a secret of the downstream's."""
-        text = str(failure)
-        if isinstance(failure, aiohttp.ClientResponseError):
-            text = failure.message
-        text = text.replace(self._url, "the downstream")
-        return f"{type(failure).__name__}: {text}"[:MAX_ERROR_LENGTH]
-
     async def close(self) -> None:
         """Close every connection and wait until that is done."""
-        await self._session.close()
+        await self.connector.close()
 
 
-async def _beginning(answer: aiohttp.ClientResponse) -> bytes:
-    """Read a short body to its end, so that the connection is kept; give up on a long one."""
+ConnectFailure: TypeAlias = TimedOut | Unreachable
+
+
+class OutgoingRequest:
+    """The exact bytes of one event on their way: connected by `async with`, then sent once.
+
+    No step raises for anything the receiver does.
+
+    Attributes:
+        failure: why there is no connection; None if there is one.
+    """
+
+    __slots__ = ("_claim", "_client", "_connection", "_left_s", "_request", "_sending", "failure")
+
+    _request: aiohttp.ClientRequest
+
+    def __init__(self, client: HttpClient, claim: Claim) -> None:
+        """Do nothing yet; see `HttpClient.connect`."""
+        self._client = client
+        self._claim = claim
+        self._connection: Connection | None = None
+        self._left_s = client.timeout_s
+        self._sending = False
+        self.failure: ConnectFailure | None = None
+
+    async def __aenter__(self) -> Self:
+        """Connect, within the timeout."""
+        client = self._client
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(client.timeout_s):
+                self._request = aiohttp.ClientRequest(
+                    "POST",
+                    client.url,
+                    headers=client.headers(self._claim),
+                    data=self._claim.payload,
+                    loop=asyncio.get_running_loop(),
+                )
+                self._connection = await client.connector.connect(self._request, [], _NO_TIMEOUT)
+        except TimeoutError:
+            self.failure = TimedOut(
+                sent_at=started,
+                duration_ms=_milliseconds_since(started),
+                phase=Phase.CONNECT,
+                timeout_s=client.timeout_s,
+            )
+        except _FAILURES as error:
+            cause, detail = self._explain(error)
+            self.failure = Unreachable(
+                sent_at=started,
+                duration_ms=_milliseconds_since(started),
+                phase=_phase(error),
+                cause=cause,
+                detail=detail,
+            )
+        self._left_s -= time.monotonic() - started
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Keep an unused connection; close one that `send` did not release at the answer's end."""
+        if self._connection is None:
+            return
+        if self._sending:
+            self._connection.close()
+        else:
+            self._connection.release()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection and the receiver has not closed it meanwhile."""
+        return self._connection is not None and not self._connection.closed
+
+    async def send(self, headers: Mapping[str, str]) -> AttemptResult | NotSent:
+        """Send the request with `headers` added, and read the answer.
+
+        Connecting and this together take no longer than the timeout; the time in between does
+        not count. `NotSent` if the receiver closed the connection in between.
+        """
+        if self.failure is not None:
+            return self.failure
+        if self._connection is None or self._connection.closed:
+            return NotSent("the receiver closed the connection before the request left")
+        self._request.headers.update(headers)
+        self._sending = True
+        status: int | None = None
+        retry_after_s = 0.0
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self._left_s):
+                async with await self._start_answer(self._connection) as answer:
+                    status = answer.status
+                    retry_after_s = _retry_after_s(answer.headers)
+                    body = await _read_beginning(answer)
+        except TimeoutError:
+            return TimedOut(
+                sent_at=started,
+                duration_ms=_milliseconds_since(started),
+                status_code=status,
+                retry_after_s=retry_after_s,
+                phase=Phase.ANSWER,
+                timeout_s=self._client.timeout_s,
+            )
+        except _FAILURES as error:
+            cause, detail = self._explain(error)
+            return BrokenAnswer(
+                sent_at=started,
+                duration_ms=_milliseconds_since(started),
+                status_code=status,
+                retry_after_s=retry_after_s,
+                cause=cause,
+                detail=detail,
+            )
+        return (Delivered if 200 <= status < 300 else Rejected)(  # noqa: PLR2004 - HTTP's
+            sent_at=started,
+            duration_ms=_milliseconds_since(started),
+            status_code=status,
+            response=body[:KEPT_RESPONSE_BYTES].decode("utf-8", errors="replace"),
+            retry_after_s=retry_after_s,
+        )
+
+    async def _start_answer(self, connection: Connection) -> aiohttp.ClientResponse:
+        """Write the request and read the answer's head."""
+        if (protocol := connection.protocol) is not None:
+            protocol.set_response_params(read_until_eof=True, auto_decompress=False)
+        answer = await self._request.send(connection)
+        try:
+            return await answer.start(connection)
+        except BaseException:
+            answer.close()
+            raise
+
+    def _explain(self, error: Exception) -> tuple[str, str]:
+        """Return the class and the message of `error` without the URL, which may hold a secret."""
+        if isinstance(error, OSError) and not isinstance(error, aiohttp.ClientError):
+            error = aiohttp.ClientOSError(*error.args)  # as a session would call it
+        text = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
+        return type(error).__name__, text.replace(self._client.url_text, "the downstream")
+
+
+def _phase(error: Exception) -> Phase:
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            return Phase.LOOK_UP
+        case aiohttp.ClientSSLError():
+            return Phase.TLS_HANDSHAKE
+        case _:
+            return Phase.CONNECT
+
+
+def _milliseconds_since(started: float) -> int:
+    return round((time.monotonic() - started) * 1000)
+
+
+async def _read_beginning(answer: aiohttp.ClientResponse) -> bytes:
+    """Read a short body to its end, so that the connection can be kept; give up on a long one."""
     body = b""
     while len(body) <= READ_RESPONSE_BYTES:
         chunk = await answer.content.readany()
@@ -226,9 +257,9 @@ async def _beginning(answer: aiohttp.ClientResponse) -> bytes:
     return body
 
 
-def _asked_s(headers: Mapping[str, str]) -> float:
-    asked = headers.get("Retry-After")
-    if asked is None:
+def _retry_after_s(headers: Mapping[str, str]) -> float:
+    value = headers.get("Retry-After")
+    if value is None:
         return 0.0
     now = retry_policy.http_date(headers.get("Date", "")) or datetime.now(UTC)
-    return retry_policy.retry_after_s(asked, now)
+    return retry_policy.retry_after_s(value, now)

@@ -1,8 +1,9 @@
-"""When a dispatcher looks at the queue again.
+"""When a dispatcher polls the queue again.
 
-At once while it finds something. After a look in vain it looks once more, and after two it waits to
-be told that events may be due (`listener`), for a second or, if that is longer, the poll interval.
-Where nobody tells, it looks every poll interval.
+While polls find events, the next one follows at once. After one empty poll another follows shortly.
+After `LISTEN_AFTER` empty polls the dispatcher listens to the change stream until events may be
+due, for `LISTEN_MAX_S` or the poll interval, whichever is longer. Without a change stream it polls
+every poll interval.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ if TYPE_CHECKING:
     from wds.domain.deliveries import Claimed
 
 LISTEN_AFTER = 2
-"""Looks in a row that found nothing, after which to wait to be told of events."""
-LISTEN_MOST_S = 1.0
-"""Longest wait to be told, unless looks are seldom anyway: what nobody told of is found by then."""
-LOOKS_APART_S = 0.05
-"""Least time between a look in vain and the next, however soon that is told to be worthwhile."""
-SPREAD_LEAST_S = 0.001
-SPREAD_MOST_S = 0.02
-"""Longest that a dispatcher waits after being told, in case others are faster anyway."""
+"""Empty polls in a row after which to listen."""
+LISTEN_MAX_S = 1.0
+"""Longest time to listen, unless the poll interval is longer: finds events of missed notices."""
+MIN_POLL_GAP_S = 0.05
+"""Least time between an empty poll and the next, however soon a notice arrives."""
+MIN_JITTER_S = 0.001
+MAX_JITTER_S = 0.02
+"""Longest wait after a notice, in case other dispatchers claim the events first."""
 
 
-class Lookout:
-    """What one dispatcher's looks have found: `looked` after each, then `until_next`."""
+class PollScheduler:
+    """Decides when one dispatcher polls: call `record_poll` after each poll, then `until_next`."""
 
     def __init__(
         self,
@@ -38,59 +39,63 @@ class Lookout:
         poll_interval: float,
         stopping: asyncio.Event,
     ) -> None:
-        """Take the seconds between looks where nobody tells, and how to be told.
+        """Start as if the last poll had found events.
 
-        `listen` waits until events may be due, at most so many seconds, and returns whether it
-        could: True also when the time is over, False where there is no telling. None is never to
-        listen. `stopping` ends every wait.
+        `listen(max_s)` blocks until events may be due. True: notified, or timed out. False: change
+        streams are unavailable. Pass None to poll only, every `poll_interval` seconds. `stopping`
+        ends every wait.
         """
         self._listen = listen
         self._poll_interval = poll_interval
         self._stopping = stopping
-        self._looked_at = 0.0
-        self._in_vain = 0
-        self._spread_s = 0.0
+        self._polled_at = 0.0
+        self.empty_polls = 0
+        """Polls in a row that found nothing."""
+        self.jitter_s = 0.0
+        """The next poll after a notice waits a random time up to this."""
 
-    def looked(self, claimed: Claimed) -> None:
-        """Take note of what a look has found.
+    def record_poll(self, claimed: Claimed) -> None:
+        """Note what a poll has found.
 
-        Be later, twice as much each time, while others are faster, and sooner again if not. All
-        who listen are told at the same moment: so one of them soon has what is told for itself,
-        and the others look when that is gone.
+        All dispatchers that listen are notified at the same moment. A dispatcher that sees events
+        and loses all of them to others doubles its jitter, up to `MAX_JITTER_S`; one that claims
+        halves it. So one dispatcher soon gets the events of a notice to itself, and the others
+        poll when these are gone.
         """
-        self._looked_at = monotonic()
-        self._in_vain = 0 if claimed.claims else self._in_vain + 1
+        self._polled_at = monotonic()
+        self.empty_polls = 0 if claimed.claims else self.empty_polls + 1
         if claimed.outrun:
-            self._spread_s = min(max(2 * self._spread_s, SPREAD_LEAST_S), SPREAD_MOST_S)
+            self.jitter_s = min(max(2 * self.jitter_s, MIN_JITTER_S), MAX_JITTER_S)
         elif claimed.claims:
-            self._spread_s = self._spread_s / 2 if self._spread_s > SPREAD_LEAST_S else 0.0
+            self.jitter_s = self.jitter_s / 2 if self.jitter_s > MIN_JITTER_S else 0.0
 
     def poll_s(self) -> float:
-        """Return the seconds until the next look after one in vain, if nobody tells."""
-        # Not in step with other replicas, or together they would look no more often than one.
+        """Return the seconds from an empty poll to the next if there is no notice."""
+        # Random, because dispatchers that poll in step find events no sooner than a single one.
         return self._poll_interval * random.uniform(0.75, 1.25)  # noqa: S311
 
     async def until_next(self, wait_s: float) -> float:
-        """Wait to be told of a reason to look, if it is time to; return the seconds left to wait.
+        """Listen if it is time to; return the seconds that then remain to wait.
 
-        They are `wait_s` after a look that found something, on stopping and where nobody tells.
+        They are `wait_s` after a poll that found events, while stopping, and without a change
+        stream.
         """
-        if not self._in_vain or self._listen is None:
+        if not self.empty_polls or self._listen is None:
             return wait_s
-        if self._in_vain < LISTEN_AFTER:
-            return min(wait_s, LOOKS_APART_S)
-        if self._stopping.is_set() or not await self._told(self._listen):
+        if self.empty_polls < LISTEN_AFTER:
+            return min(wait_s, MIN_POLL_GAP_S)
+        if self._stopping.is_set() or not await self._notified(self._listen):
             return wait_s
-        apart_s = self._looked_at + LOOKS_APART_S - monotonic()
-        return max(apart_s, random.uniform(0, self._spread_s))  # noqa: S311
+        gap_s = self._polled_at + MIN_POLL_GAP_S - monotonic()
+        return max(gap_s, random.uniform(0, self.jitter_s))  # noqa: S311
 
-    async def _told(self, listen: Callable[[float], Coroutine[Any, Any, bool]]) -> bool:
-        listening = asyncio.create_task(listen(max(LISTEN_MOST_S, self._poll_interval)))
+    async def _notified(self, listen: Callable[[float], Coroutine[Any, Any, bool]]) -> bool:
+        listening = asyncio.create_task(listen(max(LISTEN_MAX_S, self._poll_interval)))
         stopping = asyncio.create_task(self._stopping.wait())
         try:
             await asyncio.wait({listening, stopping}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            # Not waited for: PyMongo may overlook it and wait on for an answer.
+            # Not awaited: PyMongo may ignore the cancellation until the server answers.
             listening.cancel()
             stopping.cancel()
         return listening.done() and listening.result()

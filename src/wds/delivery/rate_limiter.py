@@ -1,21 +1,24 @@
-"""The rate limit over all replicas, held in Redis. The only module of the service that talks to it.
+"""The rate limit over all dispatchers, held in Redis. The only module of delivery that talks to it.
 
-Redis keeps one sorted set per destination: the instants, by Redis's own clock, for which a
-request was allowed. A slot is one such instant. The script hands out the earliest instants
-for which no window of `WINDOW_US` would hold more than `limit` of them, so all replicas
-together obey one limit without talking to each other.
+For each destination Redis keeps one sorted set: the instants, by Redis's own clock, for which a
+request was allowed. A slot is one of these instants. The script hands out the earliest instants
+for which no window of `WINDOW_US` holds more than `limit` of them. So all dispatchers together
+obey one limit without talking to each other.
 
-From slots to requests: a slot may be used from its instant until `USE_WITHIN_US` later and
-not after. Two requests that are `limit` slots apart are then at least
-`WINDOW_US - USE_WITHIN_US` = 1.02 s apart when they leave, and 20 ms remain for the network
-to bring them closer together. The margin costs 3 % of the allowance. Slots also lie
-`SPACING_US` apart, or a limit's share of the window if that is less: whoever sends or receives a
-burst of many at once is late with its tail, and being late by more than the margin would bring
-it too close to the next burst. A replica measures the
-instant with its monotonic clock, taking the answer's delay against itself on both sides, so
-its wall clock does not matter and a slow answer can only make a slot unusable.
+From slots to requests: a slot may be used from its instant until `USE_WITHIN_US` later. Two
+requests that are `limit` slots apart then leave at least `WINDOW_US - USE_WITHIN_US` = 1.02 s
+apart, and 20 ms remain for the network to bring them closer together. This margin costs 3 % of
+the allowance. Slots also lie `SPACING_US` apart, or `WINDOW_US / limit` if that is less: a
+process that sends or receives a burst is late with the end of the burst, and a delay beyond the
+margin would bring the end too close to the next burst.
 
-If Redis loses its memory, one window may be granted twice; nothing else depends on it.
+A dispatcher measures a slot's instant with its monotonic clock. It assumes the worst about the
+time that Redis's answer took, in both directions. So its wall clock does not matter, and a slow
+answer can only make a slot unusable.
+
+The keys contain the database's name: installations that share a Redis have limits of their own.
+
+If Redis loses its memory, one window may be granted twice. Nothing else depends on Redis.
 """
 
 from __future__ import annotations
@@ -40,11 +43,17 @@ USE_WITHIN_US = 10_000
 SPACING_US = 20_000
 TIMEOUT_S = 0.5
 """Seconds to wait for Redis. Not retried: a second reservation would charge twice."""
+KEY = "wds:{database}:slots:{destination}"
+KEY_OF_0_1 = "wds:slots:{destination}"
+"""The key of version 0.1. Its slots are taken over, or the first second after an upgrade could
+have twice the limit. Redis forgets it within seconds of the last request of 0.1."""
 
 # KEYS[1] the slots of one destination: member -> instant in microseconds
-# ARGV: limit, window, spacing, farthest (all but the first in microseconds), slots wanted, name
-#       prefix of new members, members to give back ...
-# Returns {now, microseconds until another slot could be had, instant, instant, ...}.
+# KEYS[2] the same as version 0.1 named it. COPY does nothing if KEYS[1] exists or KEYS[2] does not.
+#       It follows a command that frees memory: then it and ZADD also work where memory is full.
+# ARGV: limit, window, spacing, farthest (all but the first in microseconds), number of slots to
+#       reserve, name prefix of new members, members to give back ...
+# Returns {now, microseconds until another slot will be free, instant, instant, ...}.
 # An instant beyond `farthest` was granted before Redis's clock stepped back, and is forgotten.
 # New instants never precede old ones, so looking `limit` places back is enough.
 _RESERVE = """
@@ -54,6 +63,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 for i = 7, #ARGV do redis.call('ZREM', key, ARGV[i]) end
 redis.call('ZREMRANGEBYSCORE', key, '-inf', now - window)
+redis.call('COPY', KEYS[2], key)
 redis.call('ZREMRANGEBYSCORE', key, now + farthest + 1, '+inf')
 local function next_instant()
   local last = redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')[2]
@@ -81,7 +91,7 @@ return answer
 class Slot(Struct, frozen=True):
     """The right to send one request between two instants of `time.monotonic()`.
 
-    A slot that became unusable while its answer was on the way has `use_by < ready_at`.
+    A slot that became unusable while Redis's answer was on the way has `use_by < ready_at`.
     """
 
     name: str
@@ -90,20 +100,22 @@ class Slot(Struct, frozen=True):
 
 
 class Reservation(Struct, frozen=True):
-    """What was granted, and the seconds until asking again can bring more."""
+    """The slots that were reserved, and the seconds until more can be."""
 
     slots: list[Slot]
     retry_in_s: float
 
 
-class Limiter:
-    """At most `limit` requests in any second to each destination, over all replicas."""
+class RateLimiter:
+    """Allows `limit` requests in any second to each destination, over all dispatchers."""
 
-    def __init__(self, url: str, limit: int, *, farthest_s: float) -> None:
-        """Prepare a client; `farthest_s` bounds how far ahead a slot may lie.
+    def __init__(self, url: str, limit: int, *, database: str, farthest_s: float) -> None:
+        """Prepare a client. A slot lies at most `farthest_s` seconds ahead.
+
+        All dispatchers with the same `database` share the limit.
 
         Raises:
-            StartError: the URL is malformed. It is not repeated, it may hold a password.
+            StartError: the URL is malformed. It is not repeated, because it may hold a password.
         """
         try:
             self._redis: Redis = Redis.from_url(
@@ -116,6 +128,7 @@ class Limiter:
         except ValueError as error:
             msg = f"WDS_REDIS_URL cannot be used: {type(error).__name__}"
             raise StartError(msg) from error
+        self._database = database
         self._limit = limit
         self._farthest_us = round(farthest_s * 1_000_000)
         self._reserve = self._redis.register_script(_RESERVE)
@@ -123,20 +136,23 @@ class Limiter:
     async def reserve(
         self, destination: str, count: int, *, give_back: Sequence[Slot] = ()
     ) -> Reservation:
-        """Reserve up to `count` slots, in order; those `give_back` were not used.
+        """Reserve up to `count` slots, in order, and return the slots of `give_back` to the pool.
 
-        One round trip whatever the count. Only slots that no request used, and none will, may
-        be given back.
+        Takes one round trip, whatever the count. Give back only slots that no request used or
+        will use.
 
         Raises:
-            LimiterUnavailableError: no answer in time. Slots may have been charged; they pass
-                unused, which errs on the safe side.
+            LimiterUnavailableError: Redis did not answer in time. Slots may have been charged;
+                they pass unused, so the limit still holds.
         """
         name = uuid.uuid4().hex
-        asked_at = time.monotonic()
+        requested_at = time.monotonic()
         try:
             now, retry_in, *instants = await self._reserve(
-                keys=[f"wds:slots:{destination}"],
+                keys=[
+                    KEY.format(database=self._database, destination=destination),
+                    KEY_OF_0_1.format(destination=destination),
+                ],
                 args=[
                     self._limit,
                     WINDOW_US,
@@ -155,7 +171,7 @@ class Limiter:
                 Slot(
                     f"{name}:{number}",
                     ready_at=answered_at + (instant - now) / 1e6,
-                    use_by=asked_at + (instant - now + USE_WITHIN_US) / 1e6,
+                    use_by=requested_at + (instant - now + USE_WITHIN_US) / 1e6,
                 )
                 for number, instant in enumerate(instants, start=1)
             ],
@@ -163,13 +179,13 @@ class Limiter:
         )
 
     async def ping(self) -> None:
-        """Return if Redis answers as it does for a reservation; none is made.
+        """Return if Redis can reserve slots. None is reserved.
 
         Raises:
-            LimiterUnavailableError: it does not.
+            LimiterUnavailableError: Redis does not answer in time.
         """
         await self.reserve("ping", 0)
 
     async def close(self) -> None:
-        """Drop all connections."""
+        """Close all connections."""
         await self._redis.aclose()

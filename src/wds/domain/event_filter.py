@@ -84,7 +84,7 @@ class FilterSpec(NamedTuple):
         kind: what each value is.
         many: several values can be given; an event has to match one of them.
         in_rollups: the rollups count events by this field.
-        description: a sentence for operators.
+        description: a sentence for operators; empty where the name says it.
     """
 
     name: str
@@ -99,7 +99,7 @@ class FilterSpec(NamedTuple):
         return self.name.rstrip("_")
 
 
-def _many(name: str, kind: FilterKind, description: str = "One or several.") -> FilterSpec:
+def _many(name: str, kind: FilterKind, description: str = "") -> FilterSpec:
     return FilterSpec(name, kind, many=True, in_rollups=True, description=description)
 
 
@@ -115,7 +115,7 @@ FILTERS: Sequence[FilterSpec] = (
     _many(
         "last_status_code",
         FilterKind.STATUS_CODE,
-        "Of the last attempt, one or several; 0 means that it got no answer.",
+        "Of the last attempt; 0 means that it got no answer.",
     ),
     _one("idempotency_key", FilterKind.KEY, "Exactly this one.", in_rollups=False),
     _one("id_prefix", FilterKind.ID_PREFIX, "Beginning of the event's id.", in_rollups=False),

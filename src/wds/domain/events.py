@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct, field
 
+from wds.domain import destinations
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
@@ -41,7 +43,7 @@ class NewEvent(Struct, frozen=True):
     event_type: str | None = None
     idempotency_key: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    destination: str = "default"
+    destination: str = destinations.DEFAULT
     trace: Mapping[str, str] | None = None
 
     @property

@@ -1,6 +1,6 @@
-"""What must be true of every event document, whatever has died. Pure.
+"""The invariants of a stored event: true at any time, whichever process has died. Pure.
 
-`check` runs it over a database; the fault tests run it after every fault.
+`wds check` applies them to a database, and the fault tests apply them after every fault.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ if TYPE_CHECKING:
 
 INVARIANTS = {
     "status": "the status is one of the four",
-    "live": "next_attempt_at is there exactly while the event is live",
-    "finished": "finished_at is there exactly when the event is final",
+    "live": "next_attempt_at is present exactly while the event is live",
+    "finished": "finished_at is present exactly when the event is final",
     "lease": "only a DELIVERING event has a lease, with token, owner and since",
     "numbers": "attempts are numbered 1, 2, 3 ... without a gap",
     "count": "attempt_count is the number of attempts, or one more while leased",
     "limit": "no event has more attempts than WDS_MAX_ATTEMPTS since it was received or replayed",
     "untouched": "a RECEIVED event has no attempt",
     "success": "an event is DELIVERED exactly if its last attempt succeeded; none follows a success"
-    " but by a replay",
+    " except after a replay",
     "replays": "attempts_before is the number of attempts at the last replay, and each replay falls"
     " between the attempts before it and those after it",
-    "cancelling": "only an event with a lease waits to be cancelled",
-    "early": "no attempt began before the delay after the failure before it was over",
+    "cancelling": "only an event with a lease has a cancellation pending",
+    "early": "no attempt began before the backoff after the previous failure was over",
     "order": "attempts follow each other in time, after the event was received",
     "key": "the id is the one derived from source and idempotency key",
-    "payload": "the payload has the hash that was stored with it",
+    "payload": "the payload has the stored hash",
     "overdue": "no event has been due, and no lease expired, for too long",
 }
-"""Name -> what it says."""
+"""Name -> the rule."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expectations:
-    """What the documents are held against.
+    """What the documents are compared with.
 
     Attributes:
         now: the database's time when the document was read.
-        max_attempts: as the dispatchers have it; the highest they ever had.
-        schedule: seconds between attempts; the lowest the dispatchers ever had.
-        overdue_s: how long an event may be due before nobody seems to care for it.
+        max_attempts: the highest value that the dispatchers ever had.
+        schedule: seconds between attempts; the lowest values that the dispatchers ever had.
+        overdue_s: how long an event may be due until it counts as forgotten.
     """
 
     now: datetime
@@ -60,9 +60,9 @@ class Expectations:
 
 
 def violations(event: Mapping[str, Any], expected: Expectations) -> Iterator[str]:
-    """Yield the name of every invariant that `event`, as stored, violates.
+    """Yield the name of every invariant that the stored `event` violates.
 
-    `payload` may be left out of the document; its hash is then not checked.
+    If the document has no `payload`, its hash is not checked.
     """
     if event["status"] not in set(Status):
         yield "status"
@@ -129,7 +129,7 @@ def _replays_fit(event: Mapping[str, Any], replays: Sequence[Mapping[str, Any]])
 
 
 def _successes_fit(event: Mapping[str, Any], rounds: Sequence[Sequence[Mapping[str, Any]]]) -> bool:
-    """Tell whether a success is always the last of its round, and agrees with the status."""
+    """Whether each success is the last attempt of its round, and agrees with the status."""
     attempts = event["attempts"]
     successes = [[each["outcome"] == Outcome.SUCCESS for each in of_one] for of_one in rounds]
     if [each["success"] for each in attempts] != [each for flags in successes for each in flags]:
@@ -143,7 +143,7 @@ def _successes_fit(event: Mapping[str, Any], rounds: Sequence[Sequence[Mapping[s
 
 
 def _is_early(attempts: Sequence[Mapping[str, Any]], schedule: Sequence[float]) -> bool:
-    """Tell whether an attempt of one round began before the delay after a failure was over."""
+    """Whether an attempt of one round began before the backoff after a failure was over."""
     for step, (earlier, later) in enumerate(pairwise(attempts), start=1):
         earliest = earlier["timestamp"] + timedelta(seconds=retry_policy.delay_s(schedule, step))
         if earlier["outcome"] == Outcome.FAILURE and later["timestamp"] < earliest:

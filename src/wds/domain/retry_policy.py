@@ -1,7 +1,7 @@
 """When to try again: the retry schedule and the downstream's `Retry-After`. Pure.
 
-This is the durable kind of retry. Its result is stored as the event's next due time; nobody
-sleeps for it.
+This is the durable kind of retry: the result is stored as the time at which the event is next due.
+No process sleeps until then.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 RETRY_AFTER_CAP_S = 300.0
-"""The most that a downstream can lengthen a delay to; a longer wish counts as this."""
+"""The longest delay that a downstream can ask for. A longer one is cut to this."""
 
 _SECONDS = re.compile(r"[0-9]+")
 
 
 def retry_after_s(value: str | None, now: datetime) -> float:
-    """Return the seconds that a `Retry-After` header asks for, 0 for none or nonsense.
+    """Return the seconds that a `Retry-After` header asks for; 0 if it is absent or malformed.
 
-    Both forms of RFC 9110 section 10.2.3: delay in seconds, or a date. `now` should come from
-    the same answer's `Date` header where there is one, so that only the downstream's clock
-    counts. Never negative, never more than `RETRY_AFTER_CAP_S`.
+    Reads both forms of RFC 9110 section 10.2.3: a delay in seconds, or a date. Pass the `Date`
+    header of the same answer as `now` if it has one, so that only the downstream's clock counts.
+    The result lies between 0 and `RETRY_AFTER_CAP_S`.
     """
     if value is None:
         return 0.0
@@ -47,10 +47,20 @@ def http_date(value: str) -> datetime | None:
         return None
 
 
-def delay_s(schedule: Sequence[float], attempt_number: int, asked_s: float = 0.0) -> float:
-    """Return the seconds to wait after failure `attempt_number` (1 for the first).
+def delay_s(schedule: Sequence[float], step: int, retry_after_s: float = 0.0) -> float:
+    """Return the seconds to wait after the failure at `step` of the schedule (1 for the first).
 
-    `schedule` lists the delays in order; past its end the last one repeats. `asked_s`, from
-    `retry_after_s`, may lengthen the delay and never shortens it.
+    `schedule` lists the delays in order; past its end the last one repeats. `retry_after_s` may
+    lengthen the delay and never shortens it.
     """
-    return max(schedule[min(attempt_number, len(schedule)) - 1], asked_s)
+    return max(schedule[min(step, len(schedule)) - 1], retry_after_s)
+
+
+def retry_in_s(
+    schedule: Sequence[float], max_attempts: int, step: int, retry_after_s: float = 0.0
+) -> float | None:
+    """Return the seconds until the attempt after the failure at `step`.
+
+    None if `step` was the last of `max_attempts`: the event has failed permanently.
+    """
+    return None if step >= max_attempts else delay_s(schedule, step, retry_after_s)

@@ -62,8 +62,8 @@ class GroupWriter:
             max_batch=MAX_BATCH_BYTES,
             max_pending=MAX_PENDING_BYTES,
             max_wait_s=MAX_WAIT_S,
-            overlap=MAX_INSERTS_IN_FLIGHT,
-            worth=MIN_PARALLEL_EVENTS,
+            max_in_flight=MAX_INSERTS_IN_FLIGHT,
+            min_parallel_batch=MIN_PARALLEL_EVENTS,
         )
         self.batches: GroupCommit[tuple[NewEvent, ...], list[Result]] = GroupCommit(
             self._insert_batches,

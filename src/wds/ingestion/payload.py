@@ -41,8 +41,8 @@ def read_fields(body: bytes, names: Collection[str]) -> dict[str, Any]:
         Refusal: 400 if it is not JSON in UTF-8, 422 if it is JSON but not an object.
     """
     try:
-        found = _RAW_FIELDS.decode(body.decode("utf-8"))
-        return {name: _VALUE.decode(found[name]) for name in names if name in found}
+        raw = _RAW_FIELDS.decode(body.decode("utf-8"))
+        return {name: _VALUE.decode(raw[name]) for name in names if name in raw}
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
         # msgspec rejects lone surrogates and numbers beyond a float, which are JSON, and its
         # messages have no line and column.

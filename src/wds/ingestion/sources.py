@@ -4,7 +4,7 @@
 others are tables of a TOML file, which `__main__` opens:
 
     [sources.NAME]               letters, digits, - and _
-    scheme = "github"            wds, github, stripe, shopify, slack or standard
+    scheme = "github"            the name of a scheme in signing/registry.py
     secrets = ["..."]            newest first while rotating
     secrets_from = "VARIABLE"    an environment variable with more of them, separated by spaces
     tolerance = 300              seconds; only where the scheme signs a timestamp
@@ -75,10 +75,10 @@ class Location:
             return proof.signature
         if self.kind == "header":
             return single_header(headers, self.name)
-        found: object = body
+        value: object = body
         for part in self.name.split("."):
-            found = found.get(part) if isinstance(found, dict) else None
-        return found
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,12 +140,12 @@ def load(text: str, environ: Mapping[str, str], file: str) -> dict[str, Source]:
     tables = document.get("sources", {})
     if not isinstance(tables, dict):
         raise SettingsError([*problems, f"{file}: sources must be tables [sources.NAME]"])
-    found: dict[str, Source] = {}
+    sources: dict[str, Source] = {}
     for name, table in tables.items():
         reader = _Table(name, table, environ)
         source = reader.read()
         if source is not None:
-            found[name] = source
+            sources[name] = source
         problems += [
             f"{file}{_line(text, f'sources.{name}', key)}: sources.{name}"
             f"{f'.{key}' if key else ''} {message}"
@@ -153,7 +153,7 @@ def load(text: str, environ: Mapping[str, str], file: str) -> dict[str, Source]:
         ]
     if problems:
         raise SettingsError(problems)
-    return found
+    return sources
 
 
 class _Table:
@@ -183,7 +183,7 @@ class _Table:
         keys = [] if scheme is None else list(self._keys(scheme, secrets))
         if self.problems or scheme is None:
             return None
-        own = {key: found for key, found in locations.items() if found is not None}
+        own = {key: value for key, value in locations.items() if value is not None}
         return _source(self._name, scheme, tuple(keys), own, tolerance)
 
     def _scheme(self) -> Scheme | None:

@@ -1,9 +1,11 @@
-"""A first look: the whole system on this machine, twenty events, and what became of each."""
+"""`python -m wds demo`: the whole system on this machine, 20 events, and the result of each."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
+import shutil
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -14,23 +16,26 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from wds.cli import sample_events
+from wds.cli.parser import DEMO_DATA_DIR
 from wds.cli.send import Posting, Sender
-from wds.config import Settings
+from wds.cli.service_runner import run_until_signal
+from wds.config import NAMES, Settings
 from wds.domain.deliveries import Status
 from wds.domain.errors import WdsError
 from wds.ingestion import sources
-from wds.local import sample_events
+from wds.local import embedded_engines
 from wds.local.stack import running
 
 if TYPE_CHECKING:
+    from argparse import Namespace
     from collections.abc import Mapping
     from pathlib import Path
-
 
 EVENTS = 20
 BATCH = 6
 TIMEOUT_S = 90.0
-LOOK_EVERY_S = 0.25
+POLL_INTERVAL_S = 0.25
 _FINAL = {Status.DELIVERED, Status.FAILED_PERMANENTLY}
 _COLOURS = {
     Status.RECEIVED: "cyan",
@@ -41,17 +46,59 @@ _COLOURS = {
 
 
 class DemoFailedError(WdsError):
-    """The demonstration did not show what it should; the message says what."""
+    """The demonstration had an unexpected result; the message says which."""
+
+
+def run(arguments: Namespace, environ: Mapping[str, str]) -> int:
+    """Run the demonstration; return the exit status.
+
+    Raises:
+        StartError: a part did not start.
+        DemoFailedError: see `demo`.
+    """
+    environ = _demo_environ(environ)
+    settings = Settings.load(environ)
+
+    async def show(_: asyncio.Event) -> None:
+        data_dir: Path = arguments.data_dir
+        if data_dir == DEMO_DATA_DIR:  # another directory may hold something else
+            shutil.rmtree(data_dir, ignore_errors=True)
+        data_dir.mkdir(parents=True, exist_ok=True)
+        await demo(
+            settings, environ, dispatchers=arguments.dispatchers, data_dir=data_dir.resolve()
+        )
+
+    return run_until_signal(show, cancel=True)
+
+
+def _demo_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return `environ` with the demonstration's own settings in place of all others.
+
+    The user's settings are set to the empty text, which counts as unset, because the child
+    processes would read them from `.env` otherwise: a demonstration must never touch a database
+    that is in use.
+    """
+    return {
+        **environ,
+        **dict.fromkeys(NAMES, ""),
+        "WDS_HMAC_SECRET": secrets.token_hex(32),
+        "WDS_PORT": str(embedded_engines.free_port()),
+        "WDS_MOCK_PORT": str(embedded_engines.free_port()),
+        "WDS_METRICS_PORT": "0",
+        "WDS_MOCK_SEED": "7",
+        "WDS_CONFIG": os.devnull,
+    }
 
 
 async def demo(
     settings: Settings, environ: Mapping[str, str], *, dispatchers: int, data_dir: Path
 ) -> None:
-    """Start everything, send `EVENTS` events, show them arrive, and stop everything.
+    """Start everything, send `EVENTS` events, show their progress, and stop everything.
 
     Raises:
         StartError: a part did not start.
-        DemoFailedError: an answer was not as it must be, or not all were final in `TIMEOUT_S`.
+        DemoFailedError: an answer had an unexpected status, or not every event was delivered or
+            given up within `TIMEOUT_S`.
     """
     console = Console()
     log_file = data_dir / "wds.log"
@@ -63,7 +110,7 @@ async def demo(
                 environ,
                 dispatchers=dispatchers,
                 data_dir=data_dir,
-                say=lambda line: print(line, file=log, flush=True),
+                print_line=lambda line: print(line, file=log, flush=True),
             ) as stack,
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session,
         ):
@@ -83,9 +130,9 @@ async def demo(
 async def _send(
     session: aiohttp.ClientSession, url: str, secret: str, console: Console
 ) -> list[str]:
-    """Send the events singly and in a batch, then a repeat and a forgery that add none.
+    """Send the events, one by one and in a batch; return their ids, in order of sending.
 
-    Returns the ids, in order of sending.
+    Then send a repeated event and a forged signature, which add no event.
     """
     sender = Sender(session, f"{url}/webhooks/ingest", sources.default_source((secret,)))
     batch = list(sample_events.generate(BATCH, seed=2))
@@ -111,9 +158,9 @@ async def _send(
     return ids
 
 
-def _expect(status: int, wanted: int, what: str) -> None:
-    if status != wanted:
-        msg = f"{what} was answered with {status} instead of {wanted}"
+def _expect(status: int, expected: int, request: str) -> None:
+    if status != expected:
+        msg = f"{request} was answered with {status} instead of {expected}"
         raise DemoFailedError(msg)
 
 
@@ -124,7 +171,7 @@ async def _watch(
     settings: Settings,
     console: Console,
 ) -> list[dict[str, Any]]:
-    """Show progress until every event is final or time is up; return them as they stand."""
+    """Show progress until every event is final or the time is over; return the events then."""
     bar = Progress(
         TextColumn("delivered or given up"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     )
@@ -147,7 +194,7 @@ async def _watch(
                 last_line = line.plain
             if done == len(ids) or time.monotonic() > deadline:
                 return mine
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
 
 
 async def _search(
@@ -167,7 +214,7 @@ async def _search(
 async def _fleet_totals(
     session: aiohttp.ClientSession, url: str, received: int
 ) -> dict[str, float]:
-    """Read the fleet's totals from the metrics, once the heartbeats have brought them all."""
+    """Return the fleet's totals from the metrics, once the heartbeats have reported all events."""
     totals: dict[str, float] = {}
     for _ in range(40):
         async with session.get(f"{url}/metrics") as response:
@@ -179,7 +226,7 @@ async def _fleet_totals(
         )
         if ended >= received and totals.get("wds_fleet_events_received_total", 0) >= received:
             break
-        await asyncio.sleep(LOOK_EVERY_S)
+        await asyncio.sleep(POLL_INTERVAL_S)
     return totals
 
 
@@ -199,7 +246,7 @@ def _show(
     totals: Mapping[str, float],
     settings: Settings,
 ) -> None:
-    table = Table(title="What became of each event")
+    table = Table(title="Result of each event")
     for column in ("event", "type", "status"):
         table.add_column(column, no_wrap=True)
     table.add_column("answers", overflow="fold")

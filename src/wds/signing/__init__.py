@@ -5,5 +5,6 @@ arguments, and every signature comparison takes constant time.
 
 To add a provider, copy `github.py` to a file of the provider's name, describe its signature there
 as one `Scheme`, and add that scheme to `registry.py`. Configuration, verification, `wds send` and
-the OpenAPI document then know it by its name.
+the OpenAPI document then know it by its name. If the provider has headers worth storing with an
+event, list them in `ingestion.event_parser.KEPT_HEADERS`.
 """

@@ -112,8 +112,8 @@ class Scheme:
             a repeated event, even if the bodies differ, because the sender itself says so.
         accepts_forms: bodies may be `application/x-www-form-urlencoded`.
         handshake_fields: the top-level fields of a body that `handshake` reads.
-        handshake: returns the answer to a verified request that sets up the webhook and is no
-            event. It is not stored. None: the request is an event.
+        handshake: returns the answer to a verified request that sets up the webhook instead
+            of carrying an event; it is not stored. None: the request is an event.
         answer_to_form: the answer to a stored event that came as a form. None: its receipt.
     """
 

@@ -18,7 +18,8 @@ from wds.domain.errors import StoreUnavailableError
 from wds.domain.events import Conflict, NewEvent, Receipt
 from wds.storage.collection_names import EVENTS
 from wds.storage.event_documents import STORED_PROJECTION, event_document
-from wds.storage.mongo import READ_BUDGET_S, WRITE_BUDGET_S, duplicates, uptime
+from wds.storage.mongo import READ_BUDGET_S, WRITE_BUDGET_S, uptime
+from wds.storage.mongo_errors import duplicates
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

@@ -63,19 +63,20 @@ from pymongo import ReturnDocument
 from pymongo.errors import PyMongoError
 from pymongo.read_concern import ReadConcern
 
-from wds.domain.deliveries import Claim, Claimed, Outcome, Settlement, Status
+from wds.domain.deliveries import Outcome, Settlement, Status
 from wds.domain.errors import StoreUnavailableError
 from wds.domain.lease_queue import BACKLOG_CAP, Backlog
 from wds.storage import lease_queries
+from wds.storage.claim_result import claim_result
 from wds.storage.collection_names import EVENTS
 from wds.storage.event_documents import CLAIM_PROJECTION, SETTLED_PROJECTION
 from wds.storage.mongo import (
     READ_BUDGET_S,
     MongoDatabase,
     ending_if_cancelled,
-    is_transient,
     uptime,
 )
+from wds.storage.mongo_errors import is_transient
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     from pymongo import UpdateMany, UpdateOne
     from pymongo.asynchronous.collection import AsyncCollection
 
+    from wds.domain.deliveries import Claimed
     from wds.storage.change_stream import ChangeStream
     from wds.storage.event_documents import EventDocument
     from wds.storage.mongo import Pipeline
@@ -349,63 +351,6 @@ class MongoLeaseQueue:
             self._large_backlogs[destination] = count, monotonic()
         age: timedelta = now - oldest["next_attempt_at"]
         return Backlog(count, max(age.total_seconds(), 0.0))
-
-
-def claim_result(
-    documents: Sequence[EventDocument],
-    token: str,
-    *,
-    held_since: float,
-    trusted_until: float,
-    outrun: bool,
-) -> Claimed:
-    """Sort the documents that a claim wrote to into leased, exhausted and cancelled ones.
-
-    Args:
-        documents: as the claim left them, each with either `lease` or `buried`.
-        token: the claim's.
-        held_since: see `Claim`.
-        trusted_until: see `Claim`.
-        outrun: see `Claimed`.
-    """
-    leased = [each for each in documents if "lease" in each]
-    exhausted: list[str] = []
-    cancelled: list[str] = []
-    lost = 0
-    for each in documents:
-        if "lease" not in each:
-            buried = each["buried"]
-            (cancelled if buried["cancelled"] else exhausted).append(each["_id"])
-            lost += buried["lost"]
-    claims = [_claim(each, token, held_since, trusted_until) for each in leased]
-    return Claimed(
-        claims=claims,
-        recovered=sum(claim.recovered for claim in claims),
-        exhausted_ids=exhausted,
-        cancelled_ids=cancelled,
-        lost=lost,
-        outrun=outrun,
-    )
-
-
-def _claim(document: EventDocument, token: str, held_since: float, trusted_until: float) -> Claim:
-    lease = document["lease"]
-    return Claim(
-        id=document["_id"],
-        token=token,
-        attempt_number=document["attempt_count"],
-        leased_at=lease["since"],
-        held_since=held_since,
-        trusted_until=trusted_until,
-        destination=document["destination"],
-        event_type=document["event_type"],
-        content_type=document["content_type"],
-        payload=document["payload"],
-        waited_s=(lease["since"] - lease["due_at"]).total_seconds(),
-        recovered="recovered" in lease,
-        trace=document.get("trace"),
-        attempts_before=document.get("attempts_before", 0),
-    )
 
 
 def _cancelled(settlement: Settlement) -> Settlement:

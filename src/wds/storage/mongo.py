@@ -19,14 +19,7 @@ from bson import CodecOptions
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.errors import (
-    BulkWriteError,
-    ConnectionFailure,
-    ExecutionTimeout,
-    OperationFailure,
-    PyMongoError,
-    WTimeoutError,
-)
+from pymongo.errors import ExecutionTimeout, PyMongoError
 from tenacity import (
     AsyncRetrying,
     RetryError,
@@ -41,6 +34,7 @@ from wds.domain.errors import (
     StartError,
     StoreUnavailableError,
 )
+from wds.storage.mongo_errors import is_transient
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -70,8 +64,7 @@ SEARCH_LIMIT_MS = 8_000
 """Milliseconds after which the server ends a search. Well before the socket times out: the driver
 would take that for a broken connection and repeat the whole search."""
 HEARTBEAT_S = 2.0
-"""Seconds between the driver's checks of each server; its default of 10 finds a new primary
-late."""
+"""Seconds between the driver's checks of a server; its default, 10, finds a new primary late."""
 WRITE_BUDGET_S = 8.0
 """Seconds for which an insert is retried on transport errors before the sender gets 503."""
 READ_BUDGET_S = 5.0
@@ -84,31 +77,6 @@ MILLISECOND_S = 0.001
 CLOCK_TRUST_S = 5.0
 """Seconds after which the database's clock is read again."""
 
-DUPLICATE_KEY = 11000
-# https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml
-_TRANSIENT_CODES = frozenset(
-    {
-        6,  # HostUnreachable
-        7,  # HostNotFound
-        43,  # CursorNotFound
-        50,  # MaxTimeMSExpired
-        64,  # WriteConcernTimeout
-        89,  # NetworkTimeout
-        91,  # ShutdownInProgress
-        100,  # UnsatisfiableWriteConcern
-        112,  # WriteConflict
-        133,  # FailedToSatisfyReadPreference
-        189,  # PrimarySteppedDown
-        202,  # NetworkInterfaceExceededTimeLimit
-        262,  # ExceededTimeLimit
-        9001,  # SocketException
-        10107,  # NotWritablePrimary
-        11600,  # InterruptedAtShutdown
-        11602,  # InterruptedDueToReplStateChange
-        13435,  # NotPrimaryNoSecondaryOk
-        13436,  # NotPrimaryOrSecondary
-    }
-)
 AWARE: CodecOptions[Document] = CodecOptions(tz_aware=True)
 """For `command`, which ignores the codec options of the client."""
 
@@ -334,15 +302,6 @@ async def ending_if_cancelled(call: Callable[[], Awaitable[T]]) -> T:
             raise asyncio.CancelledError
 
 
-def duplicates(error: BulkWriteError) -> list[int]:
-    """Return the indexes that were refused as duplicates; raise `error` if it has other causes."""
-    details: Any = error.details
-    others = [each for each in details["writeErrors"] if each["code"] != DUPLICATE_KEY]
-    if others or details["writeConcernErrors"]:
-        raise error
-    return [each["index"] for each in details["writeErrors"]]
-
-
 def uptime() -> float:
     """Return seconds since the machine started, including the time in which it was suspended.
 
@@ -385,18 +344,3 @@ async def _repeat(budget_s: float, call: Callable[[], Awaitable[T]]) -> T:
 
 def _log_retry(error: BaseException | None, tries: int) -> None:
     log.warning("mongodb_unavailable", cause=type(error).__name__, tries=tries)
-
-
-def is_transient(error: BaseException) -> bool:
-    """Tell whether the same call may succeed later: transport error, failover or time limit."""
-    if isinstance(error, SearchTooSlowError):
-        return False
-    if isinstance(error, (StoreUnavailableError, ConnectionFailure, WTimeoutError)):
-        return True
-    if isinstance(error, BulkWriteError):
-        details: Any = error.details
-        codes = {each["code"] for each in details["writeErrors"]} - {DUPLICATE_KEY}
-        return bool(details["writeConcernErrors"]) or bool(codes & _TRANSIENT_CODES)
-    if isinstance(error, ExecutionTimeout):
-        return True
-    return isinstance(error, OperationFailure) and error.code in _TRANSIENT_CODES

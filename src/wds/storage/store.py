@@ -24,6 +24,8 @@ from wds.storage.rollups import Rollups
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from wds.domain.lease_queue import LeaseQueue
+
 
 class Store:
     """Create it, `open` it, use its parts, `close` it."""
@@ -37,7 +39,7 @@ class Store:
         self._mongo = MongoDatabase(url, database)
         self.rollups = Rollups(self._mongo)
         self.change_stream = ChangeStream(self._mongo)
-        self.queue = MongoLeaseQueue(self._mongo, self.change_stream)
+        self.queue: LeaseQueue = MongoLeaseQueue(self._mongo, self.change_stream)
         self.writer = EventWriter(self._mongo, self.rollups)
         self.reader = EventReader(self._mongo, self.rollups)
         self.bulk_actions = BulkActions(self._mongo, self.rollups)

@@ -1,1 +1,6 @@
-"""telemetry."""
+"""Metrics, log lines, traces and heartbeats: what the processes tell about themselves.
+
+May import `config`, `concurrency`, `encoding` and `domain`, and neither `storage` nor `delivery`:
+what it needs of them is a Protocol. Every metric is named in `metrics` and nowhere else, and
+telemetry that fails never stops ingest or delivery.
+"""

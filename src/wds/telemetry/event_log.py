@@ -1,13 +1,13 @@
-"""What is counted and logged of an event on its way: a line for each step, with the event's id.
+"""The log lines and counts of each step of an event, and of what operators do to events.
 
-And of what operators do to events, with the request's id; why they do it is not logged.
-
-Every line that concerns one event has `event_id`; every line that concerns an attempt has
-`attempt` as well, so that both can be followed through the logs of all processes.
+Every line about one event has `event_id`, and every line about an attempt has `attempt` as well,
+so that both can be followed through the logs of all processes. Lines about an operator's request
+have `request_id`; the reason that the operator gives is not logged.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import structlog
@@ -18,7 +18,7 @@ from wds.domain.operator_actions import Action
 from wds.telemetry import metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from wds.domain.deliveries import Claim, Claimed, Settlement
     from wds.domain.events import NewEvent, Receipt
@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 
 def acknowledged(events: Sequence[NewEvent], receipts: Sequence[Receipt]) -> None:
-    """The senders of `events` are told that they are durable; one receipt for each."""
+    """`events` are durable and their senders know it. `receipts` has one receipt for each."""
     repeated = 0
     for event, receipt in zip(events, receipts, strict=True):
         repeated += receipt.duplicate
@@ -46,25 +46,19 @@ def acknowledged(events: Sequence[NewEvent], receipts: Sequence[Receipt]) -> Non
         metrics.EVENTS_REPEATED.inc(repeated)
 
 
-class UnlessAcknowledged:
-    """Logs the ids of events whose sender is told to come back, and whether they are stored.
+@contextmanager
+def unless_acknowledged(events: Sequence[NewEvent]) -> Iterator[None]:
+    """Log the events that the block fails to store, and whether they may be stored all the same.
 
-    A context manager around the storing of `events`.
+    Their sender is told to send them again.
     """
-
-    def __init__(self, events: Sequence[NewEvent]) -> None:
-        """Take the events of one request."""
-        self._events = events
-
-    def __enter__(self) -> None:
-        """Say nothing yet."""
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """Say what became of them, if it is not known that they are stored."""
-        if isinstance(error, (StoreUnavailableError, QueueFullError)):
-            stored = "no" if isinstance(error, QueueFullError) else "unknown"
-            for event in self._events:
-                log.warning("not_acknowledged", event_id=event.id, stored=stored)
+    try:
+        yield
+    except (StoreUnavailableError, QueueFullError) as error:
+        stored = "no" if isinstance(error, QueueFullError) else "unknown"
+        for event in events:
+            log.warning("not_acknowledged", event_id=event.id, stored=stored)
+        raise
 
 
 # -- operators -------------------------------------------------------------------------------
@@ -101,14 +95,14 @@ def bulk_action_stopped(stopped: BulkAction, remote: str) -> None:
 
 
 def bind(claim: Claim, facts: Mapping[str, str]) -> None:
-    """Put the claim's names and `facts` on every line that this context logs from here on."""
+    """Add the event's id, the attempt's number and `facts` to every later line of this context."""
     structlog.contextvars.bind_contextvars(event_id=claim.id, attempt=claim.attempt_number, **facts)
 
 
 def claimed(claimed: Claimed) -> None:
-    """Leases were taken, some perhaps from the dead; events without attempts left were buried.
+    """Events were leased, some after their lease had expired, and events without attempts buried.
 
-    A cancelled event is none that failed, however its last attempt went.
+    Cancelled events are not counted as failed.
     """
     metrics.CLAIMS.inc(len(claimed.claims))
     metrics.LEASES_RECOVERED.inc(claimed.recovered)
@@ -124,15 +118,16 @@ def claimed(claimed: Claimed) -> None:
 
 
 def not_deferred(claims: Sequence[Claim]) -> None:
-    """Leases could not be returned; they will expire, with an attempt that was never made."""
+    """Leases could not be returned. They expire, and an attempt that was never made is counted."""
     for claim in claims:
         log.warning("defer_failed", event_id=claim.id, attempt=claim.attempt_number)
 
 
 def settled(settlement: Settlement, *, recorded: bool | None) -> None:
-    """An attempt was recorded; or refused, the lease having passed on; None: it is not known.
+    """An attempt was made. Call it in the context that `bind` prepared.
 
-    In the context that `bind` prepared.
+    `recorded` is True if it was stored, False if another replica holds the lease by now, and None
+    if the store did not confirm it.
     """
     attempt = settlement.attempt
     if attempt is None:

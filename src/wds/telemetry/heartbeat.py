@@ -1,7 +1,7 @@
-"""The heartbeat that every replica writes, and the gauges it refreshes on the way.
+"""The heartbeat that every replica writes, and the gauges that it refreshes.
 
-The fleet's totals live in one document (`queries.heartbeat`), so a scrape never counts events.
-A replica that dies takes at most the last interval's counts with it.
+The totals of all replicas are kept in one document (`storage.replicas`), so a scrape never counts
+events. A replica that dies loses at most the counts of its last interval.
 """
 
 from __future__ import annotations
@@ -11,38 +11,56 @@ import os
 import secrets
 import socket
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
 from wds.concurrency.background import beside
+from wds.domain import destinations
 from wds.domain.errors import LimiterUnavailableError, StoreUnavailableError
 from wds.telemetry import metrics
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
-    from wds.delivery.rate_limiter import Limiter
-    from wds.storage.store import Store
+    from wds.domain.lease_queue import LeaseQueue
 
 log = structlog.get_logger(__name__)
 
 INTERVAL_S = 2.0
 LAST_REPORT_S = 0.3
-"""What the last report may take; stopping in time matters more."""
+"""Longest time for the last report; stopping in time matters more."""
 
 
 def owner_name() -> str:
-    """Return a name for this process that no other process has: host, pid, random."""
+    """Return a name that no other process has: host, process id and a random part."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
-async def report_once(store: Store, limiter: Limiter | None, *, owner: str, role: str) -> None:
+class Replicas(Protocol):
+    """The part of the store that heartbeats go through, `storage.replicas`."""
+
+    async def report(
+        self, *, owner: str, role: str, totals: dict[str, int]
+    ) -> Mapping[str, Any] | None:
+        """Write this replica's heartbeat; return the document of all replicas."""
+
+
+class Limiter(Protocol):
+    """The part of the rate limiter that a heartbeat needs."""
+
+    async def ping(self) -> None:
+        """Return if Redis answers, or raise `LimiterUnavailableError`."""
+
+
+async def report_once(
+    replicas: Replicas, queue: LeaseQueue, limiter: Limiter | None, *, owner: str, role: str
+) -> None:
     """Write one heartbeat and refresh the gauges; what does not answer is shown as down."""
     try:
-        fleet = await store.replicas.report(owner=owner, role=role, totals=metrics.own_totals())
-        metrics.fleet.show(fleet)
-        backlog = await store.queue.backlog("default")
+        document = await replicas.report(owner=owner, role=role, totals=metrics.own_totals())
+        metrics.all_replicas.show(document)
+        backlog = await queue.backlog(destinations.DEFAULT)
     except StoreUnavailableError as error:
         metrics.STORE_UP.set(0)
         log.warning("heartbeat_failed", cause=str(error))
@@ -62,14 +80,14 @@ async def report_once(store: Store, limiter: Limiter | None, *, owner: str, role
 
 @asynccontextmanager
 async def reporting(
-    store: Store, limiter: Limiter | None, *, owner: str, role: str
+    replicas: Replicas, queue: LeaseQueue, limiter: Limiter | None, *, owner: str, role: str
 ) -> AsyncIterator[None]:
-    """Report every `INTERVAL_S` inside the block, and a last time on leaving it."""
+    """Report every `INTERVAL_S` inside the block, and once more on leaving it."""
 
     async def forever() -> None:
         while True:
             try:
-                await report_once(store, limiter, owner=owner, role=role)
+                await report_once(replicas, queue, limiter, owner=owner, role=role)
             except Exception:
                 # A defect in reporting must be seen, and must not stop deliveries.
                 log.exception("heartbeat_crashed")
@@ -81,4 +99,4 @@ async def reporting(
     finally:
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_REPORT_S):
-                await report_once(store, limiter, owner=owner, role=role)
+                await report_once(replicas, queue, limiter, owner=owner, role=role)

@@ -1,8 +1,8 @@
-"""Logging: one line per fact on standard error, JSON for machines or aligned for people.
+"""Logging: one line per fact on standard error, as JSON or aligned for people.
 
-What the standard library's loggers say (aiohttp, pymongo, asyncio), warnings and whatever ends
-a process or a thread become lines of the same form. A line that is about one event has its
-`event_id`, and one about an attempt its number, from the context or as arguments: see `journal`.
+Messages of the standard library's loggers (aiohttp, pymongo, asyncio), warnings, and exceptions
+that end a process or a thread become lines of the same form. `event_log` has the lines about
+events and attempts.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ _tracebacks = structlog.processors.ExceptionRenderer(
 
 
 class _Lines:
-    """Standard error, written to after each pass of the event loop, or at once outside one.
+    """Standard error, written once per pass of the event loop, or at once outside a loop.
 
-    A write for each line costs as much as making the line. One write is of whole lines, together
-    no longer than a pipe takes in one piece: other processes may write to the same pipe. It never
-    raises: no reader is no reason to stop.
+    Writing each line by itself would cost as much as formatting it. Each write consists of whole
+    lines and is at most `PIPE_BUF` bytes long, so a pipe takes it in one piece: other processes
+    may write to the same pipe. Errors are ignored: a process goes on if nobody reads its log.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._waiting: deque[str] = deque()
+        self._pending: deque[str] = deque()
         self._writes_next: asyncio.AbstractEventLoop | None = None
 
     def write(self, text: str) -> int:
-        self._waiting.append(text)
+        self._pending.append(text)
         if self._writes_next is None:
-            with suppress(RuntimeError):  # there is none in this thread
+            with suppress(RuntimeError):  # this thread has no event loop
                 self._writes_next = asyncio.get_running_loop()
                 self._writes_next.call_soon(self._write_out)
         return len(text)
@@ -65,13 +65,13 @@ class _Lines:
             self._write_out()
 
     def _write_out(self) -> None:
-        # First of all, so that a thread which still sees the loop has its line among these.
+        # Reset first: a thread that still sees the loop then has its line written below.
         self._writes_next = None
         lines: list[str] = []
         size = 0
         with suppress(IndexError):
             while True:
-                line = self._waiting.popleft()
+                line = self._pending.popleft()
                 length = len(line.encode(errors="replace"))
                 if lines and size + length > PIPE_BUF:
                     self._write_at_once(lines)
@@ -87,10 +87,10 @@ class _Lines:
 
 
 class _Clock:
-    """Puts the time on a line, UTC to the microsecond by RFC 3339; all but that once a second."""
+    """Adds the time to a line: UTC, RFC 3339, microseconds. Formats the seconds only once each."""
 
     def __init__(self) -> None:
-        self._last = (-1, "")  # replaced as one: threads log, too
+        self._last = (-1, "")  # one tuple, because threads log too
 
     def __call__(self, _logger: object, _method: str, line: EventDict) -> EventDict:
         second, microsecond = divmod(time.time_ns() // 1000, 1_000_000)
@@ -103,27 +103,27 @@ class _Clock:
 
 
 def configure(log_format: str, level: str = "info") -> None:
-    """Set up logging for this process; what is below `level` (one of `LEVELS`) costs nothing."""
-    least = logging.getLevelNamesMapping()[level.upper()]
+    """Set up logging for this process. Lines below `level` (one of `LEVELS`) cost nothing."""
+    minimum = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         _Clock(),
     ]
     if log_format == "json":
-        final: list[Processor] = [_tracebacks, _rendered]
+        final: list[Processor] = [_tracebacks, _render_json]
     else:
         final = [
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
             )
         ]
-    stream = cast("TextIO", _Lines(sys.stderr))  # no more of it is used
-    # Our own lines are not sent through the standard library: that takes twice as long.
+    stream = cast("TextIO", _Lines(sys.stderr))  # nothing else of it is used
+    # Our own lines bypass the standard library, which would take twice as long.
     structlog.configure(
         processors=[*shared, *final],
         logger_factory=structlog.WriteLoggerFactory(stream),
-        wrapper_class=structlog.make_filtering_bound_logger(least),
+        wrapper_class=structlog.make_filtering_bound_logger(minimum),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(stream)
@@ -135,33 +135,33 @@ def configure(log_format: str, level: str = "info") -> None:
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(least)
+    root.setLevel(minimum)
     logging.captureWarnings(capture=True)
     for name in ("pymongo", "asyncio"):
-        logging.getLogger(name).setLevel(max(least, logging.WARNING))
-    logging.getLogger("aiohttp.server").addFilter(_without_their_bytes)
-    sys.excepthook = _crashed
-    threading.excepthook = _thread_crashed
+        logging.getLogger(name).setLevel(max(minimum, logging.WARNING))
+    logging.getLogger("aiohttp.server").addFilter(_drop_quoted_bytes)
+    sys.excepthook = _log_crash
+    threading.excepthook = _log_thread_crash
 
 
-def _rendered(_logger: object, _method: str, line: EventDict) -> str:
+def _render_json(_logger: object, _method: str, line: EventDict) -> str:
     try:
-        return msgspec.json.encode(line, enc_hook=_written).decode()
-    except UnicodeEncodeError:  # it writes less: no lone surrogates
-        return json.dumps(line, default=_written)
+        return msgspec.json.encode(line, enc_hook=_encode_other).decode()
+    except UnicodeEncodeError:  # msgspec cannot write lone surrogates
+        return json.dumps(line, default=_encode_other)
 
 
-def _written(value: object) -> object:
+def _encode_other(value: object) -> object:
     try:
         return json_default(value)
     except TypeError:
         return repr(value)
 
 
-def _without_their_bytes(record: logging.LogRecord) -> bool:
-    """Replace what aiohttp says of a request that is no HTTP, which quotes it.
+def _drop_quoted_bytes(record: logging.LogRecord) -> bool:
+    """Replace aiohttp's message about a malformed request, because it quotes the request.
 
-    The quotation may be a header with a credential or a piece of a payload.
+    The quotation may contain a credential or a part of a payload.
     """
     error = record.exc_info[1] if record.exc_info else None
     if not isinstance(error, HttpProcessingError):
@@ -172,7 +172,7 @@ def _without_their_bytes(record: logging.LogRecord) -> bool:
     return False
 
 
-def _crashed(
+def _log_crash(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
     if issubclass(kind, KeyboardInterrupt):
@@ -181,7 +181,7 @@ def _crashed(
     structlog.get_logger("wds").critical("crashed", exc_info=(kind, error, traceback))
 
 
-def _thread_crashed(arguments: threading.ExceptHookArgs) -> None:
+def _log_thread_crash(arguments: threading.ExceptHookArgs) -> None:
     if arguments.exc_value is None:
         return
     facts = (arguments.exc_type, arguments.exc_value, arguments.exc_traceback)

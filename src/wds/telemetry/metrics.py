@@ -1,13 +1,13 @@
-"""Every metric: name, label and meaning. Nothing else names one.
+"""Every metric: its name, labels and meaning. No other module names one.
 
-One registry a process. Counters of this process; the fleet's four totals come from the
-heartbeat document through `fleet`, never from counting events at scrape time.
+There is one registry in a process. The counters are this process's own. The four totals of all
+replicas come from the heartbeat document through `all_replicas`; a scrape never counts events.
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import prometheus_client
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
@@ -19,15 +19,26 @@ from wds import __version__
 from wds.domain.deliveries import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from prometheus_client.metrics_core import Metric
 
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
+_labels: dict[MetricWrapperBase, tuple[str, ...]] = {}
+_Metric = TypeVar("_Metric", bound=MetricWrapperBase)
+
+
+def _labelled(kind: Callable[..., _Metric], name: str, meaning: str, *labels: str) -> _Metric:
+    """Create a metric with `labels`, which the library does not tell again."""
+    metric = kind(name, meaning, labels)
+    _labels[metric] = labels
+    return metric
+
+
 _LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
-BUILD_INFO = Gauge("wds_build_info", "Always 1; the version is the label.", ["version"])
+BUILD_INFO = _labelled(Gauge, "wds_build_info", "Always 1; the version is the label.", "version")
 BUILD_INFO.labels(__version__).set(1)
 
 # ingest
@@ -35,13 +46,15 @@ EVENTS_RECEIVED = Counter("wds_events_received_total", "Events stored and acknow
 EVENTS_REPEATED = Counter(
     "wds_events_repeated_total", "Repeats of an idempotency key, acknowledged and not stored again."
 )
-REFUSALS = Counter(
-    "wds_refusals_total", "Requests answered with an error envelope.", ["route", "code"]
+REFUSALS = _labelled(
+    Counter, "wds_refusals_total", "Requests answered with an error envelope.", "route", "code"
 )
-SIGNATURES_VERIFIED = Counter(
+SIGNATURES_VERIFIED = _labelled(
+    Counter,
     "wds_signatures_verified_total",
     "Requests whose signature is valid, by source and by the secret's place in its list, 1 first.",
-    ["source", "secret"],
+    "source",
+    "secret",
 )
 BODY_BYTES = Gauge("wds_body_bytes", "Bytes of request bodies held now, of WDS_BODY_MEMORY.")
 INGEST_SECONDS = Histogram(
@@ -57,15 +70,20 @@ COMMIT_EVENTS = Histogram(
 )
 
 # operators
-OPERATOR_REFUSALS = Counter(
-    "wds_operator_refusals_total", "Requests to operators' routes that were refused.", ["reason"]
+OPERATOR_REFUSALS = _labelled(
+    Counter,
+    "wds_operator_refusals_total",
+    "Requests to operators' routes that were refused.",
+    "reason",
 )
-EVENTS_CHANGED = Counter(
-    "wds_events_changed_total", "Events that operators replayed or cancelled.", ["action"]
+EVENTS_CHANGED = _labelled(
+    Counter, "wds_events_changed_total", "Events that operators replayed or cancelled.", "action"
 )
 
 # delivery
-ATTEMPTS = Counter("wds_attempts_total", "Attempts that were recorded, by outcome.", ["outcome"])
+ATTEMPTS = _labelled(
+    Counter, "wds_attempts_total", "Attempts that were recorded, by outcome.", "outcome"
+)
 for _outcome in Outcome:  # from 0 on, or a rate would not see the first
     ATTEMPTS.labels(_outcome)
 DELIVERIES_SUCCEEDED = Counter("wds_deliveries_succeeded_total", "Events that became DELIVERED.")
@@ -101,7 +119,7 @@ OLDEST_DUE_SECONDS = Gauge("wds_oldest_due_seconds", "Age of the oldest due even
 STORE_UP = Gauge("wds_store_up", "1 while MongoDB answers.")
 LIMITER_UP = Gauge("wds_limiter_up", "1 while Redis answers, or while there is no rate limit.")
 
-FLEET_TOTALS: Mapping[str, tuple[str, str, Counter]] = {
+SHARED_TOTALS: Mapping[str, tuple[str, str, Counter]] = {
     "events_received": (
         "wds_fleet_events_received",
         "Events received, all replicas, past ones included.",
@@ -123,20 +141,20 @@ FLEET_TOTALS: Mapping[str, tuple[str, str, Counter]] = {
         RETRY_ATTEMPTS,
     ),
 }
-"""Key in a heartbeat -> metric name without `_total`, meaning, this process's counter."""
+"""Key in a heartbeat -> metric name without `_total`, its meaning, this process's counter."""
 
 
 def expect_defects(routes: Iterable[str]) -> None:
-    """Show a process's routes as free of defects so far, or the first would be no increase."""
+    """Expose 0 internal errors for each of `routes`, so that the first one is an increase."""
     for route in routes:
         REFUSALS.labels(route, "internal_error")
 
 
 def own_totals() -> dict[str, int]:
-    """Return what this process adds to the fleet's totals."""
+    """Return what this process adds to the totals of all replicas."""
     return {
         key: int(sum(sample.value for family in counter.collect() for sample in family.samples))
-        for key, (_, _, counter) in FLEET_TOTALS.items()
+        for key, (_, _, counter) in SHARED_TOTALS.items()
     }
 
 
@@ -144,28 +162,28 @@ ROLES = ("ingest", "dispatcher")
 SILENCE = timedelta(seconds=15)
 
 
-class FleetCollector(Collector):
-    """Exposes the last fleet document that was read; nothing before the first."""
+class AllReplicasCollector(Collector):
+    """Exposes the totals and the number of all replicas, from the last document that was read."""
 
     def __init__(self) -> None:
-        """Start with no document."""
+        """Start without a document, and so without metrics."""
         self._document: Mapping[str, Any] | None = None
 
     def show(self, document: Mapping[str, Any] | None) -> None:
-        """Replace the document, in the shape `Store.fleet` returns; None hides the metrics."""
+        """Replace the document with what `storage.replicas` returns; None hides the metrics."""
         self._document = document
 
     def describe(self) -> Iterable[Metric]:
-        """Name no metric in advance, so that registering reads nothing."""
+        """Return nothing, so that registering does not collect."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the four totals and the replicas by role."""
+        """Yield the four totals and the number of replicas by role."""
         if not self._document:
             return
         replicas = self._document.get("replicas", [])
         retired = self._document.get("retired", {})
-        for key, (name, meaning, _) in FLEET_TOTALS.items():
+        for key, (name, meaning, _) in SHARED_TOTALS.items():
             total = retired.get(key, 0) + sum(each["totals"].get(key, 0) for each in replicas)
             yield CounterMetricFamily(name, meaning, value=total)
         by_role = GaugeMetricFamily(
@@ -179,17 +197,17 @@ class FleetCollector(Collector):
         yield by_role
 
 
-fleet = FleetCollector()
-REGISTRY.register(fleet)
+all_replicas = AllReplicasCollector()
+REGISTRY.register(all_replicas)
 
 
 def catalogue() -> list[tuple[Metric, tuple[str, ...]]]:
-    """Return every metric of ours with its labels' names: what documents are held against."""
+    """Return every metric of this package and its labels, to compare with the documents."""
     found = []
     for each in globals().values():
         if isinstance(each, MetricWrapperBase):
-            found += [(family, tuple(each._labelnames)) for family in each.describe()]  # noqa: SLF001
-    whole = FleetCollector()
+            found += [(family, _labels.get(each, ())) for family in each.describe()]
+    whole = AllReplicasCollector()
     whole.show({"now": datetime.now(UTC), "replicas": []})
     for family in whole.collect():
         labels = {name for sample in family.samples for name in sample.labels}

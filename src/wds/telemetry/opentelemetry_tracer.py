@@ -1,10 +1,10 @@
-"""The recorder behind `tracing`, with OpenTelemetry's SDK. Imported only while tracing is on.
+"""The tracer behind `tracing`, with OpenTelemetry's SDK. Imported only while tracing is on.
 
 One trace from the sender to the downstream:
 
     POST /webhooks/ingest          server; continues the sender's `traceparent`
       send default                 producer; its context is stored with each event
-        insert events              the write, shared with whoever else was waiting
+        insert events              the write, which several requests may share
         queue default              each attempt: from due to claimed
         process default            each attempt: from claimed to settled
           slot                     waiting for the rate limit
@@ -12,7 +12,7 @@ One trace from the sender to the downstream:
           settle default           recording the outcome
 
 Names and attributes follow OpenTelemetry's semantic conventions for HTTP, messaging and
-databases; `wds.*` is our own. The downstream's URL is no attribute: it may hold a secret.
+databases; `wds.*` is our own. The downstream's URL is not recorded: it may contain a secret.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from wds import __version__
+from wds.domain.attempt_results import BrokenAnswer, TimedOut, Unreachable, error_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -44,17 +45,18 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
     from opentelemetry.util.types import AttributeValue
 
+    from wds.domain.attempt_results import AttemptResult
     from wds.domain.deliveries import Claim
     from wds.domain.events import NewEvent
 
 STOP_S = 0.5
-"""What exporting the rest may take at the end; stopping in time matters more."""
+"""Longest time for the last export; stopping in time matters more."""
 TRACED = "/webhooks/"
-"""Where the routes begin that are recorded; scrapes and health checks are not worth a trace."""
+"""Prefix of the routes that are recorded; scrapes and health checks are not."""
 MAX_TEXT = 256
-"""Most characters of an attribute that a sender or a downstream wrote."""
+"""Longest text of a sender or a downstream that becomes an attribute, in characters."""
 MAX_TRACESTATE = 512
-"""Most characters of `tracestate` that are kept; what a participant must be able to pass on."""
+"""Longest `tracestate` that is kept, in characters: the standard demands that much."""
 
 log = structlog.get_logger(__name__)
 
@@ -67,27 +69,27 @@ class Recorder:
     stop_s = STOP_S
 
     def __init__(self, role: str) -> None:
-        """Start the exporting thread; `role` is what this process is called by default.
+        """Start the exporting thread; the service is called `wds-{role}` unless configured.
 
         Raises:
             ValueError: a variable cannot be used.
         """
-        given = OTELResourceDetector().detect().attributes
-        named = {"service.name": f"wds-{role}", "service.version": __version__, **given}
-        # No hook at exit: a process ends without waiting for a collector that does not answer.
-        self._provider = TracerProvider(resource=Resource.create(named), shutdown_on_exit=False)
+        configured = OTELResourceDetector().detect().attributes
+        resource = {"service.name": f"wds-{role}", "service.version": __version__, **configured}
+        # No hook at exit, which would make the process wait for a collector that is down.
+        self._provider = TracerProvider(resource=Resource.create(resource), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("wds", __version__)
         self.middlewares = (self._request,)
 
     async def stop(self) -> None:
-        """See `tracing.Tracer`; in a thread of its own, which nobody waits for any longer."""
+        """See `tracing.Tracer`. The export runs in a thread that is abandoned after `STOP_S`."""
         done = asyncio.Event()
         loop = asyncio.get_running_loop()
 
         def export() -> None:
             self._provider.shutdown()
-            with suppress(RuntimeError):  # the loop has gone: nobody waits
+            with suppress(RuntimeError):  # the loop is closed, and nobody waits
                 loop.call_soon_threadsafe(done.set)
 
         threading.Thread(target=export, name="export the last traces", daemon=True).start()
@@ -153,7 +155,7 @@ class Recorder:
 
     @contextmanager
     def inserting(self, events: Sequence[NewEvent]) -> Iterator[None]:
-        """See `tracing.Tracer`; one span for each request that takes part in the write."""
+        """See `tracing.Tracer`. Each request whose events are in the write gets a span."""
         began = time.time_ns()
         error = ""
         try:
@@ -183,13 +185,13 @@ class Recorder:
 
     # -- delivery --------------------------------------------------------------------------
 
-    def delivery(self, claim: Claim, *, limited: bool) -> _Trip:
+    def delivery(self, claim: Claim, *, limited: bool) -> _DeliveryTrace:
         """See `tracing.Tracer`."""
-        return _Trip(self._tracer, claim, limited=limited)
+        return _DeliveryTrace(self._tracer, claim, limited=limited)
 
 
-class _Trip:
-    """A `tracing.Trip`: spans that begin and end as the claim makes its way."""
+class _DeliveryTrace:
+    """A `tracing.DeliveryTrace`: a span for each step of the claim."""
 
     def __init__(self, tracer: Tracer, claim: Claim, *, limited: bool) -> None:
         self._tracer = tracer
@@ -215,7 +217,7 @@ class _Trip:
             start_time=self._claimed_at,
         )
         self._inside = trace.set_span_in_context(self._process)
-        # Measured by the database, shown by this machine's clock, like the rest.
+        # Measured by the database's clock, and placed by this machine's, like the other spans.
         tracer.start_span(
             f"queue {claim.destination}",
             stored if claim.trace else self._inside,
@@ -237,7 +239,7 @@ class _Trip:
                 span.end()
 
     def sent(self) -> Mapping[str, str]:
-        """See `tracing.Trip`."""
+        """See `tracing.DeliveryTrace`."""
         now = time.time_ns()
         if self._limited:
             self._tracer.start_span("slot", self._inside, start_time=self._claimed_at).end(now)
@@ -252,15 +254,15 @@ class _Trip:
             "POST", self._inside, SpanKind.CLIENT, about, start_time=began
         )
 
-    def answered(self, status_code: int | None, error: str | None) -> None:
-        """See `tracing.Trip`; without `sent` the connection could not be made."""
+    def answered(self, result: AttemptResult) -> None:
+        """See `tracing.DeliveryTrace`. If `sent` was not called, there was no connection."""
         span = self._post or self._request(self._claimed_at)
-        if status_code is not None:
-            span.set_attribute("http.response.status_code", status_code)
+        if result.status_code is not None:
+            span.set_attribute("http.response.status_code", result.status_code)
+        error = error_text(result)
         if error is not None:
-            reason = _reason(status_code, error)
             for each in (span, self._process):
-                _failed(each, reason, error)
+                _failed(each, _error_type(result), error)
         span.end()
         self._settle = self._tracer.start_span(
             f"settle {self._claim.destination}",
@@ -273,7 +275,7 @@ class _Trip:
         )
 
     def settled(self, status: str | None) -> None:
-        """See `tracing.Trip`."""
+        """See `tracing.DeliveryTrace`."""
         if self._settle is None:
             return
         if status is None:
@@ -294,7 +296,7 @@ def _messaging(operation: str, destination: str) -> dict[str, AttributeValue]:
 
 
 def _headers(span: Span) -> dict[str, str]:
-    """Return the span's context as it travels: `traceparent`, and `tracestate` unless too long."""
+    """Return the span's context as headers: `traceparent`, and `tracestate` unless too long."""
     headers: dict[str, str] = {}
     _propagator.inject(headers, trace.set_span_in_context(span))
     if len(headers.get("tracestate", "")) > MAX_TRACESTATE:
@@ -303,7 +305,7 @@ def _headers(span: Span) -> dict[str, str]:
 
 
 def _context(headers: Mapping[str, str] | None) -> Context:
-    """Return the context that `headers` carry, which is empty if they carry none."""
+    """Return the context that `headers` contain; an empty one if they contain none."""
     return _propagator.extract(headers or {}, Context())
 
 
@@ -316,16 +318,19 @@ def _failed(span: Span, error_type: str, text: str = "") -> None:
     span.set_status(StatusCode.ERROR, _text(text) or None)
 
 
-def _reason(status_code: int | None, error: str) -> str:
-    """Return a short name for a failed attempt: the status, `timeout` or the exception's class."""
-    if status_code is not None and error.startswith("HTTP "):
-        return str(status_code)
-    name, colon, _ = error.partition(":")
-    return name if colon else "timeout"
+def _error_type(result: AttemptResult) -> str:
+    """Return a short name for a failure: the status, `timeout` or the exception's class."""
+    match result:
+        case TimedOut():
+            return "timeout"
+        case Unreachable() | BrokenAnswer():
+            return result.cause
+        case _:
+            return str(result.status_code)
 
 
 def _text(text: str) -> str:
-    """Make text of a stranger's fit for protobuf, which knows no lone surrogates, and short."""
+    """Cut foreign text, and replace lone surrogates, which protobuf cannot encode."""
     return text[:MAX_TEXT].encode("utf-8", "replace").decode()
 
 

@@ -1,9 +1,9 @@
-"""Traces: what the rest of wds knows of them. Off unless the environment asks for them.
+"""Traces: the interface that the rest of wds uses. Off unless the environment turns them on.
 
-While off, nothing of OpenTelemetry is imported and every call here does nothing. While on,
-`otel` does the recording. An event carries its trace in its document, as the two headers of
-https://www.w3.org/TR/trace-context/, so that a delivery in another process, minutes later,
-belongs to the trace of the request that brought the event.
+While off, OpenTelemetry is not imported and every call here does nothing. While on,
+`opentelemetry_tracer` records. An event's document contains its trace, as the two headers of
+https://www.w3.org/TR/trace-context/. So a delivery in another process, minutes later, belongs to
+the trace of the request that brought the event.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from aiohttp.typedefs import Middleware
 
+    from wds.domain.attempt_results import AttemptResult
     from wds.domain.deliveries import Claim
     from wds.domain.events import NewEvent
 
@@ -33,52 +34,52 @@ PROTOCOL = "http/protobuf"
 INSTALL = "pip install 'wds[otel]'"
 
 
-class Trip(Protocol):
-    """One claim on its way: to its slot, to the downstream and back into the store."""
+class DeliveryTrace(Protocol):
+    """The recording of one attempt, step by step."""
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """What log lines about this claim should carry: `trace_id`, or nothing."""
+        """The fields for log lines about this claim: `trace_id`, or none."""
 
     def sent(self) -> Mapping[str, str]:
-        """Note that the request leaves now; return the headers to add to it."""
+        """Record that the request leaves now; return the headers to add to it."""
 
-    def answered(self, status_code: int | None, error: str | None) -> None:
-        """Note how the request ended; `error` None is success."""
+    def answered(self, result: AttemptResult) -> None:
+        """Record how the request ended."""
 
     def settled(self, status: str | None) -> None:
-        """Note the event's status once the outcome is recorded; None if it could not be."""
+        """Record the event's status after the settlement; None if nothing could be recorded."""
 
 
 class Tracer(Protocol):
-    """What a process records."""
+    """Records the traces of one process."""
 
     @property
     def middlewares(self) -> Sequence[Middleware]:
-        """What an application puts around all else, to record requests."""
+        """The outermost middlewares of an application, which record requests."""
 
     @property
     def stop_s(self) -> float:
-        """Most seconds that `stop` takes."""
+        """The longest time that `stop` takes, in seconds."""
 
     def sending(self, events: Sequence[NewEvent]) -> AbstractContextManager[Sequence[NewEvent]]:
-        """Record that one request's events are stored inside the block.
+        """Record that the block stores the events of one request.
 
-        The value is the events to store, each with its trace.
+        The block's value is the events to store, each with its trace.
         """
 
     def inserting(self, events: Sequence[NewEvent]) -> AbstractContextManager[None]:
-        """Record one write of many events, in the trace of each."""
+        """Record that the block writes many events, in the trace of each."""
 
-    def delivery(self, claim: Claim, *, limited: bool) -> AbstractContextManager[Trip]:
+    def delivery(self, claim: Claim, *, limited: bool) -> AbstractContextManager[DeliveryTrace]:
         """Record one attempt; `limited` if it waits for a slot."""
 
     async def stop(self) -> None:
-        """Export what is left, for as long as `stop_s` allows."""
+        """Export the remaining spans, for at most `stop_s` seconds."""
 
 
-class _Nothing:
-    """Records nothing: a `Tracer` and every `Trip` of it."""
+class _Off:
+    """A `Tracer` that records nothing, and every `DeliveryTrace` of it."""
 
     middlewares = ()
     stop_s = 0.0
@@ -92,10 +93,10 @@ class _Nothing:
     def inserting(self, _: Sequence[NewEvent]) -> AbstractContextManager[None]:
         return self._no_block
 
-    def delivery(self, _: Claim, *, limited: bool) -> AbstractContextManager[Trip]:  # noqa: ARG002
+    def delivery(self, _: Claim, *, limited: bool) -> AbstractContextManager[DeliveryTrace]:  # noqa: ARG002
         return self
 
-    def __enter__(self) -> Trip:
+    def __enter__(self) -> DeliveryTrace:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -104,7 +105,7 @@ class _Nothing:
     def sent(self) -> Mapping[str, str]:
         return self._no_headers
 
-    def answered(self, _: int | None, __: str | None) -> None:
+    def answered(self, _: AttemptResult) -> None:
         pass
 
     def settled(self, _: str | None) -> None:
@@ -114,15 +115,15 @@ class _Nothing:
         pass
 
 
-OFF = _Nothing()
+OFF = _Off()
 
 
-def wanted(environ: Mapping[str, str]) -> bool:
-    """Tell whether the standard variables ask for traces that wds can export.
+def is_on(environ: Mapping[str, str]) -> bool:
+    """Whether the standard variables turn on traces that wds can export.
 
     https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/: an
-    empty value is unset, `OTEL_SDK_DISABLED` wins, and without a collector's address or
-    `OTEL_TRACES_EXPORTER=otlp` there is nowhere to send traces to.
+    empty value is unset, `OTEL_SDK_DISABLED` takes precedence, and traces need a collector's
+    address or `OTEL_TRACES_EXPORTER=otlp`.
     """
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
@@ -135,15 +136,15 @@ def wanted(environ: Mapping[str, str]) -> bool:
 
 
 def start(environ: Mapping[str, str], *, role: str) -> Tracer:
-    """Return the recorder that `environ` asks for, or `OFF`; call once a process.
+    """Return the tracer that `environ` configures, or `OFF`. Call it once per process.
 
-    A process without the extra `otel` works all the same and says what is missing: traces are
-    never a reason not to deliver.
+    Without the extra `otel` the process logs what is missing and runs without traces: tracing
+    never stops deliveries.
 
     Raises:
         SettingsError: a variable that begins with `OTEL_` cannot be used.
     """
-    if not wanted(environ):
+    if not is_on(environ):
         return OFF
     for name in (each for each in ENDPOINTS if environ.get(each, "").strip()):
         if not environ.get(name, "").strip().startswith(("http://", "https://")):
@@ -151,7 +152,7 @@ def start(environ: Mapping[str, str], *, role: str) -> Tracer:
     protocol = next((environ[name] for name in PROTOCOLS if environ.get(name)), PROTOCOL)
     if protocol != PROTOCOL:
         log.warning("tracing_protocol", wanted=protocol, used=PROTOCOL)
-    # The SDK reads the environment itself, and knows nothing of `.env`.
+    # The SDK reads only the process's environment, which lacks the variables of `.env`.
     for name, value in environ.items():
         if name.startswith("OTEL_"):
             os.environ.setdefault(name, value)

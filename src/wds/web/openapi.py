@@ -1,26 +1,26 @@
-"""The OpenAPI document of a service. No other module of the service imports aiohttp_apispec.
+"""The OpenAPI document. The only module of the service that imports aiohttp_apispec.
 
-A route is registered and described in one step, by an `Operation`. Each application wraps its
-handlers anew, because aiohttp_apispec consumes the attributes that its decorators put on a
-function.
+The document is made when it is first asked for: few processes ever are, and to import
+aiohttp_apispec and make it would take a fifth of the time that a process needs to start. Each
+document has wrappers of the handlers, because aiohttp_apispec consumes what its decorators leave on
+a function.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
-from aiohttp_apispec import docs, json_schema, response_schema, setup_aiohttp_apispec
 
 from wds import __version__
 from wds.web import swagger
 from wds.web.schemas import ErrorEnvelopeSchema
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import marshmallow as ma
     from aiohttp.typedefs import Handler
@@ -83,28 +83,65 @@ def header(name: str, description: str, **more: Any) -> dict[str, Any]:  # noqa:
     }
 
 
-def register(app: web.Application, operations: list[Operation]) -> None:
-    """Add every route to `app` with its description."""
+def register(app: web.Application, operations: Sequence[Operation], title: str) -> None:
+    """Add every route to `app`, and their document at `/docs/openapi.json`."""
     for operation in operations:
-        app.router.add_route(operation.method, operation.path, _described(operation))
+        app.router.add_route(operation.method, operation.path, operation.handler)
+    document = Document(operations, title)
+    app[DOCUMENT] = document
+    app.router.add_get(swagger.DOCUMENT, document.answer)
 
 
-def serve_document(app: web.Application, title: str) -> None:
-    """Serve the document at `/docs/openapi.json`."""
-    with warnings.catch_warnings():
-        # aiohttp warns of application keys that are plain strings; aiohttp_apispec uses them.
-        warnings.simplefilter("ignore", web.NotAppKeyWarning)
-        setup_aiohttp_apispec(
-            app,
-            title=title,
-            version=__version__,
-            info={"description": _INTRODUCTION},
-            url=swagger.DOCUMENT,
-            in_place=True,
-        )
+class Document:
+    """The OpenAPI document of some routes, made when it is first asked for."""
+
+    def __init__(self, operations: Sequence[Operation], title: str) -> None:
+        """`title` is what the document calls the service."""
+        self._make = functools.cache(functools.partial(_document, operations, title))
+        self._first = asyncio.Lock()
+
+    def content(self) -> dict[str, Any]:
+        """Return the document; the first call takes a tenth of a second."""
+        return self._make()
+
+    async def answer(self, _: web.Request) -> web.Response:
+        """Answer with the document."""
+        async with self._first:
+            return web.json_response(await asyncio.to_thread(self.content))
+
+
+DOCUMENT = web.AppKey("openapi_document", Document)
+
+
+class _Routes(dict[str, Any]):
+    """What aiohttp_apispec needs of an application: a router, and to keep its results."""
+
+    def __init__(self, operations: Sequence[Operation]) -> None:
+        super().__init__()
+        self.router = web.UrlDispatcher()
+        for operation in operations:
+            self.router.add_route(operation.method, operation.path, _described(operation))
+
+
+def _document(operations: Sequence[Operation], title: str) -> dict[str, Any]:
+    from aiohttp_apispec import setup_aiohttp_apispec  # noqa: PLC0415 - see the module
+
+    routes = _Routes(operations)
+    setup_aiohttp_apispec(
+        cast("web.Application", routes),
+        title=title,
+        version=__version__,
+        info={"description": _INTRODUCTION},
+        url=None,
+        in_place=True,
+    )
+    document: dict[str, Any] = routes["swagger_dict"]
+    return document
 
 
 def _described(operation: Operation) -> Handler:
+    from aiohttp_apispec import docs, json_schema, response_schema  # noqa: PLC0415 - see the module
+
     @functools.wraps(operation.handler)
     async def handler(request: web.Request) -> web.StreamResponse:
         return await operation.handler(request)

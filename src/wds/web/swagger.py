@@ -10,7 +10,7 @@ it.
 
 from __future__ import annotations
 
-from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
@@ -33,6 +33,9 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
 }
 """`data:` is for the images in Swagger UI's style sheet."""
+_OWN_FILES = Path(__file__).parent / "docs_page"
+ICON = _OWN_FILES / "icon.svg"
+"""The icon of every page of the service."""
 
 
 def routes(*, console: str | None = None) -> list[tuple[str, str, Handler]]:
@@ -40,13 +43,11 @@ def routes(*, console: str | None = None) -> list[tuple[str, str, Handler]]:
 
     `console` is the path of the service's console, if it has one; the page links to it.
     """
-    ours = Path(str(resources.files(__package__)))
-    theirs = Path(str(resources.files("aiohttp_apispec"))) / "static"
-    files = {name: theirs / name for name in ("swagger-ui.css", "swagger-ui-bundle.js")}
-    files |= {name: ours / "docs_page" / name for name in ("page.css", "page.js")}
-    files["icon.svg"] = ours / "static" / "icon.svg"
+    swagger_ui = _directory("aiohttp_apispec") / "static"
+    files = {name: swagger_ui / name for name in ("swagger-ui.css", "swagger-ui-bundle.js")}
+    files |= {name: _OWN_FILES / name for name in ("page.css", "page.js", ICON.name)}
     back = "" if console is None else f'<a class="back" href="{console}">← Console</a>'
-    template = (ours / "docs_page" / "page.html").read_text("utf-8")
+    template = (_OWN_FILES / "page.html").read_text("utf-8")
     html = Template(template).substitute(back=back)
 
     async def page(request: web.Request) -> web.StreamResponse:
@@ -58,9 +59,17 @@ def routes(*, console: str | None = None) -> list[tuple[str, str, Handler]]:
 
     async def file(request: web.Request) -> web.StreamResponse:
         """Return one of the page's files."""
-        found = files.get(request.match_info["name"])
-        if found is None:
+        path = files.get(request.match_info["name"])
+        if path is None:
             raise web.HTTPNotFound
-        return web.FileResponse(found, headers={**HEADERS, "Cache-Control": "private, no-cache"})
+        return web.FileResponse(path, headers={**HEADERS, "Cache-Control": "private, no-cache"})
 
     return [("GET", PAGE, page), ("GET", FILE, file)]
+
+
+def _directory(package: str) -> Path:
+    """Return where a package is, without importing it as `resources.files` does."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(package)
+    return Path(spec.origin).parent

@@ -1,4 +1,4 @@
-"""What `send` makes of the answers it gets, whoever gives them."""
+"""How `send` reports the answers of a service, which need not be an ingest service."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ async def sent(url, count=1):
     return await send(url, sources.default_source((SECRET,)), postings, count)
 
 
-async def test_one_event_is_answered_with_its_id_and_many_with_their_number(capsys):
+async def test_send_prints_the_id_of_one_event_and_the_number_of_many(capsys):
     async with answering(202, '{"id":"e1","status":"RECEIVED","duplicate":false}') as url:
         assert (await sent(url), await sent(url, 3)) == (0, 0)
     assert capsys.readouterr().out.splitlines()[-2:] == ["e1", "3 stored, 0 repeated, 0 refused"]
 
 
-async def test_a_challenge_of_slacks_is_shown(capsys):
+async def test_send_prints_the_challenge_of_slack(capsys):
     async with answering(200, '{"challenge":"c1"}') as url:
         assert await sent(url) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "c1"
@@ -45,7 +45,7 @@ async def test_a_challenge_of_slacks_is_shown(capsys):
 @pytest.mark.parametrize(
     ("body", "kind"), [("<html>", "text/html"), ('{"ok":true}', "application/json"), ("", "a/b")]
 )
-async def test_who_is_no_ingest_service_has_not_taken_anything(body, kind, count, capsys):
+async def test_send_counts_answers_of_another_service_as_refused(body, kind, count, capsys):
     async with answering(200, body, kind) as url:
         assert await sent(url, count) == 1
     said = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Deliveries that carry a signature verify with libraries that are not ours."""
+"""Signed deliveries verify with libraries of others."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import standardwebhooks
 import svix.webhooks
 
 from tests.senders import KEY, PRIVATE
-from tests.support import receiving
-from wds.delivery.http_client import Deliverer
+from tests.support import make_destination, receiving, send
+from wds.delivery.http_client import HttpClient
+from wds.domain.attempt_results import Delivered
 from wds.domain.deliveries import Claim
 
 NEW = "whsec_" + base64.b64encode(b"new secret of 24 bytes..").decode()
@@ -43,9 +44,9 @@ def claim(payload=PAYLOAD, attempt=1):
 @asynccontextmanager
 async def delivering(*secrets):
     async with receiving() as receiver:
-        deliverer = Deliverer(receiver.url, timeout_s=5, connections=1, secrets=secrets)
-        yield deliverer, receiver
-        await deliverer.close()
+        client = HttpClient(make_destination(receiver.url, secrets=secrets))
+        yield client, receiver
+        await client.close()
 
 
 def verified(library, secret, request):
@@ -55,9 +56,9 @@ def verified(library, secret, request):
 
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=["standardwebhooks", "svix"])
-async def test_a_delivery_verifies_with_either_secret_while_rotating(library):
-    async with delivering(NEW, OLD) as (deliverer, receiver):
-        assert (await deliverer.post(claim())).error is None
+async def test_signature_verifies_with_either_secret_while_rotating(library):
+    async with delivering(NEW, OLD) as (client, receiver):
+        assert isinstance(await send(client, claim()), Delivered)
     [request] = receiver.requests
 
     assert request.body == PAYLOAD
@@ -69,9 +70,9 @@ async def test_a_delivery_verifies_with_either_secret_while_rotating(library):
 
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=["standardwebhooks", "svix"])
-async def test_a_delivery_with_one_bit_changed_does_not_verify(library):
-    async with delivering(NEW) as (deliverer, receiver):
-        await deliverer.post(claim(b'{"a":1}'))
+async def test_signature_does_not_verify_with_one_bit_changed(library):
+    async with delivering(NEW) as (client, receiver):
+        await send(client, claim(b'{"a":1}'))
     [request] = receiver.requests
     for bit in range(8 * len(request.body)):
         changed = bytearray(b'{"a":1}')
@@ -83,9 +84,9 @@ async def test_a_delivery_with_one_bit_changed_does_not_verify(library):
     verified(library, NEW, request)
 
 
-async def test_an_ed25519_key_signs_beside_a_secret():
-    async with delivering(PAIR, NEW) as (deliverer, receiver):
-        await deliverer.post(claim())
+async def test_signature_of_an_ed25519_key_stands_beside_that_of_a_secret():
+    async with delivering(PAIR, NEW) as (client, receiver):
+        await send(client, claim())
     [request] = receiver.requests
     first, _ = request.headers["webhook-signature"].split(" ")
     stamp = request.headers["webhook-timestamp"].encode()
@@ -97,14 +98,14 @@ async def test_an_ed25519_key_signs_beside_a_secret():
     verified(standardwebhooks.Webhook, NEW, request)
 
 
-async def test_every_attempt_has_a_timestamp_of_its_own(monkeypatch):
+async def test_signature_of_every_attempt_has_a_timestamp_of_its_own(monkeypatch):
     clock = iter([1_000_000_000, 1_000_000_060])
     real = time.time
-    async with delivering(NEW) as (deliverer, receiver):
+    async with delivering(NEW) as (client, receiver):
         for attempt in (1, 2):
             now = next(clock)
             monkeypatch.setattr(time, "time", lambda now=now: now)
-            await deliverer.post(claim(attempt=attempt))
+            await send(client, claim(attempt=attempt))
     monkeypatch.setattr(time, "time", real)
     first, second = (request.headers for request in receiver.requests)
 
@@ -113,16 +114,16 @@ async def test_every_attempt_has_a_timestamp_of_its_own(monkeypatch):
     assert first["webhook-signature"] != second["webhook-signature"]
 
 
-async def test_without_a_secret_there_is_no_signature():
-    async with delivering() as (deliverer, receiver):
-        await deliverer.post(claim())
+async def test_signature_is_absent_without_a_secret():
+    async with delivering() as (client, receiver):
+        await send(client, claim())
     [request] = receiver.requests
 
     assert "webhook-signature" not in request.headers
     assert abs(int(request.headers["webhook-timestamp"]) - time.time()) < 5
 
 
-async def test_the_receiver_of_the_documents_acts_once_and_only_on_what_is_signed(
+async def test_receiver_in_the_documents_acts_once_and_only_on_signed_requests(
     aiohttp_server, monkeypatch, tmp_path
 ):
     monkeypatch.chdir(tmp_path)
@@ -140,10 +141,9 @@ async def test_the_receiver_of_the_documents_acts_once_and_only_on_what_is_signe
             ((OLD, NEW), b'{"total": 99.5}'),
             ((NEW,), b'{"total": 99.5}'),
         ):
-            deliverer = Deliverer(
-                str(server.make_url("/hooks")), timeout_s=5, connections=1, secrets=secrets
-            )
-            statuses.append((await deliverer.post(claim(payload))).status_code)
-            await deliverer.close()
+            url = str(server.make_url("/hooks"))
+            client = HttpClient(make_destination(url, secrets=secrets))
+            statuses.append((await send(client, claim(payload))).status_code)
+            await client.close()
         assert statuses == [401, 401, 500, 200, 200]
         assert database.execute("select total from orders").fetchall() == [(99.5,)]

@@ -46,7 +46,7 @@ async def only(db):
 
 
 async def expire(db) -> None:
-    """Let every lease run out at once, by the database's own clock."""
+    """Make every lease expire now, by the database's clock."""
     await db.events.update_many(
         {"lease": {"$exists": True}}, [{"$set": {"next_attempt_at": {"$subtract": ["$$NOW", 1]}}}]
     )

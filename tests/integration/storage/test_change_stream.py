@@ -6,6 +6,7 @@ import asyncio
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
+from unittest.mock import AsyncMock
 
 import pytest
 from structlog.testing import capture_logs
@@ -280,6 +281,6 @@ async def test_mongo_open_detects_a_sharded_cluster(store, monkeypatch):
     hello = await store._mongo.hello()
     assert not store._mongo.sharded
     mongos = {key: value for key, value in hello.items() if key != "setName"} | {"msg": "isdbgrid"}
-    monkeypatch.setattr(store._mongo, "hello", lambda: asyncio.sleep(0, mongos))
+    monkeypatch.setattr(store._mongo, "hello", AsyncMock(return_value=mongos))
     await store._mongo.open()
     assert store._mongo.sharded

@@ -102,7 +102,7 @@ async def test_make_indexes_replaces_an_index_with_other_keys(store, db):
 
 
 async def test_make_indexes_drops_obsolete_indexes_after_their_replacement(store, db):
-    """As replicas of 0.1.0 made them; two of this version start at once."""
+    """The indexes are those of 0.1.0; two replicas of this version start at once."""
     for name in ("search_time", "search_attempts", "search_source"):
         await db.events.drop_index(name)
     newest = [("received_at", -1), ("_id", -1)]

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 from motor.motor_asyncio import AsyncIOMotorClient
 
 from tests.support import clock_caught_up, most_in_any_second, new_event
-from wds.delivery.rate_limiter import Limiter
+from wds.delivery.rate_limiter import RateLimiter
 from wds.domain.deliveries import Attempt, Claim, Outcome, Settlement, Status
 from wds.domain.events import Conflict
 from wds.domain.invariants import Expectations, violations
@@ -290,13 +290,16 @@ class Window(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.destination = secrets.token_hex(6)
+        self.database = secrets.token_hex(6)
         self.replicas = self.runner.run(self._replicas())
         self.unused: list[Any] = []
         self.used: list[float] = []
 
-    async def _replicas(self) -> list[Limiter]:
-        return [Limiter(self.redis_url, self.limit, farthest_s=20) for _ in range(3)]
+    async def _replicas(self) -> list[RateLimiter]:
+        return [
+            RateLimiter(self.redis_url, self.limit, database=self.database, farthest_s=20)
+            for _ in range(3)
+        ]
 
     def teardown(self) -> None:
         for replica in self.replicas:
@@ -307,7 +310,7 @@ class Window(RuleBasedStateMachine):
         STEPS.append("reserve")
         returned, self.unused = self.unused[:back], self.unused[back:]
         granted = self.runner.run(
-            self.replicas[replica].reserve(self.destination, count, give_back=returned)
+            self.replicas[replica].reserve("default", count, give_back=returned)
         )
         assert len(granted.slots) <= count
         assert all(slot.ready_at <= time.monotonic() + 20 for slot in granted.slots)

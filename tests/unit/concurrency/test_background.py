@@ -9,7 +9,7 @@ import pytest
 from wds.concurrency.background import beside
 
 
-async def test_work_runs_beside_the_block_and_is_over_after_it():
+async def test_beside_runs_work_during_the_block_and_ends_it_afterwards():
     said = []
 
     async def work():
@@ -25,7 +25,7 @@ async def test_work_runs_beside_the_block_and_is_over_after_it():
     assert said == ["begun", "over"]
 
 
-async def test_what_work_fails_with_is_not_lost():
+async def test_beside_raises_the_exception_of_work():
     async def work():
         msg = "broken"
         raise LookupError(msg)

@@ -9,7 +9,7 @@ from itertools import chain
 
 import pytest
 
-from wds.concurrency.group_commit import YOUNG_S, GroupCommit
+from wds.concurrency.group_commit import SLOW_COMMIT_S, GroupCommit
 from wds.domain.errors import QueueFullError
 
 
@@ -63,14 +63,14 @@ async def outcomes(tasks):
     return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
 
 
-async def test_results_come_in_the_order_of_submission():
+async def test_submit_returns_results_in_the_order_of_submission():
     commit = Commit()
     tasks = await submitted(grouped(commit), (3, 1, 2), (9,), (8, 7))
     commit.finish()
     assert await outcomes(tasks) == [["r3", "r1", "r2"], ["r9"], ["r8", "r7"]]
 
 
-async def test_a_lone_item_waits_for_nothing():
+async def test_submit_commits_a_lone_item_at_once():
     commit = Commit()
     tasks = await submitted(grouped(commit), (1,))
     assert commit.batches == [[1]]
@@ -78,7 +78,7 @@ async def test_a_lone_item_waits_for_nothing():
     assert await outcomes(tasks) == [["r1"]]
 
 
-async def test_what_arrives_while_a_commit_is_in_flight_forms_one_next_batch():
+async def test_submit_during_a_commit_joins_the_next_batch():
     commit = Commit()
     group = grouped(commit)
     tasks = await submitted(group, (1,))
@@ -92,7 +92,7 @@ async def test_what_arrives_while_a_commit_is_in_flight_forms_one_next_batch():
     assert await outcomes(tasks) == [["r1"], ["r2"], ["r3", "r4"], ["r5"]]
 
 
-async def test_only_one_batch_is_in_flight_at_a_time():
+async def test_one_batch_is_in_flight_at_a_time_by_default():
     commit = Commit()
     group = grouped(commit, max_batch=2)
     tasks = await submitted(group, *[(n,) for n in range(20)])
@@ -101,9 +101,9 @@ async def test_only_one_batch_is_in_flight_at_a_time():
     assert len(commit.batches) >= 10 and commit.most_in_flight == 1
 
 
-async def test_where_they_may_overlap_another_batch_leaves_once_it_is_worth_it():
+async def test_parallel_batch_starts_once_min_parallel_batch_items_are_pending():
     commit = Commit()
-    group = grouped(commit, overlap=2, worth=3)
+    group = grouped(commit, max_in_flight=2, min_parallel_batch=3)
     tasks = await submitted(group, (1,))
     tasks += await submitted(group, (2,), (3,))
     assert commit.batches == [[1]]
@@ -118,9 +118,9 @@ async def test_where_they_may_overlap_another_batch_leaves_once_it_is_worth_it()
     assert await outcomes(tasks) == [["r1"], ["r2"], ["r3"], ["r4"], ["r5", "r6", "r7", "r8"]]
 
 
-async def test_a_batch_beside_others_waits_until_it_is_as_large_as_they_are():
+async def test_parallel_batch_waits_until_it_is_as_large_as_those_in_flight():
     commit = Commit()
-    group = grouped(commit, overlap=2, worth=2)
+    group = grouped(commit, max_in_flight=2, min_parallel_batch=2)
     tasks = await submitted(group, (1, 2, 3, 4, 5))
     tasks += await submitted(group, (6, 7), (8, 9))
     assert commit.batches == [[1, 2, 3, 4, 5]]
@@ -130,9 +130,9 @@ async def test_a_batch_beside_others_waits_until_it_is_as_large_as_they_are():
     await outcomes(tasks)
 
 
-async def test_a_batch_beside_others_takes_an_equal_share_of_all():
+async def test_parallel_batch_takes_an_equal_share_of_all_items():
     commit = Commit()
-    group = grouped(commit, overlap=2, worth=2)
+    group = grouped(commit, max_in_flight=2, min_parallel_batch=2)
     tasks = await submitted(group, (1, 2, 3))
     tasks += await submitted(group, (4, 5, 6, 7, 8, 9, 10))
     assert commit.batches == [[1, 2, 3], [4, 5, 6, 7, 8]]
@@ -145,9 +145,9 @@ async def test_a_batch_beside_others_takes_an_equal_share_of_all():
     await outcomes(tasks)
 
 
-async def test_the_items_of_a_batch_that_has_landed_need_not_be_matched():
+async def test_parallel_batch_ignores_the_size_of_finished_batches():
     commit = Commit()
-    group = grouped(commit, overlap=2, worth=2)
+    group = grouped(commit, max_in_flight=2, min_parallel_batch=2)
     tasks = await submitted(group, (1, 2, 3))
     tasks += await submitted(group, (4, 5, 6))
     tasks += await submitted(group, (7, 8, 9, 10))
@@ -159,16 +159,16 @@ async def test_the_items_of_a_batch_that_has_landed_need_not_be_matched():
     await outcomes(tasks)
 
 
-async def test_the_age_of_a_batch_that_has_landed_does_not_count(monkeypatch):
+async def test_parallel_batch_ignores_the_age_of_finished_batches(monkeypatch):
     now = 0.0
     monkeypatch.setattr("wds.concurrency.group_commit.time.monotonic", lambda: now)
     commit = Commit()
-    group = grouped(commit, overlap=2, worth=2)
+    group = grouped(commit, max_in_flight=2, min_parallel_batch=2)
     tasks = await submitted(group, (1, 2, 3))
-    now = YOUNG_S * 0.9
+    now = SLOW_COMMIT_S * 0.9
     tasks += await submitted(group, (4, 5, 6))
     tasks += await submitted(group, (7, 8))
-    now = YOUNG_S * 1.1
+    now = SLOW_COMMIT_S * 1.1
     commit.finish(1)
     await turn()
     assert commit.batches == [[1, 2, 3], [4, 5, 6]]
@@ -178,13 +178,13 @@ async def test_the_age_of_a_batch_that_has_landed_does_not_count(monkeypatch):
     await outcomes(tasks)
 
 
-async def test_beside_one_that_takes_long_a_batch_need_not_be_as_large(monkeypatch):
+async def test_parallel_batch_beside_a_slow_commit_may_be_smaller(monkeypatch):
     now = 0.0
     monkeypatch.setattr("wds.concurrency.group_commit.time.monotonic", lambda: now)
     commit = Commit()
-    group = grouped(commit, overlap=2, worth=2)
+    group = grouped(commit, max_in_flight=2, min_parallel_batch=2)
     tasks = await submitted(group, (1, 2, 3, 4, 5), (6,))
-    now = YOUNG_S * 1.1
+    now = SLOW_COMMIT_S * 1.1
     tasks += await submitted(group, (7,))
     assert len(commit.batches) == 1
     tasks += await submitted(group, (8,))
@@ -193,10 +193,15 @@ async def test_beside_one_that_takes_long_a_batch_need_not_be_as_large(monkeypat
     await outcomes(tasks)
 
 
-async def test_what_fills_a_batch_waits_for_nothing_but_a_place():
+async def test_parallel_batch_that_is_full_needs_only_a_free_place():
     commit = Commit()
     group = GroupCommit(
-        commit, weigh=lambda item: item, max_batch=100, max_pending=1_000, overlap=2, worth=4
+        commit,
+        weigh=lambda item: item,
+        max_batch=100,
+        max_pending=1_000,
+        max_in_flight=2,
+        min_parallel_batch=4,
     )
     tasks = await submitted(group, (1, 2, 3, 4, 5))
     tasks += await submitted(group, (60,))
@@ -207,9 +212,9 @@ async def test_what_fills_a_batch_waits_for_nothing_but_a_place():
     await outcomes(tasks)
 
 
-async def test_what_is_not_worth_overlapping_leaves_once_nothing_is_in_flight():
+async def test_batch_below_min_parallel_batch_starts_once_nothing_is_in_flight():
     commit = Commit()
-    group = grouped(commit, overlap=2, worth=3)
+    group = grouped(commit, max_in_flight=2, min_parallel_batch=3)
     tasks = await submitted(group, (1,))
     tasks += await submitted(group, (2, 3, 4))
     tasks += await submitted(group, (5,))
@@ -225,7 +230,7 @@ async def test_what_is_not_worth_overlapping_leaves_once_nothing_is_in_flight():
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_a_cancelled_batch_leaves_to_the_others_in_flight_what_waits():
+async def test_cancelled_batch_leaves_pending_items_to_the_others_in_flight():
     commit = Commit()
     first = asyncio.Event()
 
@@ -235,7 +240,9 @@ async def test_a_cancelled_batch_leaves_to_the_others_in_flight_what_waits():
             raise asyncio.CancelledError
         return await commit(items)
 
-    group = GroupCommit(cancelled_first, max_batch=9, max_pending=9, overlap=2, worth=2)
+    group = GroupCommit(
+        cancelled_first, max_batch=9, max_pending=9, max_in_flight=2, min_parallel_batch=2
+    )
     tasks = await submitted(group, (1,))
     tasks += await submitted(group, (2, 3))
     tasks += await submitted(group, (4,))
@@ -246,7 +253,7 @@ async def test_a_cancelled_batch_leaves_to_the_others_in_flight_what_waits():
     assert await outcomes(tasks[1:]) == [["r2", "r3"], ["r4"]]
 
 
-async def test_a_failure_reaches_everyone_in_its_batch_and_nobody_else():
+async def test_failed_commit_raises_for_every_submitter_of_its_batch_only():
     commit = Commit(broken=[3])
     group = grouped(commit)
     before = await submitted(group, (1,))
@@ -260,7 +267,7 @@ async def test_a_failure_reaches_everyone_in_its_batch_and_nobody_else():
     assert commit.batches == [[1], [2, 3, 4], [5]]
 
 
-async def test_a_submission_that_spans_batches_fails_if_one_does_once_all_have_ended():
+async def test_submit_across_batches_raises_once_all_have_ended_if_one_fails():
     commit = Commit(broken=[4])
     tasks = await submitted(grouped(commit, max_batch=2), (1, 2, 3, 4, 5))
     commit.finish(2)
@@ -271,7 +278,7 @@ async def test_a_submission_that_spans_batches_fails_if_one_does_once_all_have_e
     assert commit.batches == [[1, 2], [3, 4], [5]]
 
 
-async def test_a_full_queue_refuses_a_submission_whole():
+async def test_submit_to_a_full_queue_takes_none_of_the_items():
     commit = Commit()
     group = grouped(commit, max_pending=3)
     tasks = await submitted(group, (1,), (2, 3))
@@ -287,7 +294,7 @@ async def test_a_full_queue_refuses_a_submission_whole():
     assert commit.batches == [[1, 2, 3], [4, 5, 8]]
 
 
-async def test_a_full_queue_has_room_again_once_it_is_written():
+async def test_submit_succeeds_again_once_a_full_queue_is_committed():
     commit = Commit()
     group = grouped(commit, max_pending=2)
     tasks = await submitted(group, (1,))
@@ -301,7 +308,7 @@ async def test_a_full_queue_has_room_again_once_it_is_written():
     assert await outcomes(tasks) == [["r1"], ["r2", "r3"], ["r5", "r6"]]
 
 
-async def test_the_bound_is_on_weight_and_not_on_number():
+async def test_max_pending_bounds_the_weight_and_not_the_number():
     commit = Commit()
     group = grouped(commit, max_pending=100, weigh=lambda item: item)
     tasks = await submitted(group, (1,))
@@ -313,14 +320,14 @@ async def test_the_bound_is_on_weight_and_not_on_number():
     assert await outcomes(tasks) == [["r1"], ["r60"], ["r40"]]
 
 
-async def test_a_submission_larger_than_the_bound_is_taken_when_nothing_waits():
+async def test_submit_larger_than_max_pending_is_taken_while_nothing_is_pending():
     commit = Commit()
     tasks = await submitted(grouped(commit, max_pending=2), (1, 2, 3))
     commit.finish()
     assert await outcomes(tasks) == [["r1", "r2", "r3"]]
 
 
-async def test_a_batch_ends_before_it_gets_too_heavy():
+async def test_batch_never_exceeds_max_batch_unless_one_item_does():
     commit = Commit()
     group = grouped(commit, max_batch=10, weigh=lambda item: item)
     tasks = await submitted(group, (1,))
@@ -331,7 +338,7 @@ async def test_a_batch_ends_before_it_gets_too_heavy():
 
 
 @pytest.mark.parametrize("when", ["waiting", "in_flight"])
-async def test_a_cancelled_submitter_takes_nobodys_write_along(when):
+async def test_cancelled_submitter_does_not_cancel_the_commit_of_others(when):
     commit = Commit()
     group = grouped(commit)
     first = await submitted(group, (1,))
@@ -350,7 +357,7 @@ async def test_a_cancelled_submitter_takes_nobodys_write_along(when):
     assert await outcomes(await submitted(group, (6,))) == [["r6"]]
 
 
-async def test_draining_waits_for_everything_including_late_arrivals():
+async def test_drain_waits_for_everything_including_late_submissions():
     commit = Commit(broken=[2])
     group = grouped(commit)
     tasks = await submitted(group, (1,), (2,))
@@ -366,7 +373,7 @@ async def test_draining_waits_for_everything_including_late_arrivals():
     assert [type(each) for each in await outcomes(tasks)] == [BrokenError, BrokenError, list]
 
 
-async def test_an_idle_group_drains_at_once_and_keeps_no_task():
+async def test_drain_returns_at_once_while_idle_and_no_task_is_left():
     commit = Commit()
     group = grouped(commit)
     await asyncio.wait_for(group.drain(), 5)
@@ -376,7 +383,7 @@ async def test_an_idle_group_drains_at_once_and_keeps_no_task():
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_a_commit_with_too_few_results_is_an_error_and_not_a_wait_for_ever():
+async def test_submit_raises_if_the_commit_returns_too_few_results():
     async def short(_):
         return ["only one"]
 
@@ -385,7 +392,7 @@ async def test_a_commit_with_too_few_results_is_an_error_and_not_a_wait_for_ever
         await asyncio.wait_for(group.submit(1, 2), 5)
 
 
-async def test_a_cancelled_commit_lets_go_of_everyone_who_waits():
+async def test_cancelled_commit_cancels_every_submitter():
     async def cancelled(_):
         raise asyncio.CancelledError
 
@@ -396,7 +403,7 @@ async def test_a_cancelled_commit_lets_go_of_everyone_who_waits():
     assert all(task.cancelled() for task in done)
 
 
-async def test_a_commit_cancelled_before_it_began_lets_go_of_everyone_and_others_follow():
+async def test_commit_cancelled_before_its_start_cancels_its_submitters_only():
     """As when a loop that ends cancels all its tasks."""
     commit = Commit()
     group = grouped(commit)
@@ -413,18 +420,20 @@ async def test_a_commit_cancelled_before_it_began_lets_go_of_everyone_and_others
     assert await asyncio.wait_for(group.submit(3), 5) == ["r3"]
 
 
-async def test_submitting_nothing_commits_nothing():
+async def test_submit_of_no_items_commits_nothing():
     commit = Commit()
     assert await asyncio.wait_for(grouped(commit).submit(), 5) == []
     assert commit.batches == []
 
 
-@pytest.mark.parametrize("overlap", [1, 3])
+@pytest.mark.parametrize("max_in_flight", [1, 3])
 @pytest.mark.parametrize("seed", range(5))
-async def test_under_random_load_everyone_gets_the_own_results_in_order(seed, overlap):
+async def test_submit_returns_the_right_results_under_random_load(seed, max_in_flight):
     rng = random.Random(seed)
     commit = Commit()
-    group = grouped(commit, max_batch=7, max_pending=10_000, overlap=overlap, worth=4)
+    group = grouped(
+        commit, max_batch=7, max_pending=10_000, max_in_flight=max_in_flight, min_parallel_batch=4
+    )
     numbers = iter(range(10_000))
     submissions, tasks = [], []
     for _ in range(200):
@@ -438,10 +447,10 @@ async def test_under_random_load_everyone_gets_the_own_results_in_order(seed, ov
     assert await outcomes(tasks) == expected
     assert [*chain(*commit.batches)] == [*chain(*submissions)]
     assert max(map(len, commit.batches)) == 7
-    assert commit.most_in_flight == overlap
+    assert commit.most_in_flight == max_in_flight
 
 
-async def test_a_write_runs_in_the_context_of_none_of_its_submitters():
+async def test_commit_runs_in_the_context_of_no_submitter():
     """Or its log lines and spans would belong to whoever happened to be first."""
     whose = contextvars.ContextVar("whose", default="nobody's")
     seen = []
@@ -457,7 +466,7 @@ async def test_a_write_runs_in_the_context_of_none_of_its_submitters():
     assert whose.get() == "mine"
 
 
-async def test_while_a_commit_takes_too_long_nothing_more_is_taken(monkeypatch):
+async def test_submit_is_refused_while_a_commit_runs_longer_than_max_wait_s(monkeypatch):
     now = 100.0
     monkeypatch.setattr("wds.concurrency.group_commit.time.monotonic", lambda: now)
     commit = Commit()
@@ -478,11 +487,11 @@ async def test_while_a_commit_takes_too_long_nothing_more_is_taken(monkeypatch):
     assert 4 not in chain.from_iterable(commit.batches)
 
 
-async def test_of_several_commits_the_one_that_takes_longest_counts(monkeypatch):
+async def test_max_wait_s_applies_to_the_longest_of_several_commits(monkeypatch):
     now = 100.0
     monkeypatch.setattr("wds.concurrency.group_commit.time.monotonic", lambda: now)
     commit = Commit()
-    group = grouped(commit, max_wait_s=2, overlap=2)
+    group = grouped(commit, max_wait_s=2, max_in_flight=2)
     tasks = await submitted(group, (1,))
     now += 1.5
     tasks += await submitted(group, (2,))
@@ -497,7 +506,7 @@ async def test_of_several_commits_the_one_that_takes_longest_counts(monkeypatch)
     assert await outcomes(tasks) == [["r1"], ["r2"]]
 
 
-async def test_the_wait_counts_from_each_commits_own_start(monkeypatch):
+async def test_max_wait_s_counts_from_each_commits_own_start(monkeypatch):
     now = 100.0
     monkeypatch.setattr("wds.concurrency.group_commit.time.monotonic", lambda: now)
     commit = Commit()

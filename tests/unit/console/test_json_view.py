@@ -7,7 +7,7 @@ import re
 import unicodedata
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from wds.console import json_view
 from wds.console.json_view import MAX_INDENT_DEPTH, escape_invisible, tokenize_json
@@ -25,6 +25,7 @@ def formatted(text, limit=10**6):
     return "".join(token.text for token in tokens)
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # judges the machine
 @given(VALUES, st.booleans())
 def test_tokenize_json_changes_white_space_only(value, ascii_only):
     text = json.dumps(value, ensure_ascii=ascii_only)

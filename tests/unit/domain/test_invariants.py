@@ -105,7 +105,7 @@ CANCELLING = {**LEASED, "cancelling": True}
         *(REPLAYED, REPLAYED_AFTER_SUCCESS, UNDONE, CANCELLING),
     ],
 )
-def test_a_sound_event_violates_nothing(sound):
+def test_violations_of_a_sound_event_are_none(sound):
     assert list(violations(sound, EXPECTED)) == []
 
 
@@ -159,14 +159,14 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("name", "sound", "change"), BROKEN)
-def test_a_broken_event_is_found_out(name, sound, change):
+def test_violations_of_a_broken_event_have_the_invariants_name(name, sound, change):
     broken = {**deepcopy(sound), **change}
     assert name in list(violations(broken, EXPECTED))
 
 
-def test_every_invariant_has_an_event_that_breaks_it():
+def test_invariants_each_have_an_event_that_breaks_them():
     assert {name for name, _, _ in BROKEN} == set(INVARIANTS)
 
 
-def test_the_payload_may_be_left_out():
+def test_violations_do_not_need_the_payload():
     assert list(violations({**RECEIVED, "payload": None}, EXPECTED)) == []

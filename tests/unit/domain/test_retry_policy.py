@@ -33,7 +33,7 @@ THREE_FORMS = [
         ("9" * 20, RETRY_AFTER_CAP_S),
     ],
 )
-def test_a_delay_in_seconds_counts_up_to_the_cap(value, seconds):
+def test_retry_after_s_reads_seconds_up_to_the_cap(value, seconds):
     assert retry_after_s(value, NOW) == seconds
 
 
@@ -48,40 +48,40 @@ def test_a_delay_in_seconds_counts_up_to_the_cap(value, seconds):
     ],
     ids=ascii,
 )
-def test_nonsense_asks_for_nothing(value):
+def test_retry_after_s_is_0_for_malformed_values(value):
     assert retry_after_s(value, NOW) == 0
 
 
 @pytest.mark.parametrize("value", THREE_FORMS)
-def test_all_three_forms_of_a_date_are_read(value):
+def test_http_date_reads_all_three_forms(value):
     assert http_date(value) == SEVEN_LATER
     assert retry_after_s(value, NOW) == 7
 
 
 @pytest.mark.parametrize("value", THREE_FORMS)
-def test_a_date_is_read_as_aware_utc(value):
+def test_http_date_is_aware_utc(value):
     instant = http_date(value)
     assert instant is not None and instant.utcoffset() == timedelta(0)
 
 
-def test_another_offset_is_converted():
+def test_http_date_converts_other_offsets():
     assert http_date("Sun, 06 Nov 1994 10:49:37 +0200") == SEVEN_LATER
 
 
-def test_a_date_that_has_passed_asks_for_nothing():
+def test_retry_after_s_is_0_for_a_date_in_the_past():
     assert retry_after_s("Sun, 06 Nov 1994 08:49:29 GMT", NOW) == 0
 
 
-def test_a_date_far_ahead_counts_as_the_cap():
+def test_retry_after_s_cuts_a_date_far_ahead_to_the_cap():
     assert retry_after_s("Fri, 31 Dec 9999 23:59:59 GMT", NOW) == RETRY_AFTER_CAP_S
 
 
-def test_a_date_is_measured_from_the_given_now():
+def test_retry_after_s_measures_a_date_from_now():
     later = format_datetime(NOW + timedelta(seconds=20), usegmt=True)
     assert retry_after_s(later, NOW + timedelta(seconds=5)) == 15
 
 
-def test_random_garbage_never_raises_and_stays_within_the_bounds():
+def test_retry_after_s_stays_within_its_bounds_for_random_garbage():
     rng = random.Random(1)
     letters = '0123456789 ,:;+-()<>@\\"\n\0GMTUZ\u0667é\ud800'
     seeds = ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "120", ""]
@@ -95,19 +95,19 @@ def test_random_garbage_never_raises_and_stays_within_the_bounds():
 
 
 @pytest.mark.parametrize(("failure", "seconds"), list(enumerate([1, 2, 4, 8, 16], start=1)))
-def test_each_failure_has_its_delay(failure, seconds):
+def test_delay_s_of_each_failure_is_its_delay_in_the_schedule(failure, seconds):
     assert delay_s(DEFAULT, failure) == seconds
 
 
 @pytest.mark.parametrize("failure", [6, 7, 100])
-def test_past_its_end_the_schedule_repeats_its_last_delay(failure):
+def test_delay_s_repeats_the_last_delay_past_the_end(failure):
     assert delay_s(DEFAULT, failure) == 16
 
 
-def test_a_schedule_of_one_delay_is_constant():
+def test_delay_s_of_a_schedule_of_one_delay_is_constant():
     assert [delay_s((0.5,), failure) for failure in (1, 2, 9)] == [0.5, 0.5, 0.5]
 
 
 @pytest.mark.parametrize(("asked", "seconds"), [(0, 4), (3.9, 4), (4, 4), (4.1, 4.1), (300, 300)])
-def test_what_the_downstream_asks_lengthens_a_delay_and_never_shortens_it(asked, seconds):
+def test_delay_s_is_lengthened_but_never_shortened_by_retry_after(asked, seconds):
     assert delay_s(DEFAULT, 3, asked) == seconds

@@ -1,4 +1,4 @@
-"""The shape of what is sent to MongoDB; the integration tests see what it does."""
+"""The filters and pipelines of the lease queue; the integration tests check what they do."""
 
 from __future__ import annotations
 
@@ -64,17 +64,17 @@ def write(*settlements):
 
 
 def of_event(expression, event_id):
-    """Return what `$literal`, or a look-up beside the event's id, makes of an event."""
+    """Return the value that a `$literal` or a `value_by_id` expression has for an event."""
     if "$literal" in expression:
         return expression["$literal"]
-    values, place = expression["$arrayElemAt"]
-    ids, wanted = place["$indexOfArray"]
-    assert wanted == "$_id"
+    values, position = expression["$arrayElemAt"]
+    ids, searched = position["$indexOfArray"]
+    assert searched == "$_id"
     return values["$literal"][ids["$literal"].index(event_id)]
 
 
 def of_claims(settlement, *changes):
-    """Return settlements like this one, of as many events of one claim as there are changes."""
+    """Return one settlement per element of `changes`, of different events of one claim."""
     return [
         replace(settlement, claim=replace(settlement.claim, id=f"e{number}"), **each)
         for number, each in enumerate(changes)
@@ -82,7 +82,7 @@ def of_claims(settlement, *changes):
 
 
 def evaluated(node):
-    """Yield every value of a pipeline that MongoDB would evaluate, names of fields apart."""
+    """Yield every value of a pipeline that MongoDB would evaluate, without names of fields."""
     if isinstance(node, dict):
         for name, value in node.items():
             if name != "$literal":
@@ -95,7 +95,7 @@ def evaluated(node):
 
 
 def everything(node):
-    """Yield every value there is, whether evaluated or not."""
+    """Yield every value of a pipeline, evaluated or not."""
     if isinstance(node, dict | list):
         for value in node.values() if isinstance(node, dict) else node:
             yield from everything(value)
@@ -245,26 +245,26 @@ def test_claim_records_a_lost_attempt_with_the_fields_of_any_other():
 
 def test_claim_sets_the_expiry_in_milliseconds_by_the_databases_clock():
     [stage] = lease_queries.claim("t", "o", 30_000, 5)
-    _exhausted, gone, expiry = stage["$set"]["next_attempt_at"]["$cond"]
-    assert gone == "$$REMOVE"
+    _buries, if_buried, expiry = stage["$set"]["next_attempt_at"]["$cond"]
+    assert if_buried == "$$REMOVE"
     assert expiry == {"$add": ["$$NOW", 30_000]}
 
 
 def test_claim_buries_an_event_without_attempts_left_or_cancelled():
     [stage] = lease_queries.claim("t", "o", 1, 5)
-    made = {"$subtract": ["$attempt_count", {"$ifNull": ["$attempts_before", 0]}]}
-    used_up = {"$gte": [made, 5]}
-    exhausted = {"$or": [used_up, event_documents.IS_CANCELLING]}
+    since_replay = {"$subtract": ["$attempt_count", {"$ifNull": ["$attempts_before", 0]}]}
+    used_up = {"$gte": [since_replay, 5]}
+    buries = {"$or": [used_up, event_documents.IS_CANCELLING]}
     lost = {"$ne": [{"$type": "$lease"}, "missing"]}
     burial = {"by": {"$literal": "t"}, "cancelled": {"$not": [used_up]}, "lost": lost}
-    for name, then in [
+    for name, if_buried in [
         ("buried", burial),
         ("status", {"$literal": Status.FAILED_PERMANENTLY}),
         ("next_attempt_at", "$$REMOVE"),
         ("lease", "$$REMOVE"),
         ("finished_at", "$$NOW"),
     ]:
-        assert stage["$set"][name]["$cond"][:2] == [exhausted, then], name
+        assert stage["$set"][name]["$cond"][:2] == [buries, if_buried], name
 
 
 def test_due_uses_the_databases_clock_and_fits_the_partial_index():

@@ -43,7 +43,7 @@ def crash(secret: str) -> None:
 
 
 @pytest.mark.parametrize("log_format", logs.FORMATS)
-def test_a_crash_is_logged_with_its_place_and_without_local_variables(log_format, capsys):
+def test_crash_is_logged_with_its_place_and_without_local_variables(log_format, capsys):
     logs.configure(log_format)
     try:
         crash("hush")
@@ -56,7 +56,7 @@ def test_a_crash_is_logged_with_its_place_and_without_local_variables(log_format
     assert "e1" in said
 
 
-def test_json_is_one_object_a_line(capsys):
+def test_json_format_writes_one_object_per_line(capsys):
     logs.configure("json")
     structlog.get_logger().info("fact", number=1, text="two\nlines")
     logging.getLogger("elsewhere").warning("other %s", "fact")
@@ -65,7 +65,7 @@ def test_json_is_one_object_a_line(capsys):
     assert (second["event"], second["level"]) == ("other fact", "warning")
 
 
-def test_every_line_has_the_time_to_the_microsecond(capsys, monkeypatch):
+def test_timestamp_of_every_line_has_microseconds(capsys, monkeypatch):
     logs.configure("json")
     instants = [0, 999_999, 1_000_000, 1_767_225_599_999_999, 1_767_225_600_000_001, 5]
     for instant in instants:
@@ -80,13 +80,13 @@ def test_every_line_has_the_time_to_the_microsecond(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("value", ["\udcff", 1 << 70, {"\ud800": [-(1 << 64)]}])
-def test_a_fact_that_is_no_json_to_everybody_is_logged_all_the_same(value, capsys):
+def test_json_format_logs_values_that_some_parsers_reject(value, capsys):
     logs.configure("json")
     structlog.get_logger().warning("unknown_setting", name=value)
     assert json.loads(capsys.readouterr().err)["name"] == value
 
 
-def test_a_number_of_another_class_is_a_number_and_what_is_no_json_is_shown(capsys):
+def test_json_format_keeps_subclasses_of_numbers_and_shows_the_repr_of_others(capsys):
     logs.configure("json")
     structlog.get_logger().info(
         "fact", count=Int64(1 << 40), kind=Text("a"), what={1j}, where=Path("/")
@@ -97,7 +97,7 @@ def test_a_number_of_another_class_is_a_number_and_what_is_no_json_is_shown(caps
 
 
 @pytest.mark.parametrize("log_format", logs.FORMATS)
-def test_what_a_context_is_about_is_on_every_line_of_it_whoever_writes(log_format, capsys):
+def test_contextvars_are_on_every_line_of_their_context(log_format, capsys):
     logs.configure(log_format)
     with structlog.contextvars.bound_contextvars(event_id="e1", attempt=2):
         structlog.get_logger().info("ours")
@@ -110,7 +110,7 @@ def test_what_a_context_is_about_is_on_every_line_of_it_whoever_writes(log_forma
     assert "e1" not in after
 
 
-def test_a_library_says_nothing_below_information(capsys):
+def test_libraries_log_nothing_below_info(capsys):
     logs.configure("json")
     logging.getLogger("aiohttp.client").debug("details")
     logging.getLogger("pymongo.command").info("a command, with its documents")
@@ -118,7 +118,7 @@ def test_a_library_says_nothing_below_information(capsys):
 
 
 @pytest.mark.parametrize("log_format", logs.FORMATS)
-def test_a_log_that_cannot_be_written_is_no_failure(log_format, monkeypatch):
+def test_stream_that_cannot_be_written_raises_nothing(log_format, monkeypatch):
     class Broken:
         def write(self, _):
             raise BrokenPipeError
@@ -159,7 +159,7 @@ def writes(monkeypatch):
     return recorded.writes
 
 
-def test_the_lines_of_one_pass_of_the_event_loop_are_written_together(writes):
+def test_lines_of_one_pass_of_the_event_loop_are_written_together(writes):
     async def passes():
         structlog.get_logger().info("a")
         logging.getLogger("elsewhere").warning("b")
@@ -173,7 +173,7 @@ def test_the_lines_of_one_pass_of_the_event_loop_are_written_together(writes):
     assert writes == [["a", "b"], ["c"]]
 
 
-def test_what_is_written_together_is_whole_lines_and_fits_into_a_pipe_in_one_piece(monkeypatch):
+def test_writes_are_whole_lines_of_at_most_pipe_buf_bytes(monkeypatch):
     """Or the lines of processes that share one would break each other while it is full."""
     sizes = []
 
@@ -199,7 +199,7 @@ def test_what_is_written_together_is_whole_lines_and_fits_into_a_pipe_in_one_pie
     assert len(sizes) < len(said) / 4
 
 
-def test_what_was_logged_as_the_event_loop_ended_is_written_with_the_next_line_or_at_exit(writes):
+def test_lines_logged_as_the_loop_ends_are_written_with_the_next_or_at_exit(writes):
     async def ends():
         asyncio.get_running_loop().call_soon(structlog.get_logger().info, "last")
 
@@ -214,7 +214,7 @@ def test_what_was_logged_as_the_event_loop_ended_is_written_with_the_next_line_o
     assert writes == [["last"], ["after"]]
 
 
-def test_threads_lose_no_line_to_the_event_loop(writes):
+def test_lines_of_threads_are_not_lost_to_the_event_loop(writes):
     count = 2_000
     log = structlog.get_logger()
 
@@ -237,7 +237,7 @@ def test_threads_lose_no_line_to_the_event_loop(writes):
 @pytest.mark.parametrize(
     ("level", "kept"), [("info", "abc"), ("warning", "bc"), ("error", "c")], ids=logs.LEVELS
 )
-def test_what_is_below_the_level_is_left_out(level, kept, capsys):
+def test_level_leaves_out_the_lines_below_it(level, kept, capsys):
     logs.configure("json", level)
     for log in (structlog.get_logger(), logging.getLogger("elsewhere")):
         log.info("a")

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from tests.support import new_event
+from wds.domain.attempt_results import Delivered
 from wds.domain.errors import SettingsError
 from wds.telemetry import tracing
 
@@ -38,39 +39,39 @@ COLLECTOR = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
         ({"OTEL_SDK_DISABLED": "false", **COLLECTOR}, True),
     ],
 )
-def test_the_standard_variables_decide(environ, on):
-    assert tracing.wanted(environ) is on
+def test_is_on_follows_the_standard_variables(environ, on):
+    assert tracing.is_on(environ) is on
 
 
-def test_an_exporter_that_wds_has_not_is_pointed_out(capsys):
-    assert not tracing.wanted({"OTEL_TRACES_EXPORTER": "zipkin"})
+def test_is_on_warns_of_an_exporter_that_wds_lacks(capsys):
+    assert not tracing.is_on({"OTEL_TRACES_EXPORTER": "zipkin"})
     assert "OTEL_TRACES_EXPORTER must be otlp or none" in capsys.readouterr().out
 
 
-def test_unless_it_is_wanted_there_is_nothing():
+def test_start_returns_off_without_variables():
     assert tracing.start({}, role="ingest") is tracing.OFF
 
 
 @pytest.mark.parametrize("value", ["localhost:4318", "grpc://collector", "collector"])
 @pytest.mark.parametrize("name", tracing.ENDPOINTS)
-def test_an_address_that_is_none_is_refused_by_name(name, value):
+def test_start_refuses_a_malformed_address_by_name(name, value):
     with pytest.raises(SettingsError, match=f"{name}: must be a URL"):
         tracing.start({name: value}, role="ingest")
 
 
-async def test_off_changes_nothing_and_makes_nothing():
+async def test_off_changes_and_records_nothing():
     events = [new_event(), new_event()]
     with tracing.OFF.sending(events) as same, tracing.OFF.inserting(events):
         assert same is events
     assert (tracing.OFF.middlewares, tracing.OFF.stop_s) == ((), 0)
-    with tracing.OFF.delivery(None, limited=True) as trip:
-        assert (trip.facts, trip.sent()) == ({}, {})
-        trip.answered(200, None)
-        trip.settled("DELIVERED")
+    with tracing.OFF.delivery(None, limited=True) as trace:
+        assert (trace.facts, trace.sent()) == ({}, {})
+        trace.answered(Delivered(sent_at=0.0, duration_ms=1, status_code=200))
+        trace.settled("DELIVERED")
     await tracing.OFF.stop()
 
 
-def test_a_protocol_that_is_not_spoken_is_pointed_out_and_http_used(capsys, monkeypatch):
+def test_start_warns_of_an_unsupported_protocol_and_uses_http(capsys, monkeypatch):
     made = []
     monkeypatch.setattr(
         "wds.telemetry.opentelemetry_tracer.Recorder", lambda role: made.append(role) or tracing.OFF

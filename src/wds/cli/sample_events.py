@@ -1,6 +1,6 @@
-"""Events to try the service with: the shapes that well-known senders post. Pure.
+"""Sample events, with the shapes that well-known providers post. Pure.
 
-Made up from the senders' public documentation; no real person, repository or account.
+They follow the providers' public documentation. No person, repository or account in them is real.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A body to post, and the type of event it is."""
+    """A body to post, and the event's type."""
 
     event_type: str
     body: bytes
 
 
-def generate(count: int, seed: int, sender: str | None = None) -> Iterator[Sample]:
-    """Yield `count` samples, every shape in turn; the same seed yields the same bytes.
+def generate(count: int, seed: int, provider: str | None = None) -> Iterator[Sample]:
+    """Yield `count` samples, each shape in turn. The same seed yields the same bytes.
 
-    `sender` picks the shapes of one provider, all of them where it has none of its own.
+    `provider` selects the shapes of one provider; all shapes if it is None or has no shapes here.
     """
     rng = random.Random(seed)  # noqa: S311 - sample data, not secrets
-    shapes = [(kind, _SHAPES[kind]) for kind in _SENDERS.get(sender or "", _SHAPES)]
+    shapes = [(kind, _SHAPES[kind]) for kind in _PROVIDERS.get(provider or "", _SHAPES)]
     for number in range(count):
         event_type, shape = shapes[number % len(shapes)]
         body = json.dumps(shape(rng, seed * 1000 + number), ensure_ascii=False)
@@ -142,7 +142,7 @@ _SHAPES: dict[str, Callable[[random.Random, int], dict[str, Any]]] = {
     "event_callback": _message,
     "issues": _issue,
 }
-_SENDERS: dict[str, tuple[str, ...]] = {
+_PROVIDERS: dict[str, tuple[str, ...]] = {
     "github": ("push", "issues"),
     "stripe": ("charge.succeeded",),
     "shopify": ("orders/create",),

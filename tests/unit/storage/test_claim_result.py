@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from wds.storage.lease_queue import claim_result
+from wds.storage.claim_result import claim_result
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

@@ -4,36 +4,36 @@ from __future__ import annotations
 
 import pytest
 
+from wds.cli import sample_events
 from wds.ingestion import payload
-from wds.local import sample_events
 
 
 def bodies(count, seed):
     return [sample.body for sample in sample_events.generate(count, seed)]
 
 
-def test_the_same_seed_yields_the_same_bytes():
+def test_generate_yields_the_same_bytes_for_the_same_seed():
     assert list(sample_events.generate(50, 7)) == list(sample_events.generate(50, 7))
 
 
-def test_a_longer_run_begins_with_the_shorter_one():
+def test_generate_begins_a_longer_run_with_the_shorter_one():
     assert bodies(50, 7)[:20] == bodies(20, 7)
 
 
-def test_another_seed_yields_other_bytes():
+def test_generate_yields_other_bytes_for_another_seed():
     assert not set(bodies(50, 1)) & set(bodies(50, 2))
 
 
-def test_no_two_samples_of_a_run_are_equal():
+def test_generate_yields_no_sample_twice():
     assert len(set(bodies(500, 1))) == 500
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 17])
-def test_as_many_come_as_were_asked_for(count):
+def test_generate_yields_as_many_samples_as_requested(count):
     assert len(bodies(count, 1)) == count
 
 
-def test_every_sample_is_a_json_object_of_the_type_it_claims():
+def test_generate_yields_json_objects_with_their_event_type():
     for sample in sample_events.generate(200, 3):
         value = payload.read_fields(sample.body, ["event_type", "type"])
         assert (
@@ -42,13 +42,13 @@ def test_every_sample_is_a_json_object_of_the_type_it_claims():
         )
 
 
-def test_different_types_come_in_turn():
+def test_generate_yields_every_type_in_turn():
     types = [sample.event_type for sample in sample_events.generate(10, 1)]
     assert len(set(types)) == 5
     assert types[:5] == types[5:]
 
 
-def test_samples_hold_text_beyond_ascii():
+def test_generate_yields_text_beyond_ascii():
     assert any(not body.isascii() for body in bodies(20, 1))
 
 
@@ -60,5 +60,5 @@ def test_samples_hold_text_beyond_ascii():
         ("slack", {"event_callback"}),
     ],
 )
-def test_a_senders_samples_are_of_its_own_shapes(sender, types):
+def test_generate_yields_only_the_types_of_a_provider(sender, types):
     assert {sample.event_type for sample in sample_events.generate(10, 1, sender)} == types

@@ -1,0 +1,40 @@
+"""Signals that tests wait for."""
+
+from __future__ import annotations
+
+import asyncio
+
+from wds.concurrency.signals import Signal
+
+
+async def test_wait_returns_once_the_signal_has_fired_as_often_as_named():
+    signal = Signal()
+    signal.fire()
+    waiting = asyncio.create_task(signal.wait(2))
+    await asyncio.sleep(0)
+    signal.fire()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    signal.fire()
+    await asyncio.wait_for(waiting, 5)
+    assert signal.count == 3
+
+
+async def test_fire_wakes_everyone_who_waits():
+    signal = Signal()
+    waiting = [asyncio.create_task(signal.wait()) for _ in range(3)]
+    await asyncio.sleep(0)
+    signal.fire()
+    await asyncio.wait_for(asyncio.gather(*waiting), 5)
+
+
+async def test_wait_does_not_count_what_fired_before():
+    signal = Signal()
+    signal.fire()
+    waiting = asyncio.create_task(signal.wait())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    signal.fire()
+    signal.fire()
+    await asyncio.wait_for(waiting, 5)
