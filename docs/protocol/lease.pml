@@ -860,6 +860,6 @@ init {
 }
 
 #ifdef LIVENESS
-/* Every acknowledged delivery ends, and ends again after a replay. So every lease ends, too. */
+/* Every acknowledged delivery ends. So every lease ends, too. */
 ltl every_delivery_ends { [] (document[0].live -> <> !document[0].live) }
 #endif
