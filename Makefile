@@ -10,7 +10,7 @@ WORKERS ?= 3
 IN_PARALLEL := --numprocesses $(WORKERS) --dist worksteal
 
 .PHONY: help demo up test test-unit test-promtool test-generated test-browser test-containers \
-  test-kubernetes test-postman test-release screenshots test-faults soak bench bench-smoke coverage \
+  test-kubernetes test-postman test-protocol test-release screenshots test-faults soak bench bench-smoke coverage \
   lint format lock docs dist sbom audit diagrams clean
 
 help: ## list the targets
@@ -48,6 +48,9 @@ test-kubernetes: $(VENV)/dev.done $(VENV)/ship.done ## build and check the Kuber
 
 test-postman: $(VENV)/dev.done ## run the Postman collection with newman; needs npm
 	$(PYTEST) tests/tools/test_postman.py $(ARGS)
+
+test-protocol: $(VENV)/dev.done ## check the models in docs/protocol; spin and gcc must be installed
+	$(PYTEST) tests/tools/test_protocol.py $(ARGS)
 
 test-release: $(VENV)/dev.done $(VENV)/ship.done ## install the wheel and the sdist into empty environments and use them
 	$(PYTEST) tests/tools/test_release.py $(ARGS)
