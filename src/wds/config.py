@@ -366,12 +366,12 @@ class Settings:
     def default_destination(self) -> Destination:
         """The destination that `WDS_DOWNSTREAM_URL` and the settings beside it describe."""
         from wds.domain.destinations import (  # noqa: PLC0415 - a health check needs no msgspec
-            DEFAULT,
+            DEFAULT_DESTINATION,
             Destination,
         )
 
         return Destination(
-            name=DEFAULT,
+            name=DEFAULT_DESTINATION,
             url=self.downstream_url,
             secrets=self.downstream_secrets,
             rate_limit=self.rate_limit,

@@ -123,7 +123,7 @@ class Dispatcher:
             for task in lane.deliveries:
                 task.cancel()
 
-    async def run_once(self, destination: str = destinations.DEFAULT) -> float:
+    async def run_once(self, destination: str = destinations.DEFAULT_DESTINATION) -> float:
         """Claim and start what can be sent soon; return the seconds until the next turn is due.
 
         0 means that more may be due already.

@@ -43,7 +43,7 @@ class NewEvent(Struct, frozen=True):
     event_type: str | None = None
     idempotency_key: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    destination: str = destinations.DEFAULT
+    destination: str = destinations.DEFAULT_DESTINATION
     trace: Mapping[str, str] | None = None
 
     @property

@@ -17,7 +17,7 @@ from wds.domain.errors import Detail, Refusal
 from wds.domain.events import Conflict, Receipt
 from wds.ingestion import event_parser, payload
 from wds.ingestion.event_parser import VerifiedRequest
-from wds.ingestion.sources import DEFAULT
+from wds.ingestion.sources import DEFAULT_SOURCE
 from wds.telemetry import event_log, metrics
 from wds.web.error_envelope import json_answer
 
@@ -56,7 +56,7 @@ class IngestHandlers:
         The body is kept byte for byte. The event's type is the payload's `event_type`, else
         its `type`, else the header. Sign the raw body with HMAC-SHA256.
         """
-        return await self._store_event(request, self._sources[DEFAULT])
+        return await self._store_event(request, self._sources[DEFAULT_SOURCE])
 
     @aio.time(metrics.INGEST_SECONDS)
     async def source_event(self, request: web.Request) -> web.Response:
@@ -79,7 +79,9 @@ class IngestHandlers:
         header makes the whole batch repeatable: event number n gets the key with `/n` appended,
         unless it has one of its own. Sign the raw body, as for one event.
         """
-        events = event_parser.parse_batch(await self._verified(request, self._sources[DEFAULT]))
+        events = event_parser.parse_batch(
+            await self._verified(request, self._sources[DEFAULT_SOURCE])
+        )
         if conflicts := event_parser.conflicting_indexes(events):
             raise _conflict(*map(_batch_conflict, conflicts))
         with self._tracer.sending(events) as traced, event_log.unless_acknowledged(events):

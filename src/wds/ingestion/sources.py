@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from wds.signing.scheme import Key
 
-DEFAULT = "default"
-RESERVED = {DEFAULT: "is what WDS_HMAC_SECRET configures", "batch": "is a route of its own"}
+DEFAULT_SOURCE = "default"
+RESERVED = {DEFAULT_SOURCE: "is what WDS_HMAC_SECRET configures", "batch": "is a route of its own"}
 MAX_TOLERANCE_S = 24 * 3600
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -119,7 +119,7 @@ class Source:
 
 def default_source(secrets: tuple[str, ...]) -> Source:
     """Return the source of `POST /webhooks/ingest`."""
-    return _source(DEFAULT, WDS, tuple(secret.encode() for secret in secrets), {})
+    return _source(DEFAULT_SOURCE, WDS, tuple(secret.encode() for secret in secrets), {})
 
 
 def load(text: str, environ: Mapping[str, str], file: str) -> dict[str, Source]:

@@ -60,7 +60,7 @@ async def report_once(
     try:
         document = await replicas.report(owner=owner, role=role, totals=metrics.own_totals())
         metrics.all_replicas.show(document)
-        backlog = await queue.backlog(destinations.DEFAULT)
+        backlog = await queue.backlog(destinations.DEFAULT_DESTINATION)
     except StoreUnavailableError as error:
         metrics.STORE_UP.set(0)
         log.warning("heartbeat_failed", cause=str(error))

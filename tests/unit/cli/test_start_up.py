@@ -115,4 +115,4 @@ def test_parser_names_a_module_that_runs_the_command(arguments):
 def test_parser_repeats_what_it_would_be_slow_to_import():
     assert parser.LOG_FORMATS == logs.FORMATS
     assert parser.LOG_LEVELS == logs.LEVELS
-    assert parser.DEFAULT_SOURCE == sources.DEFAULT
+    assert parser.DEFAULT_SOURCE == sources.DEFAULT_SOURCE
