@@ -1,7 +1,7 @@
 """Sources: who may send, how each signs, and where its event type and idempotency key are. Pure.
 
 `POST /webhooks/ingest` is the source `default`, with the scheme `wds` and WDS_HMAC_SECRET. The
-others are tables of a TOML file, which `__main__` opens:
+others are tables of a TOML file, which `cli.configuration` reads:
 
     [sources.NAME]               letters, digits, - and _
     scheme = "github"            the name of a scheme in signing/registry.py
@@ -133,7 +133,7 @@ def load(text: str, environ: Mapping[str, str], file: str) -> dict[str, Source]:
     except tomllib.TOMLDecodeError as error:
         raise SettingsError([f"{file}: not TOML: {error}"]) from None
     problems = [
-        f"{file}{_line(text, key)}: {key} means nothing here; sources are tables [sources.NAME]"
+        f"{file}{_line(text, key)}: {key} is not allowed here; sources are tables [sources.NAME]"
         for key in document
         if key != "sources"
     ]
