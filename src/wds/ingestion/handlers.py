@@ -132,7 +132,7 @@ class IngestHandlers:
         """
         body = await request.read()
         proof = source.verify(request.headers, body, time.time())
-        self._verified_by_secret[source.name][proof.secret].inc()
+        self._verified_by_secret[source.name][proof.secret_index].inc()
         forms = source.scheme.accepts_forms
         content_type = event_parser.check_content_type(request, forms=forms)
         return VerifiedRequest(request, source, proof, body, content_type)
