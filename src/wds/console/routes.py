@@ -60,7 +60,8 @@ def add_to(
     patterns = _add_routes(app, routes)
     swagger_routes = swagger.routes(console=HOME)
     _add_routes(app, [(method, path, html_errors(show)) for method, path, show in swagger_routes])
-    guard.exempt(patterns, auth.is_logged_in)
+    guard.exempt(patterns)
+    guard.admit_readers(auth.is_logged_in)
 
 
 def _add_routes(app: web.Application, routes: list[Route]) -> set[str]:
