@@ -93,7 +93,7 @@ class ActionHandlers:
             return json_answer(
                 {"action": action, "dry_run": True, "matched": matched, "by_status": by_status}
             )
-        bulk_action, new = await self._service.begin_bulk(
+        bulk_action, new = await self._service.start_bulk_action(
             _instruction(request, action, loaded),
             filter_text(body),
             limit=loaded.get("limit"),
@@ -103,16 +103,16 @@ class ActionHandlers:
 
     async def bulk_action(self, request: web.Request) -> web.Response:
         """Show a bulk action and its progress."""
-        return json_answer(bulk_json(await self._service.get_bulk(_request_id(request))))
+        return json_answer(bulk_json(await self._service.get_bulk_action(_request_id(request))))
 
     async def bulk_actions(self, _request: web.Request) -> web.Response:
         """List the latest bulk actions, newest first."""
-        recent = await self._service.recent_bulks()
+        recent = await self._service.recent_bulk_actions()
         return json_answer({"bulk_actions": [bulk_json(each) for each in recent]})
 
     async def stop(self, request: web.Request) -> web.Response:
         """Stop a bulk action after the chunk under way; changed events stay changed."""
-        stopped = await self._service.end_bulk(_request_id(request), _remote(request))
+        stopped = await self._service.stop_bulk_action(_request_id(request), _remote(request))
         return json_answer(bulk_json(stopped))
 
 

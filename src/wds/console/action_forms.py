@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
-from wds.actions.service import REFUSALS
+from wds.actions.service import VERDICT_MESSAGES
 from wds.api import action_schemas, event_schemas
 from wds.console import event_query
 from wds.console.auth import read_form
@@ -69,7 +69,7 @@ class ActionForms:
             verdict = obstacle(action, event)
             context = _one_context(action, event, possible=verdict is None)
             if verdict is not None:
-                context["obstacle"] = REFUSALS[verdict][1]
+                context["obstacle"] = VERDICT_MESSAGES[verdict][1]
             return page(request, "confirm_one.html", context)
 
         return show
@@ -136,7 +136,7 @@ class ActionForms:
                 loaded = schemas.load(
                     schema, {**body, **_request_json(form, *_BULK_FIELDS[action])}
                 )
-                started, _ = await self._service.begin_bulk(
+                started, _ = await self._service.start_bulk_action(
                     _instruction(request, action, loaded),
                     filter_text(body),
                     limit=loaded.get("limit"),

@@ -30,7 +30,7 @@ from wds.console.sessions import (
 )
 from wds.domain.errors import Refusal
 from wds.web import error_envelope
-from wds.web.operator_access import FOREIGN_SITES, from_own_page, counted_refusal
+from wds.web.operator_access import FOREIGN_SITES, counted_refusal, from_own_page
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler

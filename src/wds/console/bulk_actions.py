@@ -29,13 +29,13 @@ class BulkActionPages:
 
     async def list_recent(self, request: web.Request) -> web.StreamResponse:
         """List the latest bulk actions."""
-        bulk_actions = await self._service.recent_bulks()
+        bulk_actions = await self._service.recent_bulk_actions()
         context = {"bulks": [_view(each) for each in bulk_actions], "now": await self._now()}
         return page(request, "bulk_actions.html", context)
 
     async def show(self, request: web.Request) -> web.StreamResponse:
         """Show a bulk action and its progress."""
-        bulk = _view(await self._service.get_bulk(request.match_info["request_id"]))
+        bulk = _view(await self._service.get_bulk_action(request.match_info["request_id"]))
         context = {
             "bulk": bulk,
             "filter_pairs": filter_pairs(bulk["filters"]),
@@ -46,7 +46,7 @@ class BulkActionPages:
     async def stop(self, request: web.Request) -> web.StreamResponse:
         """Stop a bulk action after the chunk under way, and redirect to its page."""
         request_id = request.match_info["request_id"]
-        stopped = await self._service.end_bulk(request_id, request.remote or "unknown")
+        stopped = await self._service.stop_bulk_action(request_id, request.remote or "unknown")
         raise web.HTTPSeeOther(bulk_action_path(stopped.request_id))
 
 

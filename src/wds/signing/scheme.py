@@ -98,8 +98,8 @@ class Scheme:
         name: what `scheme = "..."` names in `wds.toml`.
         headers: the headers that carry the signature.
         header_format: what they hold, for people; it is also the message of a 401.
-        read_signatures: collects the signatures of a request. It raises `Refusal`: 401 if they are missing
-            or malformed, 400 for a repeated header.
+        read_signatures: collects the signatures of a request. It raises `Refusal`: 401 if they
+            are missing or malformed, 400 for a repeated header.
         matches: returns those signatures that one key made, compared in constant time.
         sign: returns the headers that a sender adds. It raises ValueError for a key that cannot
             sign.
