@@ -64,7 +64,7 @@ class PollScheduler:
         """
         self._polled_at = monotonic()
         self.empty_polls = 0 if claimed.claims else self.empty_polls + 1
-        if claimed.outrun:
+        if claimed.others_were_first:
             self.jitter_s = min(max(2 * self.jitter_s, MIN_JITTER_S), MAX_JITTER_S)
         elif claimed.claims:
             self.jitter_s = self.jitter_s / 2 if self.jitter_s > MIN_JITTER_S else 0.0

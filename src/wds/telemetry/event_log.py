@@ -123,7 +123,7 @@ def claimed(result: Claimed) -> None:
 
 
 def not_deferred(claims: Sequence[Claim]) -> None:
-    """Leases could not be returned. They expire, and an attempt that was never made is counted."""
+    """Leases could not be released. They expire, and attempts that were never made are counted."""
     for claim in claims:
         log.warning("defer_failed", event_id=claim.id, attempt=claim.attempt_number)
 

@@ -108,7 +108,7 @@ SLOTS_MISSED = Counter(
 )
 CLAIMS = Counter("wds_claims_total", "Leases taken on due events.")
 CLAIMS_DEFERRED = Counter(
-    "wds_claims_deferred_total", "Leases returned without an attempt, which was not counted."
+    "wds_claims_deferred_total", "Leases released without an attempt; no attempt is counted."
 )
 LEASES_LOST = Counter(
     "wds_leases_lost_total", "Outcomes refused because the lease had passed to another."

@@ -84,7 +84,7 @@ async def test_peek_reads_one_key_per_id_and_no_document(db):
 
 
 async def test_backlog_count_reads_no_document(db):
-    due = lease_queries.due_by("default", datetime.now(UTC))
+    due = lease_queries.due_at("default", datetime.now(UTC))
     pipeline = [{"$match": due}, {"$limit": 100}, {"$group": {"_id": 1, "n": {"$sum": 1}}}]
     command = {"aggregate": "events", "pipeline": pipeline, "cursor": {}, "hint": "claim"}
     plan, stats = await explain(db, command)
@@ -119,10 +119,10 @@ async def test_make_indexes_drops_obsolete_indexes_after_their_replacement(store
 
 
 async def test_claim_of_one_looks_up_by_id(db):
-    due = await db.events.find_one(lease_queries.due("default"), {"_id": 1})
+    due = await db.events.find_one(lease_queries.claimable("default"), {"_id": 1})
     command = {
         "findAndModify": "events",
-        "query": {**due, **lease_queries.due("default")},
+        "query": {**due, **lease_queries.claimable("default")},
         "update": lease_queries.claim("token", "owner", 30_000, 5),
         "hint": "_id_",
     }
@@ -132,8 +132,11 @@ async def test_claim_of_one_looks_up_by_id(db):
 
 
 async def test_due_filters_read_only_what_is_due(db):
-    await db.events.delete_many(lease_queries.due("default"))
-    for due in (lease_queries.due("default"), lease_queries.due_by("default", datetime.now(UTC))):
+    await db.events.delete_many(lease_queries.claimable("default"))
+    for due in (
+        lease_queries.claimable("default"),
+        lease_queries.due_at("default", datetime.now(UTC)),
+    ):
         command = {"find": "events", "filter": due, "limit": 16}
         plan, stats = await explain(db, {**command, "sort": dict(lease_queries.DUE_ORDER)})
         assert index_of(plan) == "claim"
@@ -148,16 +151,18 @@ async def test_earliest_due_reads_one_key(db):
 
 
 async def test_claim_and_settle_look_up_by_id(store, db):
-    found = await db.events.find(lease_queries.due("default"), {"_id": 1}).limit(8).to_list(None)
+    found = (
+        await db.events.find(lease_queries.claimable("default"), {"_id": 1}).limit(8).to_list(None)
+    )
     ids = [document["_id"] for document in found]
-    chosen = {"_id": {"$in": ids}, **lease_queries.due("default")}
+    chosen = {"_id": {"$in": ids}, **lease_queries.claimable("default")}
     write = {"q": chosen, "u": {"$set": {"x": 1}}, "hint": "_id_"}
     plan, stats = await explain(db, {"update": "events", "updates": [write]})
     assert index_of(plan) == "_id_"
     assert stats["totalDocsExamined"] <= 8
     claimed = await store.queue.claim("default", 8, owner="d", lease_s=60, max_attempts=5)
     for held in (claimed.claims, claimed.claims[:1]):
-        [settled] = lease_queries.settlements([Settlement(each, None) for each in held])
+        [settled] = lease_queries.settlement_writes([Settlement(each, None) for each in held])
         write = {"q": settled._filter, "u": settled._doc, "hint": settled._hint, "multi": True}
         plan, stats = await explain(db, {"update": "events", "updates": [write]})
         assert {"_id_", "IDHACK"} & {stage.get("indexName", stage.get("stage")) for stage in plan}

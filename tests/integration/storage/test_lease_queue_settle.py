@@ -202,7 +202,7 @@ async def test_settle_retry_whose_cancel_a_failover_undoes_records_nothing(store
     await store.writer.insert([new_event()])
     [held] = await claim(store)
     await store.bulk_actions.apply(held.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1"))
-    end = store.queue._end
+    end = store.queue._settle
 
     async def undone_after(settlements):
         ended = await end(settlements)

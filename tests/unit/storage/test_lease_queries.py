@@ -58,7 +58,7 @@ CANCELLED = replace(final(Status.FAILED_PERMANENTLY), cancelled=True)
 
 def write(*settlements):
     """Return the filter and the changes of the one write that ends these claims."""
-    [update] = lease_queries.settlements(settlements)
+    [update] = lease_queries.settlement_writes(settlements)
     [stage] = update._doc
     return update._filter, stage["$set"]
 
@@ -207,7 +207,7 @@ def test_settlements_with_different_final_states_are_one_write():
 def test_settlements_of_other_claims_or_ends_are_writes_of_their_own():
     other = replace(DEFER, claim=make_claim(2))
     ends = [retry(), final(Status.DELIVERED), CANCELLED, DEFER, other]
-    filters = [update._filter for update in lease_queries.settlements(ends)]
+    filters = [update._filter for update in lease_queries.settlement_writes(ends)]
     assert [each["lease.token"] for each in filters] == ["t1", "t1", "t1", "t1", "t2"]
 
 
@@ -224,10 +224,10 @@ def test_settlements_are_fenced_by_the_token_of_their_claim(settlement):
 
 def test_settlements_one_by_one_are_one_write_per_event():
     ends = of_claims(DEFER, {}, {}, {})
-    apart = lease_queries.settlements(ends, one_by_one=True)
+    apart = lease_queries.settlement_writes(ends, one_by_one=True)
     assert [each._filter["_id"] for each in apart] == ["e0", "e1", "e2"]
     assert {type(each) for each in apart} == {UpdateOne}
-    assert [type(each) for each in lease_queries.settlements(ends)] == [UpdateMany]
+    assert [type(each) for each in lease_queries.settlement_writes(ends)] == [UpdateMany]
 
 
 def test_settlements_retry_and_cancel_never_match_the_same_event():
@@ -268,7 +268,7 @@ def test_claim_buries_an_event_without_attempts_left_or_cancelled():
 
 
 def test_due_uses_the_databases_clock_and_fits_the_partial_index():
-    due = lease_queries.due("default")
+    due = lease_queries.claimable("default")
     assert due["destination"] == "default"
     assert due["$expr"] == {"$lte": ["$next_attempt_at", "$$NOW"]}
     partial = indexes.CLAIM_INDEX.document["partialFilterExpression"]
@@ -277,7 +277,7 @@ def test_due_uses_the_databases_clock_and_fits_the_partial_index():
 
 def test_settled_matches_only_a_known_outcome_of_this_attempt():
     third = Settlement(make_claim(3), make_attempt(number=3), Status.DELIVERED)
-    clauses = lease_queries.settled([retry(), DEFER, third])["$or"]
+    clauses = lease_queries.settled_by([retry(), DEFER, third])["$or"]
     assert [clause["_id"] for clause in clauses] == ["e1", "e3"]
     assert clauses[1]["attempts"] == {
         "$elemMatch": {"attempt_number": 3, "outcome": {"$ne": Outcome.UNKNOWN}}
@@ -290,7 +290,7 @@ def test_settled_matches_only_a_known_outcome_of_this_attempt():
         event_documents.event_document(new_event(key="k", headers={"user-agent": "x"}), NOW),
         {"p": lease_queries.claim("t", "o", 1, 5)},
         {"p": [write(each)[1] for each in (retry(), final(Status.DELIVERED), DEFER)]},
-        lease_queries.settled([retry()]),
+        lease_queries.settled_by([retry()]),
         {
             "p": rollup_queries.count_pairs(
                 [(NOW, NOW.replace(hour=13))], {"status": {"$in": [*Status]}}
