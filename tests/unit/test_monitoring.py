@@ -39,7 +39,7 @@ WORDS = {
 def samples() -> dict[str, set[str]]:
     """Return every series name that a process exposes, with its labels."""
     metrics.all_replicas.show({"now": datetime.now(UTC), "replicas": [], "retired": {}})
-    metrics.expect_defects(["/"])
+    metrics.expose_internal_errors(["/"])
     found: dict[str, set[str]] = {}
     for family in REGISTRY.collect():
         for sample in family.samples:

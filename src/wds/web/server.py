@@ -39,10 +39,10 @@ def new_app(
     """
     app = web.Application(middlewares=[*around, envelope, *inside], client_max_size=max_body_bytes)
 
-    async def expect_defects(app: web.Application) -> None:
-        metrics.expect_defects(resource.canonical for resource in app.router.resources())
+    async def expose_internal_errors(app: web.Application) -> None:
+        metrics.expose_internal_errors(resource.canonical for resource in app.router.resources())
 
-    app.on_startup.append(expect_defects)
+    app.on_startup.append(expose_internal_errors)
     return app
 
 
