@@ -84,7 +84,7 @@ class IngestHandlers:
         )
         if conflicts := event_parser.conflicting_indexes(events):
             raise _conflict(*map(_batch_conflict, conflicts))
-        with self._tracer.sending(events) as traced, event_log.unless_acknowledged(events):
+        with self._tracer.enqueuing(events) as traced, event_log.unless_acknowledged(events):
             [results] = await self._writer.batches.submit(tuple(traced))
         if conflicts := [n for n, each in enumerate(results) if isinstance(each, Conflict)]:
             raise _conflict(*map(_batch_conflict, conflicts))
@@ -111,7 +111,7 @@ class IngestHandlers:
         event = event_parser.parse_event(verified, fields)
         # The values can take twenty times the memory of the body, which is all that is budgeted.
         del fields
-        with self._tracer.sending([event]) as [traced], event_log.unless_acknowledged([event]):
+        with self._tracer.enqueuing([event]) as [traced], event_log.unless_acknowledged([event]):
             [result] = await self._writer.singles.submit(traced)
         if isinstance(result, Conflict):
             if not source.signs_idempotency_key:

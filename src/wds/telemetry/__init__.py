@@ -1,4 +1,4 @@
-"""Metrics, log lines, traces and heartbeats: what the processes tell about themselves.
+"""Metrics, log lines, traces and heartbeats: how operators observe the processes.
 
 May import `config`, `concurrency`, `encoding` and `domain`, and neither `storage` nor `delivery`:
 what it needs of them is a Protocol. Every metric is named in `metrics` and nowhere else, and

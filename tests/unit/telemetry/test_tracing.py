@@ -61,7 +61,7 @@ def test_start_refuses_a_malformed_address_by_name(name, value):
 
 async def test_off_changes_and_records_nothing():
     events = [new_event(), new_event()]
-    with tracing.OFF.sending(events) as same, tracing.OFF.inserting(events):
+    with tracing.OFF.enqueuing(events) as same, tracing.OFF.inserting(events):
         assert same is events
     assert (tracing.OFF.middlewares, tracing.OFF.stop_s) == ((), 0)
     with tracing.OFF.delivery(None, limited=True) as trace:
