@@ -37,7 +37,7 @@ class IngestHandlers:
     """
 
     def __init__(self, sources: Mapping[str, Source], writer: GroupWriter, tracer: Tracer) -> None:
-        """`sources` are by name, and `default` is among them."""
+        """`sources` are by name and include `default`."""
         self._sources = sources
         self._verified_by_secret = {
             source.name: [
@@ -54,7 +54,8 @@ class IngestHandlers:
         """Store one event: 202, or 200 for a repeat of an idempotency key.
 
         The body is kept byte for byte. The event's type is the payload's `event_type`, else
-        its `type`, else the header. Sign the raw body with HMAC-SHA256.
+        its `type`, else the header `X-Event-Type`, else `X-GitHub-Event`. Sign the raw body with
+        HMAC-SHA256.
         """
         return await self._store_event(request, self._sources[DEFAULT_SOURCE])
 
@@ -62,7 +63,7 @@ class IngestHandlers:
     async def source_event(self, request: web.Request) -> web.Response:
         """Store one event of a configured source: 202, or 200 for a repeat.
 
-        Signature, event type and idempotency key are where its provider puts them. Slack's
+        Signature, event type and idempotency key are read where the provider puts them. Slack's
         `url_verification` is answered with the challenge and is not stored. A form from Slack is
         answered 200 without a body, so that Slack shows its user nothing.
         """
@@ -109,7 +110,7 @@ class IngestHandlers:
         if answer is not None:
             return _respond(answer)
         event = event_parser.parse_event(verified, fields)
-        # The values can take twenty times the memory of the body, which is all that is budgeted.
+        # The values can take twenty times the memory of the body, and only the body is budgeted.
         del fields
         with self._tracer.enqueuing([event]) as [traced], event_log.unless_acknowledged([event]):
             [result] = await self._writer.singles.submit(traced)
