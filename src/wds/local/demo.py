@@ -97,8 +97,8 @@ async def demo(
 
     Raises:
         StartError: a part did not start.
-        DemoFailedError: an answer had an unexpected status, or not every event was delivered or
-            given up within `TIMEOUT_S`.
+        DemoFailedError: an answer had an unexpected status, or not every event became final
+            within `TIMEOUT_S`.
     """
     console = Console()
     log_file = data_dir / "wds.log"
@@ -173,7 +173,7 @@ async def _watch(
 ) -> list[dict[str, Any]]:
     """Show progress until every event is final or the time is over; return the events then."""
     bar = Progress(
-        TextColumn("delivered or given up"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        TextColumn("delivered or failed"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     )
     task = bar.add_task("final", total=len(ids))
     deadline = time.monotonic() + TIMEOUT_S
