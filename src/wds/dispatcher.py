@@ -1,8 +1,8 @@
 """The dispatch loop: claim, wait for a slot, send, settle.
 
-Any number of replicas run this against one database. Each turn (`run_once`) claims the
-events that can be sent soon, reserves their slots in one call, and starts a task for each. The loop never
-waits for a delivery. What must stay true:
+Any number of replicas run this against one database. Each turn (`run_once`) claims the events that
+can be sent soon, reserves their slots in one call, and starts a task for each. The loop never waits
+for a delivery. What must stay true:
 
 * Every claim ends in one settlement: recorded, or deferred if nothing was sent.
 * A settlement that was submitted is written even if the delivery that waits for it is cancelled.
@@ -100,7 +100,7 @@ class Dispatcher:
         )
 
     def stop(self) -> None:
-        """Stop claiming, and defer the claims that wait for a slot; `run` returns when all is settled."""
+        """Stop claiming, and defer claims that wait for a slot; `run` returns when all are settled."""
         for lane in self.lanes.values():
             lane.stop()
 

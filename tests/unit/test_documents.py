@@ -103,8 +103,10 @@ def test_every_reason_of_a_refusal_that_is_counted_is_documented():
         (ROOT / "src" / "wds" / name).read_text()
         for name in ("web/operator_access.py", "console/auth.py")
     )
-    [said] = re.findall(r"counts refusals by reason: (.*?)\. ", OPERATIONS, re.DOTALL)
-    assert set(re.findall(r"`(\w+)`", said)) == set(re.findall(r'refuse\(\s*\d+,\s*"(\w+)"', code))
+    [listed] = re.findall(r"counts refusals by reason: (.*?)\. ", OPERATIONS, re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", listed)) == set(
+        re.findall(r'counted_refusal\(\s*\d+,\s*"(\w+)"', code)
+    )
 
 
 def test_how_many_event_types_are_counted_is_documented():
@@ -118,10 +120,10 @@ def test_what_mongodb_should_have_set_is_set_in_compose_and_prescribed(parameter
 
 
 def commands() -> set[str]:
-    said = subprocess.run(
+    help_text = subprocess.run(
         [sys.executable, "-m", "wds", "--help"], capture_output=True, text=True, check=True
     ).stdout
-    return set(re.findall(r"^    ([a-z-]+) ", said, re.MULTILINE))
+    return set(re.findall(r"^    ([a-z-]+) ", help_text, re.MULTILINE))
 
 
 def test_every_command_is_documented_and_every_documented_one_exists():

@@ -123,7 +123,7 @@ class DestinationLane:
         metrics.SLOT_WAITING.inc()
 
     def stop_waiting(self, slot: Slot | None) -> None:
-        """Stop counting the claim that was started with `slot` as waiting. A second call does nothing."""
+        """Stop counting the claim started with `slot` as waiting. A second call does nothing."""
         if slot is not None and slot.name in self._waiting:
             self._waiting.discard(slot.name)
             metrics.SLOT_WAITING.dec()

@@ -151,7 +151,7 @@ process's counter."""
 
 
 def expose_internal_errors(routes: Iterable[str]) -> None:
-    """Expose the counter of internal errors of each route at 0, so that the first is an increase."""
+    """Expose the internal errors of each route at 0, so that the first one is an increase."""
     for route in routes:
         REFUSALS.labels(route, "internal_error")
 
