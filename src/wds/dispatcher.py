@@ -100,7 +100,7 @@ class Dispatcher:
         )
 
     def stop(self) -> None:
-        """Stop claiming, and defer claims that wait for a slot; `run` returns when all are settled."""
+        """Claim no more and defer claims that wait for a slot; `run` returns when all are settled."""
         for lane in self.lanes.values():
             lane.stop()
 

@@ -131,7 +131,7 @@ async def test_claim_of_one_looks_up_by_id(db):
     assert stats["totalKeysExamined"] == 1
 
 
-async def test_due_filters_read_only_what_is_due(db):
+async def test_claimable_and_due_at_read_only_due_events(db):
     await db.events.delete_many(lease_queries.claimable("default"))
     for due in (
         lease_queries.claimable("default"),
@@ -227,16 +227,14 @@ def find(wanted, order=NEWEST, limit=51):
         ("all but a key and an id", "search_code"),
     ],
 )
-async def test_a_page_is_read_in_index_order_and_only_its_own_events_are_fetched(
-    db, name, index, order
-):
+async def test_page_reads_in_index_order_and_fetches_only_its_own_events(db, name, index, order):
     plan, stats = await explain(db, find(match(EventFilter(**EVERY_FILTER[name])), order))
     assert index_of(plan) == index
     assert "SORT" not in {stage.get("stage") for stage in plan}
     assert stats["totalDocsExamined"] <= 51
 
 
-async def test_a_type_in_a_status_it_never_had_costs_no_key_however_many_events_it_has(db):
+async def test_page_of_a_type_in_a_status_it_never_had_reads_no_key(db):
     wanted = match(EventFilter(event_type=["type.7"], status=["DELIVERING"]))
     plan, stats = await explain(db, find(wanted))
     assert index_of(plan) == "search_type"
@@ -245,7 +243,7 @@ async def test_a_type_in_a_status_it_never_had_costs_no_key_however_many_events_
 
 @pytest.mark.parametrize("sort", SORTS)
 @pytest.mark.parametrize("name", EVERY_FILTER)
-async def test_what_a_page_is_read_by_changes_nothing_of_what_it_finds(store, db, name, sort):
+async def test_page_by_any_index_has_the_events_of_a_full_scan(store, db, name, sort):
     wanted = match(EventFilter(**EVERY_FILTER[name]))
     page, more = await store.reader.page(
         wanted, sort=sort, skip=2, limit=20, after=None, include_payload=False
@@ -258,7 +256,7 @@ async def test_what_a_page_is_read_by_changes_nothing_of_what_it_finds(store, db
 
 
 @pytest.mark.parametrize("order", ["attempt_count", "-attempt_count"])
-async def test_the_retried_are_read_in_order_of_attempts_and_only_as_many_as_are_wanted(db, order):
+async def test_split_by_attempts_reads_one_page_in_order_of_attempts(db, order):
     wanted = match(
         EventFilter(min_attempts=2, status=["FAILED_PERMANENTLY"], last_status_code=[503])
     )
@@ -270,7 +268,7 @@ async def test_the_retried_are_read_in_order_of_attempts_and_only_as_many_as_are
     assert stats["totalDocsExamined"] == 20
 
 
-async def test_a_rare_source_is_found_without_reading_the_others(db):
+async def test_page_of_a_rare_source_reads_no_other_source(db):
     rare = [each["_id"] for each in await db.events.find({}, {"_id": 1}).limit(3).to_list(None)]
     await db.events.update_many({"_id": {"$in": rare}}, {"$set": {"source": "rare"}})
     plan, stats = await explain(db, find(match(EventFilter(source=["rare"]))))
@@ -281,7 +279,7 @@ async def test_a_rare_source_is_found_without_reading_the_others(db):
 
 @pytest.mark.parametrize("order", [NEWEST, OLDEST], ids=["newest", "oldest"])
 @pytest.mark.parametrize("more", [{}, {"last_status_code": [200, 503]}, {"min_attempts": 1}])
-async def test_of_several_stretches_of_time_no_key_between_them_is_read(db, order, more):
+async def test_within_reads_no_key_between_its_spans(db, order, more):
     spans = [
         (T0 + timedelta(seconds=place), T0 + timedelta(seconds=place + 2))
         for place in range(0, 1000, 100)
@@ -294,7 +292,7 @@ async def test_of_several_stretches_of_time_no_key_between_them_is_read(db, orde
     assert stats["totalDocsExamined"] == 20
 
 
-async def test_a_page_and_a_bulk_action_name_their_index(store, db):
+async def test_page_and_bulk_action_name_their_index(store, db):
     await db.command("profile", 2)
     await store.reader.page(
         match(EventFilter(event_type=["type.7"])),
@@ -317,7 +315,7 @@ async def test_a_page_and_a_bulk_action_name_their_index(store, db):
     assert [each["command"]["hint"] for each in found] == ["search_type"] * 2
 
 
-def test_more_stretches_than_are_merged_are_read_in_order_of_time():
+def test_in_time_order_uses_the_time_index_for_more_ranges_than_mongodb_merges():
     types = [f"type.{number}" for number in range(event_queries.MAX_MERGED // len(Status))]
     assert event_queries.in_time_order(match(EventFilter(event_type=types * 2)))[1] == "search_type"
     assert (
@@ -329,19 +327,19 @@ def test_more_stretches_than_are_merged_are_read_in_order_of_time():
 @pytest.mark.parametrize(
     ("action", "status"), [(Action.REPLAY, "RECEIVED"), (Action.CANCEL, "DELIVERED")]
 )
-def test_where_nothing_is_to_be_done_nothing_is_looked_for(action, status):
+def test_affected_events_is_none_for_a_status_the_action_cannot_change(action, status):
     assert affected_events(action, EventFilter(status=[status]), datetime.now(UTC)) is None
 
 
 @pytest.mark.parametrize(("name", "index"), [("a key", "key"), ("an id", "_id_")])
-async def test_what_names_few_events_is_looked_up(db, name, index):
+async def test_page_of_a_key_or_an_id_is_looked_up_by_its_own_index(db, name, index):
     plan, stats = await explain(db, find(match(EventFilter(**EVERY_FILTER[name]))))
     assert index_of(plan) == index
     assert stats["totalDocsExamined"] <= 2
 
 
 @pytest.mark.parametrize("order", [NEWEST, OLDEST], ids=["newest", "oldest"])
-async def test_a_deep_page_by_cursor_reads_no_more_than_the_first(db, order):
+async def test_page_after_a_deep_cursor_reads_no_more_than_the_first(db, order):
     seconds = 100 if order is NEWEST else FINISHED
     place = Position(T0 + timedelta(seconds=seconds), "f" * 32)
     plan, stats = await explain(
@@ -352,7 +350,7 @@ async def test_a_deep_page_by_cursor_reads_no_more_than_the_first(db, order):
 
 
 @pytest.mark.parametrize("name", EVERY_FILTER)
-async def test_counting_fetches_no_document_but_what_a_key_names(db, name):
+async def test_counts_fetch_no_document_except_for_a_key_or_an_id(db, name):
     wanted = match(EventFilter(**EVERY_FILTER[name]))
     hint = event_queries.hint(wanted)
     command = {"aggregate": "events", "pipeline": event_queries.counts(wanted), "cursor": {}}
@@ -366,7 +364,7 @@ async def test_counting_fetches_no_document_but_what_a_key_names(db, name):
     [{}, {"status": ["DELIVERED", "RECEIVED"]}, {"event_type": ["type.1"]}, {"min_attempts": 2}],
     ids=["everything", "a status", "a type", "attempts"],
 )
-async def test_counting_what_is_not_kept_fetches_no_document(db, chosen):
+async def test_count_pairs_and_count_kinds_fetch_no_document(db, chosen):
     spans = [(T0, T0 + timedelta(seconds=50)), (T0 + timedelta(seconds=60), NEVER)]
     wanted = match(EventFilter(**chosen))
     pipelines = [rollup_queries.count_pairs(spans, wanted), rollup_queries.count_kinds(spans)]
@@ -378,7 +376,7 @@ async def test_counting_what_is_not_kept_fetches_no_document(db, chosen):
 
 
 @pytest.mark.parametrize("sort", ["attempt_count", "-attempt_count"])
-async def test_an_order_that_no_index_has_is_made_without_fetching_a_document(db, sort):
+async def test_sort_keys_fetches_no_document(db, sort):
     pipeline = event_queries.sort_keys(match(EventFilter()), SORTS[sort], 51)
     command = {"aggregate": "events", "pipeline": pipeline, "cursor": {}}
     plan, stats = await explain(db, {**command, "hint": event_queries.hint(match(EventFilter()))})
@@ -387,7 +385,7 @@ async def test_an_order_that_no_index_has_is_made_without_fetching_a_document(db
 
 
 @pytest.mark.parametrize("hours_later", [0, 24])
-async def test_whether_a_stretch_holds_a_live_event_is_seen_in_a_few_keys(db, hours_later):
+async def test_live_events_reads_few_keys(db, hours_later):
     begin = T0 + timedelta(seconds=FINISHED, hours=hours_later)
     command = {
         "find": "events",
@@ -404,7 +402,7 @@ async def test_whether_a_stretch_holds_a_live_event_is_seen_in_a_few_keys(db, ho
 
 
 @pytest.mark.parametrize("action", Action)
-async def test_the_next_chunk_of_a_bulk_action_is_found_in_index_order(db, action):
+async def test_bulk_action_finds_its_next_chunk_in_index_order(db, action):
     wanted = match(affected_events(action, EventFilter(event_type=["type.7"]), datetime.now(UTC)))
     place = Position(T0 + timedelta(seconds=1000), "0")
     command = find(event_queries.after(wanted, OLDEST, place), OLDEST, 500)
@@ -415,7 +413,7 @@ async def test_the_next_chunk_of_a_bulk_action_is_found_in_index_order(db, actio
 
 
 @pytest.mark.parametrize("action", Action)
-async def test_a_chunk_of_a_bulk_action_is_changed_by_id(db, action):
+async def test_bulk_action_changes_a_chunk_by_id(db, action):
     found = await db.events.find({}, {"_id": 1}).limit(50).to_list(None)
     instruction = Instruction(action, "r", "ann", "127.0.0.1")
     wanted = action_queries.applicable([each["_id"] for each in found], instruction)
@@ -426,7 +424,7 @@ async def test_a_chunk_of_a_bulk_action_is_changed_by_id(db, action):
     assert stats["totalDocsExamined"] <= max(50, FUTURE + DUE)
 
 
-async def test_a_free_bulk_action_is_found_by_its_state(db):
+async def test_free_bulk_finds_bulk_actions_by_their_state(db):
     command = {
         "find": "bulk_actions",
         "filter": action_queries.free_bulk(),
@@ -436,7 +434,7 @@ async def test_a_free_bulk_action_is_found_by_its_state(db):
     assert index_of(plan) == "running"
 
 
-async def test_control_without_its_hint_counting_by_other_fields_would_read_documents(db):
+async def test_control_counts_without_their_index_read_every_document(db):
     await db.events.drop_index("search_time")
     command = {
         "aggregate": "events",
@@ -447,7 +445,7 @@ async def test_control_without_its_hint_counting_by_other_fields_would_read_docu
     assert stats["totalDocsExamined"] == FINISHED + FUTURE + DUE
 
 
-async def test_the_consoles_histogram_is_counted_from_an_index_alone(db):
+async def test_status_counts_read_the_index_alone(db):
     for given in ({}, {"min_attempts": 2}, {"source": ["default"], "from_": T0}):
         wanted = match(EventFilter(**given))
         pipeline = event_queries.status_counts(wanted, "minute", 5)
@@ -457,7 +455,7 @@ async def test_the_consoles_histogram_is_counted_from_an_index_alone(db):
         assert stats["totalDocsExamined"] == 0
 
 
-async def test_the_oldest_event_is_found_by_one_key(db):
+async def test_oldest_event_query_reads_one_key(db):
     command = {
         "find": "events",
         "filter": event_queries.ANY,
@@ -469,7 +467,7 @@ async def test_the_oldest_event_is_found_by_one_key(db):
     assert stats["totalKeysExamined"] == 1
 
 
-async def test_a_page_backwards_is_read_from_where_it_begins(db):
+async def test_page_backwards_starts_reading_at_its_position(db):
     order = SORTS[OLDEST_FIRST]
     place = Position(T0 + timedelta(seconds=100), "0" * 32)
     wanted = event_queries.after(match(EventFilter()), order, place)

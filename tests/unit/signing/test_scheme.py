@@ -213,7 +213,7 @@ def test_standard_secret_and_public_key_do_not_verify_each_other():
         )
 
 
-def test_every_scheme_is_tested_with_requests_of_its_provider():
+def test_schemes_are_each_tested_with_requests_of_their_provider():
     assert {sender.scheme for sender in SENDERS.values()} == set(SCHEMES)
 
 

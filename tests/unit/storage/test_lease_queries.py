@@ -127,14 +127,14 @@ def test_pipelines_never_evaluate_text_from_outside(pipeline):
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_settlements_keep_the_answer_of_a_downstream_inside_a_literal(text):
+def test_settlement_writes_keep_the_answer_of_a_downstream_inside_a_literal(text):
     old, [new] = write(retry(text=text))[1]["attempts"]["$concatArrays"]
     assert old == "$attempts"
     assert new == {"$literal": event_documents.attempt_document(make_attempt(text=text))}
 
 
 @pytest.mark.parametrize("status", [Status.DELIVERED, Status.FAILED_PERMANENTLY])
-def test_settlements_finish_removes_the_lease_and_the_due_time(status):
+def test_settlement_writes_finish_removes_the_lease_and_the_due_time(status):
     _, changes = write(final(status, "$$ROOT"))
     attempt = {"$literal": event_documents.attempt_document(make_attempt(text="$$ROOT"))}
     assert changes == {
@@ -151,19 +151,19 @@ def test_settlements_finish_removes_the_lease_and_the_due_time(status):
 @pytest.mark.parametrize(
     ("delay_s", "delay_ms"), [(0, 0), (1, 1000), (0.05, 50), (1.0006, 1001), (300.0, 300_000)]
 )
-def test_settlements_retry_is_due_in_milliseconds_by_the_databases_clock(delay_s, delay_ms):
+def test_settlement_writes_retry_is_due_in_milliseconds_by_the_databases_clock(delay_s, delay_ms):
     now, delay = write(retry(delay_s))[1]["next_attempt_at"]["$add"]
     assert (now, delay) == ("$$NOW", {"$literal": delay_ms})
     assert isinstance(delay["$literal"], int)
 
 
-def test_settlements_retry_removes_the_lease_and_keeps_status_and_count():
+def test_settlement_writes_retry_removes_the_lease_and_keeps_status_and_count():
     _, changes = write(retry())
     assert not {"attempt_count", "status"} & set(changes)
     assert changes["lease"] == "$$REMOVE"
 
 
-def test_settlements_defer_removes_the_lease_and_uncounts_the_attempt():
+def test_settlement_writes_defer_removes_the_lease_and_uncounts_the_attempt():
     _, changes = write(DEFER)
     assert changes["lease"] == "$$REMOVE"
     assert changes["attempt_count"] == {"$subtract": ["$attempt_count", 1]}
@@ -173,7 +173,7 @@ def test_settlements_defer_removes_the_lease_and_uncounts_the_attempt():
     assert "attempts" not in changes
 
 
-def test_settlements_of_one_claim_are_one_write_with_values_by_id():
+def test_settlement_writes_of_one_claim_are_one_write_with_values_by_id():
     attempts = [make_attempt(number=1, text="a"), make_attempt(number=4, text="b")]
     delays = [1.0, 8.0]
     ends = of_claims(
@@ -192,7 +192,7 @@ def test_settlements_of_one_claim_are_one_write_with_values_by_id():
         assert of_event(delay, end.claim.id) == end.delay_s * 1000
 
 
-def test_settlements_with_different_final_states_are_one_write():
+def test_settlement_writes_with_different_final_states_are_one_write():
     ends = of_claims(
         final(Status.DELIVERED),
         {"status": Status.DELIVERED, "attempt": replace(make_attempt(), status_code=200)},
@@ -204,7 +204,7 @@ def test_settlements_with_different_final_states_are_one_write():
         assert of_event(changes["last_status_code"], end.claim.id) == code
 
 
-def test_settlements_of_other_claims_or_ends_are_writes_of_their_own():
+def test_settlement_writes_of_other_claims_or_kinds_are_writes_of_their_own():
     other = replace(DEFER, claim=make_claim(2))
     ends = [retry(), final(Status.DELIVERED), CANCELLED, DEFER, other]
     filters = [update._filter for update in lease_queries.settlement_writes(ends)]
@@ -216,13 +216,13 @@ def test_settlements_of_other_claims_or_ends_are_writes_of_their_own():
     [retry(), final(Status.DELIVERED), final(Status.FAILED_PERMANENTLY), CANCELLED, DEFER],
     ids=["retry", "delivered", "failed", "cancelled", "defer"],
 )
-def test_settlements_are_fenced_by_the_token_of_their_claim(settlement):
+def test_settlement_writes_are_fenced_by_the_token_of_their_claim(settlement):
     assert write(settlement)[0].items() >= {"_id": "e1", "lease.token": "t1"}.items()
     together = write(*of_claims(settlement, {}, {}))
     assert together[0].items() >= {"_id": {"$in": ["e0", "e1"]}, "lease.token": "t1"}.items()
 
 
-def test_settlements_one_by_one_are_one_write_per_event():
+def test_settlement_writes_one_by_one_are_one_write_per_event():
     ends = of_claims(DEFER, {}, {}, {})
     apart = lease_queries.settlement_writes(ends, one_by_one=True)
     assert [each._filter["_id"] for each in apart] == ["e0", "e1", "e2"]
@@ -230,7 +230,7 @@ def test_settlements_one_by_one_are_one_write_per_event():
     assert [type(each) for each in lease_queries.settlement_writes(ends)] == [UpdateMany]
 
 
-def test_settlements_retry_and_cancel_never_match_the_same_event():
+def test_settlement_writes_retry_and_cancel_never_match_the_same_event():
     assert write(retry())[0]["cancelling"] == {"$exists": False}
     assert write(CANCELLED)[0]["cancelling"] is True
 
@@ -267,7 +267,7 @@ def test_claim_buries_an_event_without_attempts_left_or_cancelled():
         assert stage["$set"][name]["$cond"][:2] == [buries, if_buried], name
 
 
-def test_due_uses_the_databases_clock_and_fits_the_partial_index():
+def test_claimable_uses_the_databases_clock_and_fits_the_partial_index():
     due = lease_queries.claimable("default")
     assert due["destination"] == "default"
     assert due["$expr"] == {"$lte": ["$next_attempt_at", "$$NOW"]}
@@ -275,7 +275,7 @@ def test_due_uses_the_databases_clock_and_fits_the_partial_index():
     assert partial.items() <= due.items()
 
 
-def test_settled_matches_only_a_known_outcome_of_this_attempt():
+def test_settled_by_matches_only_a_known_outcome_of_this_attempt():
     third = Settlement(make_claim(3), make_attempt(number=3), Status.DELIVERED)
     clauses = lease_queries.settled_by([retry(), DEFER, third])["$or"]
     assert [clause["_id"] for clause in clauses] == ["e1", "e3"]

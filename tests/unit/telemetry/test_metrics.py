@@ -108,7 +108,7 @@ def test_attempts_metric_starts_at_0_for_every_outcome(outcome):
     assert REGISTRY.get_sample_value("wds_attempts_total", {"outcome": outcome}) is not None
 
 
-def test_expect_defects_exposes_0_for_every_route():
+def test_expose_internal_errors_starts_every_route_at_0():
     metrics.expose_internal_errors(["/a", "/b"])
     for route in ("/a", "/b"):
         labels = {"route": route, "code": "internal_error"}
