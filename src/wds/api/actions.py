@@ -99,21 +99,23 @@ class ActionHandlers:
             limit=loaded.get("limit"),
             per_second=loaded.get("per_second", self._service.default_per_second),
         )
-        return json_answer(bulk_json(bulk_action), 202 if new else 200)
+        return json_answer(bulk_action_json(bulk_action), 202 if new else 200)
 
     async def bulk_action(self, request: web.Request) -> web.Response:
         """Show a bulk action and its progress."""
-        return json_answer(bulk_json(await self._service.get_bulk_action(_request_id(request))))
+        return json_answer(
+            bulk_action_json(await self._service.get_bulk_action(_request_id(request)))
+        )
 
     async def bulk_actions(self, _request: web.Request) -> web.Response:
         """List the latest bulk actions, newest first."""
         recent = await self._service.recent_bulk_actions()
-        return json_answer({"bulk_actions": [bulk_json(each) for each in recent]})
+        return json_answer({"bulk_actions": [bulk_action_json(each) for each in recent]})
 
     async def stop(self, request: web.Request) -> web.Response:
         """Stop a bulk action after the chunk under way; changed events stay changed."""
         stopped = await self._service.stop_bulk_action(_request_id(request), _remote(request))
-        return json_answer(bulk_json(stopped))
+        return json_answer(bulk_action_json(stopped))
 
 
 def _instruction(request: web.Request, action: Action, loaded: Mapping[str, Any]) -> Instruction:
@@ -136,7 +138,7 @@ def _request_id(request: web.Request) -> str:
     return request.match_info["request_id"]
 
 
-def bulk_json(bulk_action: BulkAction) -> dict[str, Any]:
+def bulk_action_json(bulk_action: BulkAction) -> dict[str, Any]:
     """Return a bulk action as operators see it."""
     finished_at = bulk_action.finished_at
     return {

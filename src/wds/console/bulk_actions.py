@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from wds.api.actions import bulk_json
+from wds.api.actions import bulk_action_json
 from wds.console.action_forms import filter_pairs
 from wds.console.paths import bulk_action_path
 from wds.console.rendering import page
@@ -30,7 +30,7 @@ class BulkActionPages:
     async def list_recent(self, request: web.Request) -> web.StreamResponse:
         """List the latest bulk actions."""
         bulk_actions = await self._service.recent_bulk_actions()
-        context = {"bulks": [_view(each) for each in bulk_actions], "now": await self._now()}
+        context = {"bulk_actions": [_view(each) for each in bulk_actions], "now": await self._now()}
         return page(request, "bulk_actions.html", context)
 
     async def show(self, request: web.Request) -> web.StreamResponse:
@@ -57,7 +57,7 @@ def _view(bulk_action: BulkAction) -> dict[str, Any]:
     """
     bounds = [each for each in (bulk_action.limit, bulk_action.matched) if each is not None]
     return {
-        **bulk_json(bulk_action),
+        **bulk_action_json(bulk_action),
         "started_at": bulk_action.started_at,
         "finished_at": bulk_action.finished_at,
         "max_events": min(bounds, default=None),

@@ -424,10 +424,10 @@ async def test_bulk_action_changes_a_chunk_by_id(db, action):
     assert stats["totalDocsExamined"] <= max(50, FUTURE + DUE)
 
 
-async def test_free_bulk_finds_bulk_actions_by_their_state(db):
+async def test_free_bulk_action_finds_bulk_actions_by_their_state(db):
     command = {
         "find": "bulk_actions",
-        "filter": action_queries.free_bulk(),
+        "filter": action_queries.free_bulk_action(),
         "sort": {"started_at": 1},
     }
     plan, _ = await explain(db, command)
