@@ -100,7 +100,7 @@ class Dispatcher:
         )
 
     def stop(self) -> None:
-        """Claim no more and defer claims that wait for a slot; `run` returns when all are settled."""
+        """Claim no more, defer claims without a slot; `run` returns when every claim is settled."""
         for lane in self.lanes.values():
             lane.stop()
 

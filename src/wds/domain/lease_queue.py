@@ -23,7 +23,7 @@ class Backlog:
     """The events that are due now.
 
     Attributes:
-        due: how many there are; `BACKLOG_CAP` stands for that number or more.
+        due: their number; `BACKLOG_CAP` stands for that number or more.
         oldest_due_s: seconds since the oldest of them became due; 0 if none is due.
     """
 
@@ -105,7 +105,7 @@ class LeaseQueue(Protocol):
 
         Raises:
             StoreUnavailableError: no confirmation before the latest `Claim.trusted_until` of
-                `settlements`. What was not recorded becomes an `unknown` attempt when its lease is
+                `settlements`. An attempt that was not recorded becomes `unknown` when its lease is
                 found expired.
         """
         ...
@@ -113,7 +113,7 @@ class LeaseQueue(Protocol):
     async def wait_for_change(self, destination: str, max_s: float) -> bool:
         """Block until an event of `destination` may have become due, for up to `max_s` seconds.
 
-        A hint, never the source of truth: the caller claims after each wait, whatever it returned.
+        A hint, never the source of truth: the caller claims after each wait, also after False.
         The wait ends when an event is inserted, retried, replayed or deferred, and when the
         earliest due time of the live events arrives. It may end although nothing is due, and it
         may miss a change.
@@ -129,7 +129,7 @@ class LeaseQueue(Protocol):
         ...
 
     async def backlog(self, destination: str) -> Backlog:
-        """Measure what is due now. A large count may be some seconds old.
+        """Count the events that are due now. A large count may be some seconds old.
 
         Raises:
             StoreUnavailableError: the database did not answer.

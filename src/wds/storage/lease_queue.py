@@ -178,7 +178,10 @@ class MongoLeaseQueue:
     async def _lease_first(
         self, ids: list[str], destination: str, update: Pipeline
     ) -> list[EventDocument]:
-        """Lease the first of `ids` that is still due; return what was buried before it, then it."""
+        """Lease the first of `ids` that is still due.
+
+        Returns the events that were buried before it, then the leased one.
+        """
         touched: list[EventDocument] = []
         for event_id in ids:
             document = await self._lease_or_bury(event_id, destination, update)
@@ -324,14 +327,14 @@ class MongoLeaseQueue:
         )
         return written.matched_count
 
-    # -- what is due -----------------------------------------------------------------------
+    # -- due events ------------------------------------------------------------------------
 
     async def wait_for_change(self, destination: str, max_s: float) -> bool:
         """Block until an event may have become due: see `LeaseQueue.wait_for_change`."""
         return await self._change_stream.wait(destination, max_s)
 
     async def backlog(self, destination: str) -> Backlog:
-        """Measure what is due now: see `LeaseQueue.backlog`.
+        """Count the events that are due now: see `LeaseQueue.backlog`.
 
         A count of `LARGE_BACKLOG` or more may be `LARGE_BACKLOG_EVERY_S` old.
         """
