@@ -42,7 +42,7 @@ VERDICT_MESSAGES: Mapping[Verdict, tuple[str, str]] = {
 
 
 class ActionService:
-    """Carries out what operators ask for, at once or as a bulk action."""
+    """Carries out replays and cancels, of one event at once or of many as a bulk action."""
 
     def __init__(
         self,
