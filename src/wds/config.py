@@ -94,7 +94,7 @@ def _boolean(text: str) -> bool:
 
 
 def _matching(pattern: str, rule: str) -> Parse:
-    """Read text that the whole of `pattern` matches; `rule` says in words what that is."""
+    """Read text that the whole of `pattern` matches; `rule` describes such text in words."""
 
     def parse(text: str) -> str:
         if not re.fullmatch(pattern, text):

@@ -207,14 +207,14 @@ async def _search(
     async with session.post(f"{url}/webhooks/search", json=query, headers=headers) as response:
         answer = await response.json()
     _expect(response.status, 200, "a search")
-    found: list[dict[str, Any]] = answer["events"]
-    return found
+    events: list[dict[str, Any]] = answer["events"]
+    return events
 
 
 async def _fleet_totals(
     session: aiohttp.ClientSession, url: str, received: int
 ) -> dict[str, float]:
-    """Return the fleet's totals from the metrics, once the heartbeats have reported all events."""
+    """Return the totals of all replicas, once the heartbeats have reported every event."""
     totals: dict[str, float] = {}
     for _ in range(40):
         async with session.get(f"{url}/metrics") as response:
@@ -257,7 +257,7 @@ def _show(
     console.print(table)
     console.print("The receiver's own count: " + ", ".join(f"{k} {v}" for k, v in stats.items()))
     console.print(
-        "The fleet's totals: "
+        "Totals of all replicas: "
         + ", ".join(
             f"{name.removeprefix('wds_fleet_').removesuffix('_total')} {value:g}"
             for name, value in totals.items()

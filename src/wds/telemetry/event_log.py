@@ -50,7 +50,7 @@ def acknowledged(events: Sequence[NewEvent], receipts: Sequence[Receipt]) -> Non
 def unless_acknowledged(events: Sequence[NewEvent]) -> Iterator[None]:
     """Log the events that the block fails to store, and whether they may be stored all the same.
 
-    Their sender is told to send them again.
+    The answer asks their sender to send them again.
     """
     try:
         yield

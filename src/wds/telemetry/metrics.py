@@ -157,7 +157,7 @@ def expose_internal_errors(routes: Iterable[str]) -> None:
 
 
 def own_totals() -> dict[str, int]:
-    """Return what this process adds to the totals of all replicas."""
+    """Return the share of this process in the totals of all replicas."""
     return {
         key: int(sum(sample.value for family in counter.collect() for sample in family.samples))
         for key, (_, _, counter) in ALL_REPLICAS_TOTALS.items()
