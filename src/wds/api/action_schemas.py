@@ -88,7 +88,7 @@ class BulkReplayRequestSchema(BulkRequestSchema):
         validate=[validate.Range(0, 100_000), _per_second],
         allow_nan=False,
         metadata={
-            "description": "Events that become due per second, so that new events are delivered in between;"
+            "description": "Events that become due per second: new events are delivered in between;"
             f" 0 for all at once, else at least {MIN_PER_SECOND:g}; default: half of WDS_RATE_LIMIT"
         },
     )

@@ -131,8 +131,8 @@ async def _find_bulk_action(client: ApiClient, request_id: str) -> Mapping[str, 
 def _is_same(bulk_action: Mapping[str, Any], change: Change) -> bool:
     """Tell whether an earlier run of the same command started `bulk_action`.
 
-    The service cannot recognise that: a time span before now reaches it as an instant, which differs in each
-    run.
+    The service cannot recognise that: a time span before now reaches it as an instant, which
+    differs in each run.
     """
     earlier = bulk_action["filters"]
     same_filters = earlier.keys() == change.filters.keys() and all(

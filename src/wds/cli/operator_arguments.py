@@ -24,7 +24,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 class RelativeInstant(str):
-    """ISO 8601 of an instant, from an argument that is a time span before now. Differs in each run."""
+    """ISO 8601 of an instant, from an argument that is a time span before now; new in each run."""
 
     __slots__ = ()
 

@@ -45,8 +45,8 @@ TIMEOUT_S = 0.5
 """Seconds to wait for Redis. Not retried: a second reservation would charge twice."""
 KEY = "wds:{database}:slots:{destination}"
 KEY_OF_0_1 = "wds:slots:{destination}"
-"""The key of version 0.1. Its slots are counted too: otherwise the first second after an upgrade could
-have twice the limit. Redis forgets it within seconds of the last request of 0.1."""
+"""The key of version 0.1. Its slots are counted too: otherwise the first second after an upgrade
+could have twice the limit. Redis forgets it within seconds of the last request of 0.1."""
 
 # KEYS[1] the slots of one destination: member -> instant in microseconds
 # KEYS[2] the same as version 0.1 named it, copied while KEYS[1] does not exist. The copy follows a

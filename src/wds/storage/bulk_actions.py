@@ -273,7 +273,7 @@ class BulkActions:
             try:
                 return await self._try_for(CHUNK_BUDGET_S, lambda: self._mongo.search(read))
             except SearchTooSlowError:
-                # One may be a stall of MongoDB. Endless retries would hold up all other bulk actions.
+                # One may be a stall of MongoDB. Endless retries would hold up all others.
                 renewed = action_queries.renew_bulk_lease(round(LEASE_S * 1000))
                 if tries == TRIES or not await self._write(held, renewed):
                     raise

@@ -56,7 +56,7 @@ class Limiter(Protocol):
 async def report_once(
     replicas: Replicas, queue: LeaseQueue, limiter: Limiter | None, *, owner: str, role: str
 ) -> None:
-    """Write one heartbeat and refresh the gauges; a service that does not answer is shown as down."""
+    """Write one heartbeat and refresh the gauges; a service that does not answer is down."""
     try:
         document = await replicas.report(owner=owner, role=role, totals=metrics.own_totals())
         metrics.all_replicas.show(document)
