@@ -1,4 +1,4 @@
-"""Who may use which route. Every route is guarded, except those listed as public.
+"""Access to routes. Every route is guarded, except those listed as public.
 
 With `WDS_OPERATOR_TOKEN`: clients that present it. Without: clients on this machine only, unless
 `WDS_OPERATOR_OPEN` is set. A client counts as on this machine if all of these hold:
@@ -9,9 +9,10 @@ With `WDS_OPERATOR_TOKEN`: clients that present it. Without: clients on this mac
 * If it is a browser, the request comes from a page of this service or from the address bar.
 
 `WDS_OPERATOR_OPEN` trusts the clients, but not the web pages in their browsers. A page of another
-service may change nothing. Nor may its owner point a name at this service to make the page one of
-this service's own, so only a `Host` that no stranger can own is answered: an address, a name
-without a dot, which no public name server resolves, and the names in `WDS_OPERATOR_HOSTS`. A
+service may change nothing. Its owner could also point a name at this service, so that browsers take
+the page for one of this service. A request is therefore answered only if no stranger can own its
+`Host`: an address, a name without a dot, which no public name server resolves, or one of the names
+in `WDS_OPERATOR_HOSTS`. A
 token needs no such rule: a browser sends a session's cookie only to the name that it logged in
 under.
 """
