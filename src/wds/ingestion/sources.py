@@ -1,4 +1,4 @@
-"""Sources: who may send, how each signs, and where its event type and idempotency key are. Pure.
+"""Sources: each sender, its signature, and where its event type and idempotency key are. Pure.
 
 `POST /webhooks/ingest` is the source `default`, with the scheme `wds` and WDS_HMAC_SECRET. The
 others are tables of a TOML file, which `cli.configuration` reads:
@@ -46,7 +46,7 @@ _FIELDS = ("scheme", "secrets", "secrets_from", "tolerance", "event_type", "idem
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where in a request a value is: in a header, in a field of the body, or the signature itself.
+    """The place of a value in a request: a header, a field of the body, or the signature itself.
 
     The signature serves as an idempotency key of last resort: the same request sent again has the
     same one.
@@ -233,7 +233,7 @@ class _Table:
                 self.problems.append((origin, f"number {number} {error}"))
             else:
                 if secret in seen:
-                    self.problems.append((origin, f"number {number} is there already"))
+                    self.problems.append((origin, f"number {number} repeats an earlier one"))
                 yield key
             seen.add(secret)
 

@@ -1,4 +1,4 @@
-"""What a signature scheme is, and how a request is verified with one.
+"""Signature schemes: the type `Scheme`, and `verify`, which checks a request against one.
 
 A `Scheme` describes one provider as data and small functions; the providers' files define them
 and `registry.py` lists them. Two rules hold for every scheme:
@@ -78,7 +78,7 @@ class Answer(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class EventInfo:
-    """What a sender states about an event beside its body: id, type, time of sending (Unix s)."""
+    """An event's id, type and time of sending (Unix seconds), which a sender puts into headers."""
 
     id: str
     event_type: str | None
@@ -97,7 +97,7 @@ class Scheme:
     Attributes:
         name: what `scheme = "..."` names in `wds.toml`.
         headers: the headers that carry the signature.
-        header_format: what they hold, for people; it is also the message of a 401.
+        header_format: the format of their values, for people; also the message of a 401.
         read_signatures: collects the signatures of a request. It raises `Refusal`: 401 if they
             are missing or malformed, 400 for a repeated header.
         matches: returns those signatures that one key made, compared in constant time.

@@ -71,7 +71,7 @@ def read_key(text: str) -> Key:
 
 
 def content(message_id: str, timestamp: str, body: bytes) -> bytes:
-    """Return the bytes to sign. Undecodable bytes of an id become what they were on the wire."""
+    """Return the bytes to sign. Undecodable bytes of an id are restored as received."""
     return b"%s.%s.%s" % (message_id.encode("utf-8", "surrogateescape"), timestamp.encode(), body)
 
 

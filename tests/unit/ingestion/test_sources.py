@@ -80,7 +80,7 @@ GOOD = 'secrets = ["s"]'
         ('[sources.a]\nscheme = "wds"\nsecrets = [1]', "line 3: sources.a.secrets must be a"),
         (
             '[sources.a]\nscheme = "wds"\nsecrets = ["s", "s"]',
-            "line 3: sources.a.secrets number 2 is there already",
+            "line 3: sources.a.secrets number 2 repeats an earlier one",
         ),
         (
             '[sources.a]\nscheme = "wds"\nsecrets_from = "NOT_SET"',
