@@ -1,6 +1,6 @@
 """The forms that replay or cancel events: one event, or all that match a query.
 
-Each form is on a page that says what is about to happen. It carries a request id, so that a form
+Each form is on a page that describes the change. It carries a request id, so that a form
 that is submitted twice does its work once. A bulk form also carries the exact filters by which its
 page counted, with the range as instants.
 """
@@ -231,7 +231,7 @@ def _instruction(request: web.Request, action: Action, loaded: Mapping[str, Any]
 
 
 def _back_url(form: Mapping[str, str]) -> str:
-    """Return the URL of the list that a form came from. It is in the console, whatever was sent."""
+    """Return the URL of the list that a form came from. It is in the console, even if the form has another address."""
     query_string = form.get("back", "").partition("?")[2]
     return event_query.parse(parse_qsl(query_string)).url_with()
 

@@ -1,4 +1,4 @@
-"""Who may use the console: login and logout, the session cookie, and protection against CSRF.
+"""Access to the console: login and logout, the session cookie, and protection against CSRF.
 
 What must stay true:
 
