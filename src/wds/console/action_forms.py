@@ -231,7 +231,7 @@ def _instruction(request: web.Request, action: Action, loaded: Mapping[str, Any]
 
 
 def _back_url(form: Mapping[str, str]) -> str:
-    """Return the URL of the list that a form came from. It is in the console, even if the form has another address."""
+    """Return the URL of the list that a form came from, in the console for any value sent."""
     query_string = form.get("back", "").partition("?")[2]
     return event_query.parse(parse_qsl(query_string)).url_with()
 

@@ -66,7 +66,7 @@ class Verdict(StrEnum):
     """An earlier request with the same id has done the other action."""
     LEASED = "leased"
     WAITING = "waiting"
-    """It waits for its first attempt, or the first since a replay; a replay would change nothing."""
+    """It waits for its first attempt, or the first since a replay; a replay changes nothing."""
     FINAL = "final"
     CANCELLING = "cancelling"
     FULL = "full"

@@ -137,8 +137,7 @@ class EventReader:
     async def _by_attempts(
         self, query: Document, rest: OrderedQuery, after: Position | None, window: _Window
     ) -> AsyncGenerator[Document]:
-        """Yield events ordered by attempts; `rest` is `query` narrowed to the events after
-        the position `after`.
+        """Yield events ordered by attempts. `rest` is `query` narrowed to the events after `after`.
 
         A few events are read and sorted. Of many, an index has those with several attempts in
         order, and the others are in time order.

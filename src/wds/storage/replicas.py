@@ -1,7 +1,7 @@
 """The reports of all replicas: one document with their heartbeats and totals.
 
-Totals are others here so that a scrape of the metrics never counts events. A replica that dies loses
-the counts since its last heartbeat.
+Totals are stored here so that a scrape of the metrics never counts events. A replica that dies
+loses the counts since its last heartbeat.
 """
 
 from __future__ import annotations

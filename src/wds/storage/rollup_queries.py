@@ -98,7 +98,7 @@ def extend(
 
 
 def reopen(hour: datetime) -> UpdateOne:
-    """Remove the counts of `hour`. It is not counted again while `begin_counting` finds it recent."""
+    """Remove the counts of `hour`. `begin_counting` leaves it out for a while."""
     empty = {"until": {"$literal": hour}, "counts": [], "kinds": [], "reopened_at": "$$NOW"}
     return UpdateOne({"_id": hour}, [{"$set": {**empty, "token": "$$REMOVE"}}], upsert=True)
 

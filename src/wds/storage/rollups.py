@@ -179,7 +179,7 @@ class Rollups:
             begin, end = (begin, part[0]) if newest_first else (part[1], end)
 
     async def _counted_hours(self, span: Span, limit: int, *, newest_first: bool) -> list[Document]:
-        """Return the first `limit` hours in `span` with `kinds`, and the end of their counts: `until`."""
+        """Return the first `limit` hours in `span` with `kinds`; `until` is the end of their counts."""
         query = rollup_queries.counted_hours(await self._trusted(span))
         cursor = self._hours.find(query, {"until": 1}, batch_size=limit)
         cursor = cursor.sort("_id", -1 if newest_first else 1).limit(limit)
@@ -197,7 +197,7 @@ class Rollups:
         await self._write([rollup_queries.reopen(hour) for hour in hours])
 
     async def inserted(self, received_at: datetime, took_s: float) -> None:
-        """Reopen the hour of new events if their insert took so long that it may be counted already."""
+        """Reopen the hour of new events whose insert was so slow that it may be counted already."""
         if took_s > MARGIN.total_seconds() / 2:
             await self.reopen([received_at])
 

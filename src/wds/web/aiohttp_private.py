@@ -74,7 +74,7 @@ check()
 
 
 def limit_queued_requests(connection: web.RequestHandler, max_queued: int) -> None:
-    """Stop reading from `connection` while `max_queued` requests wait behind the one being answered."""
+    """Stop reading from `connection` while `max_queued` requests wait behind the current one."""
     connection._max_msg_queue_size = max_queued
     connection._msg_queue_resume_size = max_queued - 1
 

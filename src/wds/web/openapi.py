@@ -114,7 +114,7 @@ DOCUMENT = web.AppKey("openapi_document", Document)
 
 
 class _Routes(dict[str, Any]):
-    """Stands in for an application: aiohttp_apispec needs only its router and a place for results."""
+    """Stands in for an application: aiohttp_apispec needs a router and a place for results."""
 
     def __init__(self, operations: Sequence[Operation]) -> None:
         super().__init__()

@@ -50,7 +50,7 @@ def new_app(
 async def listening(
     app: web.Application, host: str, port: int, *, shutdown_s: float = SHUTDOWN_TIMEOUT_S
 ) -> AsyncIterator[int]:
-    """Serve `app` inside the block. Yields the port that was bound; it differs from `port` if that is 0.
+    """Serve `app` inside the block. Yields the bound port, which differs from `port` if that is 0.
 
     On exit it accepts no more connections and gives running requests `shutdown_s` to finish.
     Compressed bodies are passed on as they are, never decompressed.
