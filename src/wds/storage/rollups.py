@@ -179,7 +179,7 @@ class Rollups:
             begin, end = (begin, part[0]) if newest_first else (part[1], end)
 
     async def _counted_hours(self, span: Span, limit: int, *, newest_first: bool) -> list[Document]:
-        """Return the first `limit` hours in `span` with `kinds`; `until` is the end of their counts."""
+        """Return the first `limit` hours in `span` with `kinds`; `until` ends their counts."""
         query = rollup_queries.counted_hours(await self._trusted(span))
         cursor = self._hours.find(query, {"until": 1}, batch_size=limit)
         cursor = cursor.sort("_id", -1 if newest_first else 1).limit(limit)

@@ -208,5 +208,5 @@ async def test_worker_retries_a_search_that_was_too_slow(store, db, failed):
 async def test_forget_index_expires_only_finished_bulk_actions(store, db):
     assert store
     indexes = await db.bulk_actions.index_information()
-    assert indexes["forget"]["expireAfterSeconds"] == action_queries.BULK_KEPT_S
+    assert indexes["forget"]["expireAfterSeconds"] == action_queries.BULK_ACTION_KEPT_S
     assert indexes["forget"]["key"] == [("finished_at", 1)]

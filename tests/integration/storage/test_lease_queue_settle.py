@@ -202,14 +202,14 @@ async def test_settle_retry_whose_cancel_a_failover_undoes_records_nothing(store
     await store.writer.insert([new_event()])
     [held] = await claim(store)
     await store.bulk_actions.apply(held.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1"))
-    end = store.queue._settle
+    settle = store.queue._settle
 
     async def undone_after(settlements):
-        ended = await end(settlements)
+        written = await settle(settlements)
         await db.events.update_one({"_id": held.id}, {"$unset": {"cancelling": ""}})
-        return ended
+        return written
 
-    monkeypatch.setattr(store.queue, "_end", undone_after)
+    monkeypatch.setattr(store.queue, "_settle", undone_after)
     assert await store.queue.settle([failed(held, 9)]) == [None]
     assert (await only(db))["lease"]["token"] == held.token
 

@@ -1,4 +1,4 @@
-"""The fleet's totals and what names a metric."""
+"""The totals of all replicas, and the catalogue of metrics."""
 
 from __future__ import annotations
 
