@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("events")
 
 
 @pytest.fixture
-async def events(store, db):  # noqa: ARG001 - an open store has made the indexes
+async def events(store, db):  # noqa: ARG001 - an open store has existing the indexes
     """Make a collection of mostly finished events, some waiting for the future, a few due."""
     documents = []
     for number in range(FINISHED + FUTURE + DUE):
@@ -96,9 +96,9 @@ async def test_make_indexes_replaces_an_index_with_other_keys(store, db):
     await db.events.drop_index("claim")
     await db.events.create_index([("destination", 1), ("next_attempt_at", 1)], name="claim")
     await store.open()
-    made = (await db.events.index_information())["claim"]
-    assert made["key"] == list(indexes.CLAIM_INDEX.document["key"].items())
-    assert made["partialFilterExpression"] == {"next_attempt_at": {"$exists": True}}
+    existing = (await db.events.index_information())["claim"]
+    assert existing["key"] == list(indexes.CLAIM_INDEX.document["key"].items())
+    assert existing["partialFilterExpression"] == {"next_attempt_at": {"$exists": True}}
 
 
 async def test_make_indexes_drops_obsolete_indexes_after_their_replacement(store, db):
@@ -110,8 +110,8 @@ async def test_make_indexes_drops_obsolete_indexes_after_their_replacement(store
     await db.events.create_index([*newest, ("status", 1)], name="search")
     await db.events.create_index(newest, name="search_retried", partialFilterExpression=retried)
     await asyncio.gather(store.open(), store.open())
-    made = (await db.events.index_information()).keys() - {"_id_"}
-    assert made == {index.document["name"] for index in indexes.EVENT_INDEXES}
+    existing = (await db.events.index_information()).keys() - {"_id_"}
+    assert existing == {index.document["name"] for index in indexes.EVENT_INDEXES}
     page, _ = await store.reader.page(
         match(EventFilter()), skip=0, limit=5, after=None, include_payload=False
     )
@@ -201,9 +201,9 @@ EVERY_FILTER = {
 }
 
 
-def find(wanted, order=NEWEST, limit=51):
-    said, hint = event_queries.in_time_order(wanted)
-    command = {"find": "events", "filter": said, "sort": dict(order), "limit": limit}
+def find(query, order=NEWEST, limit=51):
+    rewritten, hint = event_queries.in_time_order(query)
+    command = {"find": "events", "filter": rewritten, "sort": dict(order), "limit": limit}
     return command if hint is None else {**command, "hint": hint}
 
 
@@ -235,8 +235,8 @@ async def test_page_reads_in_index_order_and_fetches_only_its_own_events(db, nam
 
 
 async def test_page_of_a_type_in_a_status_it_never_had_reads_no_key(db):
-    wanted = match(EventFilter(event_type=["type.7"], status=["DELIVERING"]))
-    plan, stats = await explain(db, find(wanted))
+    query = match(EventFilter(event_type=["type.7"], status=["DELIVERING"]))
+    plan, stats = await explain(db, find(query))
     assert index_of(plan) == "search_type"
     assert stats["totalKeysExamined"] <= 1
 
@@ -244,11 +244,11 @@ async def test_page_of_a_type_in_a_status_it_never_had_reads_no_key(db):
 @pytest.mark.parametrize("sort", SORTS)
 @pytest.mark.parametrize("name", EVERY_FILTER)
 async def test_page_by_any_index_has_the_events_of_a_full_scan(store, db, name, sort):
-    wanted = match(EventFilter(**EVERY_FILTER[name]))
+    query = match(EventFilter(**EVERY_FILTER[name]))
     page, more = await store.reader.page(
-        wanted, sort=sort, skip=2, limit=20, after=None, include_payload=False
+        query, sort=sort, skip=2, limit=20, after=None, include_payload=False
     )
-    scanned = await db.events.find(wanted, hint={"$natural": 1}).to_list(None)
+    scanned = await db.events.find(query, hint={"$natural": 1}).to_list(None)
     fields = [field for field, _ in SORTS[sort]]
     scanned.sort(key=lambda each: [each[field] for field in fields], reverse=sort[0] == "-")
     assert [each["_id"] for each in page] == [each["_id"] for each in scanned[2:22]]
@@ -257,10 +257,10 @@ async def test_page_by_any_index_has_the_events_of_a_full_scan(store, db, name, 
 
 @pytest.mark.parametrize("order", ["attempt_count", "-attempt_count"])
 async def test_split_by_attempts_reads_one_page_in_order_of_attempts(db, order):
-    wanted = match(
+    query = match(
         EventFilter(min_attempts=2, status=["FAILED_PERMANENTLY"], last_status_code=[503])
     )
-    [part] = event_queries.split_by_attempts(wanted, SORTS[order], None)
+    [part] = event_queries.split_by_attempts(query, SORTS[order], None)
     command = {"find": "events", "filter": part.query, "sort": dict(part.order), "limit": 20}
     plan, stats = await explain(db, {**command, "hint": "search_attempts"})
     assert "SORT" not in {stage.get("stage") for stage in plan}
@@ -281,11 +281,11 @@ async def test_page_of_a_rare_source_reads_no_other_source(db):
 @pytest.mark.parametrize("more", [{}, {"last_status_code": [200, 503]}, {"min_attempts": 1}])
 async def test_within_reads_no_key_between_its_spans(db, order, more):
     spans = [
-        (T0 + timedelta(seconds=place), T0 + timedelta(seconds=place + 2))
-        for place in range(0, 1000, 100)
+        (T0 + timedelta(seconds=position), T0 + timedelta(seconds=position + 2))
+        for position in range(0, 1000, 100)
     ]
-    wanted = match(EventFilter(source=["default"], destination=["default"], **more))
-    plan, stats = await explain(db, find(event_queries.within(wanted, spans), order))
+    query = match(EventFilter(source=["default"], destination=["default"], **more))
+    plan, stats = await explain(db, find(event_queries.within(query, spans), order))
     assert "SORT" not in {stage.get("stage") for stage in plan}
     assert stats["nReturned"] == 20
     assert stats["totalKeysExamined"] <= 40
@@ -341,9 +341,9 @@ async def test_page_of_a_key_or_an_id_is_looked_up_by_its_own_index(db, name, in
 @pytest.mark.parametrize("order", [NEWEST, OLDEST], ids=["newest", "oldest"])
 async def test_page_after_a_deep_cursor_reads_no_more_than_the_first(db, order):
     seconds = 100 if order is NEWEST else FINISHED
-    place = Position(T0 + timedelta(seconds=seconds), "f" * 32)
+    position = Position(T0 + timedelta(seconds=seconds), "f" * 32)
     plan, stats = await explain(
-        db, find(event_queries.after(match(EventFilter()), order, place), order)
+        db, find(event_queries.after(match(EventFilter()), order, position), order)
     )
     assert index_of(plan) == "search_time"
     assert stats["totalKeysExamined"] <= 60
@@ -351,9 +351,9 @@ async def test_page_after_a_deep_cursor_reads_no_more_than_the_first(db, order):
 
 @pytest.mark.parametrize("name", EVERY_FILTER)
 async def test_counts_fetch_no_document_except_for_a_key_or_an_id(db, name):
-    wanted = match(EventFilter(**EVERY_FILTER[name]))
-    hint = event_queries.hint(wanted)
-    command = {"aggregate": "events", "pipeline": event_queries.counts(wanted), "cursor": {}}
+    query = match(EventFilter(**EVERY_FILTER[name]))
+    hint = event_queries.hint(query)
+    command = {"aggregate": "events", "pipeline": event_queries.counts(query), "cursor": {}}
     plan, stats = await explain(db, {**command, "hint": hint})
     assert index_of(plan) == hint
     assert stats["totalDocsExamined"] <= (1 if hint in {"key", "_id_"} else 0)
@@ -366,8 +366,8 @@ async def test_counts_fetch_no_document_except_for_a_key_or_an_id(db, name):
 )
 async def test_count_pairs_and_count_kinds_fetch_no_document(db, chosen):
     spans = [(T0, T0 + timedelta(seconds=50)), (T0 + timedelta(seconds=60), NEVER)]
-    wanted = match(EventFilter(**chosen))
-    pipelines = [rollup_queries.count_pairs(spans, wanted), rollup_queries.count_kinds(spans)]
+    query = match(EventFilter(**chosen))
+    pipelines = [rollup_queries.count_pairs(spans, query), rollup_queries.count_kinds(spans)]
     for pipeline in pipelines:
         command = {"aggregate": "events", "pipeline": pipeline, "cursor": {}}
         plan, stats = await explain(db, {**command, "hint": indexes.COVERING_INDEX})
@@ -403,9 +403,9 @@ async def test_live_events_reads_few_keys(db, hours_later):
 
 @pytest.mark.parametrize("action", Action)
 async def test_bulk_action_finds_its_next_chunk_in_index_order(db, action):
-    wanted = match(affected_events(action, EventFilter(event_type=["type.7"]), datetime.now(UTC)))
-    place = Position(T0 + timedelta(seconds=1000), "0")
-    command = find(event_queries.after(wanted, OLDEST, place), OLDEST, 500)
+    query = match(affected_events(action, EventFilter(event_type=["type.7"]), datetime.now(UTC)))
+    position = Position(T0 + timedelta(seconds=1000), "0")
+    command = find(event_queries.after(query, OLDEST, position), OLDEST, 500)
     plan, stats = await explain(db, command)
     assert index_of(plan) == "search_type"
     assert not {"SORT"} & {stage.get("stage") for stage in plan}
@@ -416,8 +416,8 @@ async def test_bulk_action_finds_its_next_chunk_in_index_order(db, action):
 async def test_bulk_action_changes_a_chunk_by_id(db, action):
     found = await db.events.find({}, {"_id": 1}).limit(50).to_list(None)
     instruction = Instruction(action, "r", "ann", "127.0.0.1")
-    wanted = action_queries.applicable([each["_id"] for each in found], instruction)
-    command = {"update": "events", "updates": [{"q": wanted, "u": [], "multi": True}]}
+    query = action_queries.applicable([each["_id"] for each in found], instruction)
+    command = {"update": "events", "updates": [{"q": query, "u": [], "multi": True}]}
     command["updates"][0]["u"] = action_queries.update(instruction)
     plan, stats = await explain(db, command)
     assert index_of(plan) in {"_id_", "claim"}
@@ -446,12 +446,12 @@ async def test_control_counts_without_their_index_read_every_document(db):
 
 
 async def test_status_counts_read_the_index_alone(db):
-    for given in ({}, {"min_attempts": 2}, {"source": ["default"], "from_": T0}):
-        wanted = match(EventFilter(**given))
-        pipeline = event_queries.status_counts(wanted, "minute", 5)
+    for filters in ({}, {"min_attempts": 2}, {"source": ["default"], "from_": T0}):
+        query = match(EventFilter(**filters))
+        pipeline = event_queries.status_counts(query, "minute", 5)
         command = {"aggregate": "events", "pipeline": pipeline, "cursor": {}}
-        plan, stats = await explain(db, {**command, "hint": event_queries.hint(wanted)})
-        assert index_of(plan) == event_queries.hint(wanted)
+        plan, stats = await explain(db, {**command, "hint": event_queries.hint(query)})
+        assert index_of(plan) == event_queries.hint(query)
         assert stats["totalDocsExamined"] == 0
 
 
@@ -469,9 +469,9 @@ async def test_oldest_event_query_reads_one_key(db):
 
 async def test_page_backwards_starts_reading_at_its_position(db):
     order = SORTS[OLDEST_FIRST]
-    place = Position(T0 + timedelta(seconds=100), "0" * 32)
-    wanted = event_queries.after(match(EventFilter()), order, place)
-    command = {"find": "events", "filter": wanted, "sort": dict(order), "limit": 51}
+    position = Position(T0 + timedelta(seconds=100), "0" * 32)
+    query = event_queries.after(match(EventFilter()), order, position)
+    command = {"find": "events", "filter": query, "sort": dict(order), "limit": 51}
     plan, stats = await explain(db, {**command, "projection": {"payload": 0}})
     assert index_of(plan) == indexes.COVERING_INDEX
     assert "SORT" not in {stage.get("stage") for stage in plan}
