@@ -74,7 +74,7 @@ class LeaseDocument(TypedDict):
 
 
 class BuriedDocument(TypedDict):
-    """Why a claim ended the event instead of leasing it."""
+    """Why a claim buried the event instead of leasing it."""
 
     by: str
     """The token of that claim, by which it finds the events that it buried."""

@@ -68,8 +68,8 @@ def changed(event_id: str, instruction: Instruction) -> None:
     """An operator replayed or cancelled one event."""
     metrics.EVENTS_CHANGED.labels(instruction.action).inc()
     facts = {"by": instruction.by, "remote": instruction.remote}
-    say = {Action.REPLAY: "replayed", Action.CANCEL: "cancelled"}[instruction.action]
-    log.info(say, event_id=event_id, request_id=instruction.request_id, **facts)
+    name = {Action.REPLAY: "replayed", Action.CANCEL: "cancelled"}[instruction.action]
+    log.info(name, event_id=event_id, request_id=instruction.request_id, **facts)
 
 
 def bulk_action_started(bulk_action: BulkAction) -> None:
