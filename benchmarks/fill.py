@@ -80,7 +80,7 @@ def in_the_future(document: dict[str, Any], number: int) -> None:
 
 
 def finished(document: dict[str, Any], number: int) -> None:
-    """Turn an event into one of the last `HISTORY_DAYS` days that is delivered or given up."""
+    """Turn an event into one of the last `HISTORY_DAYS` days that was delivered or failed."""
     rng = random.Random(number)
     at = document["received_at"] - timedelta(seconds=rng.uniform(0, HISTORY_DAYS * 86400))
     at = at.replace(microsecond=at.microsecond // 1000 * 1000)

@@ -49,7 +49,7 @@ async def running(
 
 
 def lane_of(dispatcher: Dispatcher) -> DestinationLane:
-    return dispatcher.lanes[destinations.DEFAULT]
+    return dispatcher.lanes[destinations.DEFAULT_DESTINATION]
 
 
 async def statuses(db) -> list[str]:

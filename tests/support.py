@@ -82,7 +82,9 @@ def new_event(payload: bytes = b'{"n":1}', *, key: str | None = None, **more: An
 def make_destination(url: str, **changes: Any) -> destinations.Destination:
     """Return the default destination at `url`; `changes` are fields of `Destination`."""
     fields = {"backoff": (1.0,), "max_attempts": 5, "timeout_s": 15.0, "max_in_flight": 4}
-    return destinations.Destination(name=destinations.DEFAULT, url=url, **{**fields, **changes})
+    return destinations.Destination(
+        name=destinations.DEFAULT_DESTINATION, url=url, **{**fields, **changes}
+    )
 
 
 async def send(

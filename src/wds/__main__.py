@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 success, 1 failure, 2 wrong settings or use."""
     arguments = build_parser().parse_args(argv)
-    # Below the parser, so that `--help` needs none of it. rich is for tracebacks in colour.
+    # After parsing, so that `--help` does not import it. rich would only colour tracebacks.
     import_without("structlog", "rich")
     from wds.cli import command_runner  # noqa: PLC0415
 
@@ -35,7 +35,7 @@ def run() -> None:
     `os._exit` instead of a return: the interpreter would wait for the MongoDB driver's threads,
     and a server that does not answer can block these for long.
     """
-    gc.disable()  # `command_runner` enables it: a third of the time of the imports is collections
+    gc.disable()  # until `command_runner` enables it: it takes a third of the import time
     status = main()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # the reader of a pipe has gone

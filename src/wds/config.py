@@ -18,6 +18,8 @@ from wds.domain.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from wds.domain.destinations import Destination
+
     Parse = Callable[[str], Any]
     """Turns the text of a variable into the setting's value.
 
@@ -26,9 +28,6 @@ if TYPE_CHECKING:
     """
 
 _Number = TypeVar("_Number", int, float)
-
-if TYPE_CHECKING:
-    from wds.domain.destinations import Destination
 
 SETTLE_MARGIN_S = 0.5
 """Seconds that a lease must leave after the longest request, to record its outcome."""
@@ -95,7 +94,7 @@ def _boolean(text: str) -> bool:
 
 
 def _matching(pattern: str, rule: str) -> Parse:
-    """Read text that the whole of `pattern` matches; `rule` says in words what that is."""
+    """Read text that the whole of `pattern` matches; `rule` describes such text in words."""
 
     def parse(text: str) -> str:
         if not re.fullmatch(pattern, text):
@@ -230,7 +229,10 @@ class Settings:
         (1.0, 2.0, 4.0, 8.0, 16.0),
     )
     max_attempts: int = _setting(
-        "WDS_MAX_ATTEMPTS", _integer(1, 100), "Maximum number of requests for one event.", 5
+        "WDS_MAX_ATTEMPTS",
+        _integer(1, 100),
+        "Attempts before an event fails permanently, counted anew after a replay.",
+        5,
     )
     request_timeout: float = _setting(
         "WDS_REQUEST_TIMEOUT",
@@ -366,12 +368,12 @@ class Settings:
     def default_destination(self) -> Destination:
         """The destination that `WDS_DOWNSTREAM_URL` and the settings beside it describe."""
         from wds.domain.destinations import (  # noqa: PLC0415 - a health check needs no msgspec
-            DEFAULT,
+            DEFAULT_DESTINATION,
             Destination,
         )
 
         return Destination(
-            name=DEFAULT,
+            name=DEFAULT_DESTINATION,
             url=self.downstream_url,
             secrets=self.downstream_secrets,
             rate_limit=self.rate_limit,
@@ -407,6 +409,6 @@ def local_host(host: str) -> str:
     return "127.0.0.1" if host in WILDCARD_HOSTS else host
 
 
-def unknown(environ: Mapping[str, str]) -> list[str]:
-    """Return the names in `environ` that look like settings but are not: probably misspelt."""
+def unknown_names(environ: Mapping[str, str]) -> list[str]:
+    """Return the names in `environ` that begin with WDS_ and name no setting: probably misspelt."""
     return sorted(name for name in environ if name.startswith("WDS_") and name not in NAMES)

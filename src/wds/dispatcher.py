@@ -1,8 +1,8 @@
 """The dispatch loop: claim, wait for a slot, send, settle.
 
-Any number of replicas run this against one database. Each turn (`run_once`) claims what can be
-sent soon, reserves slots for all of it at once, and starts a task for each event. The loop never
-waits for a delivery. What must stay true:
+Any number of replicas run this against one database. Each turn (`run_once`) claims the events that
+can be sent soon, reserves their slots in one call, and starts a task for each. The loop never waits
+for a delivery. What must stay true:
 
 * Every claim ends in one settlement: recorded, or deferred if nothing was sent.
 * A settlement that was submitted is written even if the delivery that waits for it is cancelled.
@@ -56,15 +56,15 @@ MAX_RETRY_S = 1.0
 
 
 class Signals:
-    """What tests wait for instead of sleeping.
+    """Points in the loop that a test can wait for instead of sleeping. Not signals of the OS.
 
     Attributes:
         polled: a turn has asked the queue for due events.
-        settled: a claim has ended, recorded or not.
+        settled: a claim was settled, or its settlement failed.
     """
 
     def __init__(self) -> None:
-        """Start all at 0."""
+        """Start each at 0."""
         self.polled = Signal()
         self.settled = Signal()
 
@@ -100,7 +100,7 @@ class Dispatcher:
         )
 
     def stop(self) -> None:
-        """Claim no more and defer what waits for a slot; `run` returns when the rest is settled."""
+        """Claim no more, defer claims without a slot; `run` returns when every claim is settled."""
         for lane in self.lanes.values():
             lane.stop()
 
@@ -123,14 +123,14 @@ class Dispatcher:
             for task in lane.deliveries:
                 task.cancel()
 
-    async def run_once(self, destination: str = destinations.DEFAULT) -> float:
-        """Claim and start what can be sent soon; return the seconds until the next turn is due.
+    async def run_once(self, destination: str = destinations.DEFAULT_DESTINATION) -> float:
+        """Claim the events that can be sent soon and start their deliveries.
 
-        0 means that more may be due already.
+        Returns the seconds until the next turn; 0 if more events may be due already.
 
         Raises:
             StoreUnavailableError: nothing was claimed, as far as this process knows.
-            LimiterUnavailableError: everything that was claimed has been deferred.
+            LimiterUnavailableError: every claim of this turn has been deferred.
         """
         return await self._take_turn(self.lanes[destination])
 
@@ -216,7 +216,7 @@ class Dispatcher:
             lane.stop_waiting(slot)
 
     async def _defer(self, *claims: Claim) -> None:
-        """Return the leases of `claims`, whose attempts are not counted."""
+        """Release the leases of `claims`. Their attempts are not counted."""
         metrics.CLAIMS_DEFERRED.inc(len(claims))
         try:
             await self._settlements.submit(*(Settlement(claim, None) for claim in claims))
@@ -232,15 +232,15 @@ class Dispatcher:
         settlement = attempt_results.settlement(claim, result, lane.destination)
         lane.count_settling(1)
         try:
-            [ended] = await self._settlements.submit(settlement)
-        except StoreUnavailableError:  # the cause is logged where it is known
+            [settled] = await self._settlements.submit(settlement)
+        except StoreUnavailableError:  # `storage.mongo` has logged the cause
             event_log.settled(settlement, recorded=None)
             return None
         finally:
             lane.count_settling(-1)
             self.signals.settled.fire()
-        event_log.settled(ended or settlement, recorded=ended is not None)
-        return ended.status if ended else None
+        event_log.settled(settled or settlement, recorded=settled is not None)
+        return settled.status if settled else None
 
 
 def _log_failure(error: Exception) -> None:
@@ -275,7 +275,7 @@ def default_lane(settings: Settings, store: Store) -> DestinationLane:
 
 
 async def serve(settings: Settings, stop: asyncio.Event, tracer: Tracer = tracing.OFF) -> None:
-    """Run one dispatcher and its metrics port until `stop`, and then until all is settled.
+    """Run one dispatcher and its metrics port until `stop`, then settle every claim.
 
     Raises:
         StartError: the port, the database or a URL cannot be used.

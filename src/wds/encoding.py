@@ -1,4 +1,4 @@
-"""`json_default`, the hook that lets JSON encoders write BSON's number and text types."""
+"""Instants as text, and `json_default`, by which JSON encoders write BSON's numbers and text."""
 
 from __future__ import annotations
 

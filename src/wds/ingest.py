@@ -15,7 +15,7 @@ from wds.console import routes as console_routes
 from wds.ingestion import routes as ingest_routes
 from wds.ingestion.group_writer import GroupWriter
 from wds.ingestion.handlers import IngestHandlers
-from wds.ingestion.sources import DEFAULT, default_source
+from wds.ingestion.sources import DEFAULT_SOURCE, default_source
 from wds.storage.store import Store
 from wds.telemetry import heartbeat, tracing
 from wds.web import monitoring_routes, openapi, server
@@ -51,7 +51,7 @@ def create_app(
         around=tracer.middlewares,
         inside=[guard.middleware, body_reader.middleware],
     )
-    every_source = {**(sources or {}), DEFAULT: default_source(settings.hmac_secrets)}
+    every_source = {**(sources or {}), DEFAULT_SOURCE: default_source(settings.hmac_secrets)}
     writer = GroupWriter(store.writer, tracer)
     handlers = IngestHandlers(every_source, writer, tracer)
     worker = BulkWorker(store.bulk_actions, owner=heartbeat.owner_name())

@@ -1,4 +1,4 @@
-"""A receiver for trials and tests: it limits, fails, and counts independently what arrives.
+"""A receiver for trials and tests: it limits, fails, and keeps its own count of requests.
 
 Imports nothing of the package except the page that shows its OpenAPI document, so that it cannot
 share a mistake with the dispatcher. It counts by its own clock. With a Redis URL, its replicas
@@ -115,11 +115,12 @@ class SharedWindow:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """How requests within the limit are answered.
+    """The answers to requests within the limit.
 
     Attributes:
         mode: normal: 200, or 500 for a random share; fail: always 500; status: always
-            `status`; slow: normal after `delay_s`; hang: no answer for `delay_s`, then none.
+            `status`; slow: normal after `delay_s`; hang: close the
+            connection after `delay_s`, without an answer.
         failure_rate: share of requests that `normal` and `slow` fail, 0 to 1.
         rate_limit: requests admitted in a second, 0 for no limit.
     """
@@ -203,7 +204,7 @@ class MockDownstream:
     async def receive(self, request: web.Request) -> web.StreamResponse:
         """Receive a delivery: 429 with Retry-After over the limit, else as the behaviour says."""
         await request.read()
-        self._witness(request)
+        self._record_arrival(request)
         behaviour = self._behaviour
         if behaviour.rate_limit:
             wait = await self._window.admit(behaviour.rate_limit)
@@ -261,7 +262,7 @@ class MockDownstream:
             return 500
         return 200
 
-    def _witness(self, request: web.Request) -> None:
+    def _record_arrival(self, request: web.Request) -> None:
         now = time.monotonic()
         self._count("received")
         self._arrivals.append(now)

@@ -33,7 +33,7 @@ def third_attempt_delivered(documents):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_screenshots_of_list_and_event(open_page, url, busy_day, scheme):
+async def test_screenshots_show_list_and_event(open_page, url, busy_day, scheme):
     page = await open_page(f"{url}/console?limit=25", scheme=scheme)
     await page.screenshot(path=IMAGES / f"console-{scheme}.png")
     await page.goto(f"{url}/console/events/{third_attempt_delivered(busy_day)}")

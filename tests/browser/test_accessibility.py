@@ -39,7 +39,7 @@ async def overflow_px(page):
 
 @pytest.mark.parametrize("name", VIEWS)
 @pytest.mark.usefixtures("bulk_action")
-async def test_every_view_is_accessible_and_fits_in_both_schemes_and_sizes(
+async def test_views_are_accessible_and_fit_in_both_schemes_and_sizes(
     open_page, url, stored_events, name
 ):
     address = url + VIEWS[name].format(**event_ids_by_name(stored_events))

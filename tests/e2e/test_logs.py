@@ -63,7 +63,7 @@ async def final(db, count: int) -> None:
     await eventually(lambda: db.events.count_documents(done), lambda seen: seen == count)
 
 
-async def test_logs_of_all_processes_tell_what_happened_to_an_event(env, db, tmp_path):
+async def test_logs_of_all_processes_show_what_happened_to_an_event(env, db, tmp_path):
     async def fail_first(request):
         seen = receiver.ids.count(request.headers["webhook-id"])
         return aiohttp.web.Response(status=500 if seen == 1 else 200)
@@ -118,7 +118,7 @@ RECOVERED = [("lease_recovered", 1), ("attempt", 2)]
     ],
     ids=["tried again", "tried again, in bulk", "no try left", "no try left, in bulk"],
 )
-async def test_logs_tell_what_happened_to_an_event_whose_dispatcher_died(
+async def test_logs_show_what_happened_to_an_event_whose_dispatcher_died(
     env, db, tmp_path, changes, after
 ):
     release = asyncio.Event()

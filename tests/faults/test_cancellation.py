@@ -56,7 +56,7 @@ def cancelled_at_new_await(coroutine, cancelled: set[tuple[str, ...]]):
 
 async def one_event(dispatcher: Dispatcher, store) -> None:
     """Take one event all the way in this task, as a turn and a delivery do in theirs."""
-    lane = dispatcher.lanes[destinations.DEFAULT]
+    lane = dispatcher.lanes[destinations.DEFAULT_DESTINATION]
     claimed = await store.queue.claim(
         lane.destination.name, 4, owner="d", lease_s=LEASE_S, max_attempts=20
     )

@@ -1,4 +1,4 @@
-"""A downstream that misbehaves in every way before it accepts: no event is given up."""
+"""A downstream that misbehaves in every way before it accepts: no event fails permanently."""
 
 from __future__ import annotations
 

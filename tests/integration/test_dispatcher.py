@@ -67,7 +67,7 @@ async def test_event_fails_permanently_after_five_failures_that_back_off(
     assert numbers == ["1", "2", "3", "4", "5"]
 
 
-async def test_replayed_event_starts_the_whole_retry_schedule_again(settings, store, db, receiver):
+async def test_replayed_event_starts_the_retry_schedule_again(settings, store, db, receiver):
     async def fail(_: web.Request) -> web.Response:
         return web.Response(status=500)
 

@@ -85,7 +85,7 @@ async def test_rate_limit_holds_when_connecting_is_slow(settings, store, db, rec
 async def test_slot_waiting_metric_counts_claims_while_they_wait(settings, store, db, receiver):
     await store.writer.insert([new_event()])
     async with replica(replace(settings, rate_limit=1), store, receiver.url) as dispatcher:
-        await lane_of(dispatcher).limiter.reserve(destinations.DEFAULT, 1)
+        await lane_of(dispatcher).limiter.reserve(destinations.DEFAULT_DESTINATION, 1)
         await dispatcher.run_once()
         assert sample("wds_slot_waiting") == 1
         await eventually(lambda: statuses(db), all_are(Status.DELIVERED))
@@ -125,7 +125,7 @@ async def test_run_once_claims_no_more_than_can_be_sent_soon(settings, store, db
     limited = replace(settings, rate_limit=8)
     async with replica(limited, store, receiver.url) as dispatcher:
         # So that claimed events have to wait for their slots.
-        await lane_of(dispatcher).limiter.reserve(destinations.DEFAULT, 8)
+        await lane_of(dispatcher).limiter.reserve(destinations.DEFAULT_DESTINATION, 8)
         await dispatcher.run_once()
         assert await dispatcher.run_once() == 0
         assert await db.events.count_documents(LEASED) == 2
@@ -139,7 +139,7 @@ async def test_claim_without_a_slot_in_time_is_deferred_and_not_counted(
     await store.writer.insert([new_event()])
     limited = replace(settings, rate_limit=1)
     async with replica(limited, store, receiver.url) as dispatcher:
-        await lane_of(dispatcher).limiter.reserve(destinations.DEFAULT, 5)
+        await lane_of(dispatcher).limiter.reserve(destinations.DEFAULT_DESTINATION, 5)
         wait = await dispatcher.run_once()
         assert 0 < wait <= 1.1
         await eventually(lambda: statuses(db), all_are(Status.RECEIVED))

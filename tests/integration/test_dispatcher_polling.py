@@ -180,10 +180,10 @@ async def test_jitter_grows_while_other_dispatchers_are_faster_and_shrinks_again
 ):
     async with replica(replace(settings, rate_limit=0), store, receiver.url) as dispatcher:
         jitters = []
-        for outrun in [True] * 6 + [False] * 8:
+        for others_were_first in [True] * 6 + [False] * 8:
             await store.writer.insert([new_event()])
             await clock_caught_up(store)
-            if outrun:
+            if others_were_first:
                 await take_first(db, "wds", dispatcher.run_once)
             else:
                 await dispatcher.run_once()

@@ -51,7 +51,7 @@ def test_hadolint_finds_no_fault_in_the_dockerfile():
     assert output(f"{sys.prefix}/bin/hadolint", "Dockerfile") == ""
 
 
-def test_control_hadolint_does_find_faults(tmp_path):
+def test_control_hadolint_finds_faults(tmp_path):
     (tmp_path / "Dockerfile").write_text("FROM python\nRUN cd /tmp\n")
     done = subprocess.run([f"{sys.prefix}/bin/hadolint", "Dockerfile"], cwd=tmp_path, check=False)
     assert done.returncode != 0
@@ -78,7 +78,7 @@ def test_compose_opens_ports_on_this_machine_only_and_keeps_no_secret():
     )
 
 
-def test_every_service_of_ours_is_confined_and_can_be_scaled():
+def test_compose_services_are_confined_and_can_be_scaled():
     for name in OUR_SERVICES:
         service = COMPOSE["services"][name]
         assert service["read_only"] and service["cap_drop"] == ["ALL"]
@@ -86,7 +86,7 @@ def test_every_service_of_ours_is_confined_and_can_be_scaled():
         assert "ports" not in service and "container_name" not in service
 
 
-def test_every_file_that_compose_mounts_exists():
+def test_compose_mounts_only_existing_files():
     mounts = [
         volume.split(":")[0]
         for each in COMPOSE["services"].values()
@@ -96,7 +96,7 @@ def test_every_file_that_compose_mounts_exists():
     assert mounts and [mount for mount in mounts if not (ROOT / mount).exists()] == []
 
 
-def test_the_image_is_built_from_hashed_pins_and_without_the_embedded_engines():
+def test_image_is_built_from_hashed_pins_without_the_embedded_engines():
     steps = DOCKERFILE.replace("\\\n", " ").replace("&&", "\n").splitlines()
     installs = [step.split() for step in steps if re.search(r"\bpip .*\b(install|wheel)\b", step)]
     assert len(installs) == 5
@@ -215,7 +215,7 @@ def pid_one(outside: int) -> int:
 
 
 @pytest.mark.parametrize("name", OUR_SERVICES)
-async def test_the_images_command_runs_confined_says_it_is_healthy_and_obeys_sigterm(
+async def test_image_command_runs_confined_reports_healthy_and_obeys_sigterm(
     name, engines, installed, shared_path
 ):
     port = str(embedded_engines.free_port())
@@ -340,7 +340,7 @@ async def received(replica: processes.Process) -> float:
     return float(re.findall(r"^wds_events_received_total (\S+)$", text, re.MULTILINE)[0])
 
 
-async def test_the_proxy_spreads_over_replicas_and_passes_over_a_dead_one(engines, shared_path):
+async def test_proxy_spreads_over_replicas_and_skips_a_dead_one(engines, shared_path):
     for name in ("proxy", "work"):
         (shared_path / name).mkdir()
     env, port = engines.environ(), embedded_engines.free_port()

@@ -36,20 +36,20 @@ def of_kind(built: list[dict], kind: str) -> dict[str, dict]:
 
 
 @pytest.mark.parametrize("version", ["1.31", "1.34", "1.37"])
-def test_every_manifest_follows_the_schema_of_the_api(built, version):
+def test_manifests_follow_the_schema_of_the_api(built, version):
     assert len(built) >= 10
     for manifest in built:
         kubernetes_validate.validate(manifest, version, strict=True)
 
 
-def test_control_the_schema_does_find_faults(built):
+def test_control_schema_finds_faults(built):
     wrong = copy.deepcopy(of_kind(built, "Deployment")["dispatcher"])
     wrong["spec"]["template"]["spec"]["containers"][0]["livenessProb"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(wrong, "1.34", strict=True)
 
 
-def test_every_container_is_confined_bounded_and_probed(built):
+def test_containers_are_confined_bounded_and_probed(built):
     deployments = of_kind(built, "Deployment")
     assert set(deployments) == {"ingest", "dispatcher"}
     for deployment in deployments.values():
@@ -63,7 +63,7 @@ def test_every_container_is_confined_bounded_and_probed(built):
         assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
 
 
-def test_a_disruption_budget_and_an_autoscaler_hold_each_deployment(built):
+def test_deployments_each_have_a_disruption_budget_and_an_autoscaler(built):
     names = set(of_kind(built, "Deployment"))
     assert set(of_kind(built, "PodDisruptionBudget")) == names
     scalers = of_kind(built, "HorizontalPodAutoscaler")
@@ -74,7 +74,7 @@ def test_a_disruption_budget_and_an_autoscaler_hold_each_deployment(built):
         assert chosen.items() <= pods["metadata"]["labels"].items()
 
 
-def test_the_dispatchers_scale_by_a_metric_that_exists_and_that_the_adapter_serves(built):
+def test_dispatcher_autoscaler_uses_a_metric_that_the_adapter_serves(built):
     [metric] = of_kind(built, "HorizontalPodAutoscaler")["dispatcher"]["spec"]["metrics"]
     name = metric["external"]["metric"]["name"]
     [family] = metrics.DUE_EVENTS.describe()
@@ -85,7 +85,7 @@ def test_the_dispatchers_scale_by_a_metric_that_exists_and_that_the_adapter_serv
     assert rule["name"]["as"] == name and rule["seriesQuery"].startswith(name)
 
 
-def test_no_manifest_names_a_setting_that_does_not_exist():
+def test_manifests_name_only_existing_settings():
     known = {spec.metadata["env"] for spec in fields(Settings)}
     text = "\n".join(path.read_text() for path in KUBERNETES.glob("*.yaml"))
     assert set(re.findall(r"\bWDS_[A-Z_]+[A-Z]", text)) <= known

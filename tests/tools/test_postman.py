@@ -67,12 +67,12 @@ def routes(app) -> set[tuple[str, str]]:
     return found
 
 
-async def test_the_collection_has_every_route_and_no_other():
+async def test_postman_collection_has_every_route_and_no_other():
     for base, existing in (await served()).items():
         assert in_the_collection(base) == existing, base
 
 
-def test_every_request_has_tests():
+def test_postman_requests_all_have_tests():
     for each in requests(json.loads(COLLECTION.read_text())["item"]):
         [event] = each["event"]
         assert "pm.test(" in "\n".join(event["script"]["exec"]), each["name"]
@@ -85,7 +85,7 @@ def newman() -> Path:
     return NEWMAN / "node_modules" / ".bin" / "newman"
 
 
-async def test_newman_runs_it_green_against_a_live_stack(newman, engines, db, tmp_path):
+async def test_newman_runs_the_collection_green_against_a_live_stack(newman, engines, db, tmp_path):
     env = {**engines.environ(), "WDS_MONGO_DB": db.name, "WDS_OPERATOR_TOKEN": "operator"}
     shutil.copy(ROOT / "wds.example.toml", tmp_path / "wds.toml")
     async with AsyncExitStack() as stack:

@@ -36,7 +36,7 @@ async def promtool(*arguments: str, cwd: Path = MONITORING) -> tuple[int | None,
     return process.returncode, said.decode()
 
 
-async def test_the_rules_and_the_example_that_loads_them_are_sound():
+async def test_rules_and_the_example_that_loads_them_are_sound():
     status, said = await promtool("check", "rules", "--lint-fatal", "wds.rules.yml")
     assert status == 0, said
     assert f"{len(RULES)} rules found" in said
@@ -44,14 +44,14 @@ async def test_the_rules_and_the_example_that_loads_them_are_sound():
     assert status == 0, said
 
 
-async def test_every_alert_fires_when_it_should_and_only_then():
+async def test_alerts_fire_in_their_cases_and_in_no_other():
     status, said = await promtool("test", "rules", "wds.rules.test.yml")
     assert status == 0, said
 
 
 @pytest.mark.parametrize("alert", [rule["alert"] for rule in RULES])
 @pytest.mark.parametrize("instead", ["vector(0) > 1", "vector(1)"], ids=["never", "always"])
-async def test_a_rule_that_never_or_always_fires_is_found_out(tmp_path, alert, instead):
+async def test_control_cases_find_a_rule_that_never_or_always_fires(tmp_path, alert, instead):
     """The control: with this one rule broken the cases fail, and it is this one they name."""
     rules = yaml.safe_load((MONITORING / "wds.rules.yml").read_text())
     for group in rules["groups"]:
@@ -116,9 +116,7 @@ QUERIES = {
 }
 
 
-async def test_every_query_of_the_dashboard_finds_something_in_a_real_installation(
-    engines, db, tmp_path
-):
+async def test_dashboard_queries_all_return_numbers_in_a_real_installation(engines, db, tmp_path):
     env = {
         **engines.environ(),
         "WDS_MONGO_DB": db.name,
@@ -172,7 +170,7 @@ async def test_every_query_of_the_dashboard_finds_something_in_a_real_installati
         assert set(data) == set(targets)
 
 
-async def test_an_installation_without_a_dispatcher_sets_off_the_alarm(engines, db, tmp_path):
+async def test_alert_fires_in_an_installation_without_a_dispatcher(engines, db, tmp_path):
     """One alert from a real process to Prometheus's own verdict, waiting time and all left out."""
     rules = yaml.safe_load((MONITORING / "wds.rules.yml").read_text())
     [expression] = [

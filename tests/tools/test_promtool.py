@@ -39,5 +39,5 @@ async def test_promtool_finds_no_fault_in_the_metrics(engines, db, tmp_path):
             assert await lint(await processes.get_text(f"{url}/metrics")) == "exit status 0"
 
 
-async def test_control_promtool_does_find_faults():
+async def test_control_promtool_finds_faults():
     assert "exit status 3" in await lint("# TYPE wrong counter\nwrong 1\n")

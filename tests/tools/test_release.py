@@ -44,18 +44,18 @@ def python(request, dist, tmp_path_factory) -> Path:
     return home / "bin" / "python"
 
 
-def test_both_are_of_the_version_that_the_package_says(dist):
+def test_distributions_both_have_the_version_of_the_package(dist):
     assert one(dist, "*.whl").name == f"wds-{wds.__version__}-py3-none-any.whl"
     assert one(dist, "*.tar.gz").name == f"wds-{wds.__version__}.tar.gz"
 
 
-def test_the_version_is_written_once_and_the_manifests_follow_it():
+def test_version_is_written_once_and_the_manifests_follow_it():
     assert "dynamic = [" in (ROOT / "pyproject.toml").read_text()
     kustomization = yaml.safe_load((ROOT / "deploy/kubernetes/kustomization.yaml").read_text())
     assert kustomization["images"][0]["newTag"] == wds.__version__
 
 
-def test_the_wheel_holds_the_package_its_licence_and_that_it_is_typed_and_nothing_else(dist):
+def test_wheel_holds_only_the_package_its_licence_and_py_typed(dist):
     names = zipfile.ZipFile(one(dist, "*.whl")).namelist()
     assert "wds/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
@@ -64,7 +64,7 @@ def test_the_wheel_holds_the_package_its_licence_and_that_it_is_typed_and_nothin
     assert modules == {Path(name).name for name in names if re.fullmatch(r"wds/\w+\.py", name)}
 
 
-def test_the_source_distribution_holds_what_it_is_built_from_and_no_secret(dist):
+def test_source_distribution_holds_its_build_inputs_and_no_secret(dist):
     with tarfile.open(one(dist, "*.tar.gz")) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     assert {
@@ -77,13 +77,13 @@ def test_the_source_distribution_holds_what_it_is_built_from_and_no_secret(dist)
     assert not any(Path(name).name == ".env" for name in names)
 
 
-def test_the_newest_release_in_the_changelog_is_this_version():
+def test_changelog_has_this_version_as_its_newest_release():
     text = (ROOT / "CHANGELOG.md").read_text()
     releases = re.findall(r"^## \[(\d\S*)\] - \d{4}-\d\d-\d\d$", text, re.MULTILINE)
     assert releases[0] == wds.__version__
 
 
-def test_the_script_and_the_module_say_the_same_in_an_empty_environment(python, tmp_path):
+def test_script_and_module_print_the_same_in_an_empty_environment(python, tmp_path):
     said = f"wds {wds.__version__}\n"
     assert output(python.parent / "wds", "--version", cwd=tmp_path) == said
     assert output(python, "-m", "wds", "--version", cwd=tmp_path) == said
@@ -91,7 +91,7 @@ def test_the_script_and_the_module_say_the_same_in_an_empty_environment(python, 
     output(python, "-m", "pip", "check", cwd=tmp_path)
 
 
-def test_without_the_embedded_engines_up_says_what_to_install(python, tmp_path):
+def test_up_without_the_embedded_engines_says_what_to_install(python, tmp_path):
     env = {"WDS_HMAC_SECRET": "s", "PATH": str(python.parent)}
     done = subprocess.run(
         [python, "-m", "wds", "up"],
@@ -116,7 +116,7 @@ def test_types_of_the_installed_package_are_seen_by_its_users(python, tmp_path):
     assert 'expression has type "str", variable has type "int"' in done.stdout
 
 
-def test_the_code_needs_no_newer_python_than_it_says():
+def test_code_needs_no_newer_python_than_it_declares():
     said = output(
         Path(sys.prefix) / "bin" / "vermin", "--no-tips", "-t=3.11-", "--violations", "src"
     )
@@ -124,5 +124,5 @@ def test_the_code_needs_no_newer_python_than_it_says():
 
 
 @pytest.mark.parametrize("version", ["3.12", "3.13"])
-def test_types_hold_for_every_python_it_says_not_only_the_oldest(version):
+def test_types_hold_for_every_declared_python(version):
     output(sys.executable, "-m", "mypy", "--python-version", version)

@@ -7,7 +7,7 @@ import dataclasses
 
 import pytest
 
-from wds.config import MAX_BODY_BYTES, SLOT_WAIT_S, Settings, unknown
+from wds.config import MAX_BODY_BYTES, SLOT_WAIT_S, Settings, unknown_names
 from wds.domain.errors import SettingsError
 
 SPECS = {f.metadata["env"]: f for f in dataclasses.fields(Settings)}
@@ -242,7 +242,7 @@ def test_settings_all_have_a_description(name):
     assert SPECS[name].metadata["doc"].endswith(".")
 
 
-def test_unknown_finds_misspelt_names_and_ignores_other_programs():
+def test_unknown_names_finds_misspelt_names_and_ignores_other_programs():
     environ = {"WDS_RATELIMIT": "3", "WDS_PORT": "1", "PATH": "/bin", "wds_port": "2", "WDS_": "1"}
-    assert unknown(environ) == ["WDS_", "WDS_RATELIMIT"]
-    assert unknown(dict.fromkeys(SPECS, "1")) == []
+    assert unknown_names(environ) == ["WDS_", "WDS_RATELIMIT"]
+    assert unknown_names(dict.fromkeys(SPECS, "1")) == []

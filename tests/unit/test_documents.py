@@ -41,7 +41,7 @@ def shown(default: object) -> str:
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 
-def test_every_setting_is_documented_with_its_default_and_meaning():
+def test_settings_are_documented_with_default_and_meaning():
     rows = re.findall(r"^\| `(WDS_\w+)` \| (.*?) \| (.*) \|$", OPERATIONS, re.MULTILINE)
     expected = []
     for spec in fields(Settings):
@@ -50,13 +50,13 @@ def test_every_setting_is_documented_with_its_default_and_meaning():
     assert rows == expected
 
 
-def test_no_document_names_a_setting_that_does_not_exist():
+def test_documents_name_only_existing_settings():
     known = {spec.metadata["env"] for spec in fields(Settings)}
     mentioned = set(re.findall(r"\bWDS_[A-Z_]+[A-Z]", ALL + (ROOT / ".env.example").read_text()))
     assert mentioned <= known
 
 
-def test_every_variable_of_tracing_that_a_document_names_exists():
+def test_documents_name_only_existing_tracing_variables():
     known = set(vars(environment_variables)) | set(vars(more_environment_variables))
     named = set(re.findall(r"\bOTEL_[A-Z_]+[A-Z]", ALL + (ROOT / ".env.example").read_text()))
     assert {"OTEL_EXPORTER_OTLP_ENDPOINT", *tracing.ENDPOINTS} <= named <= known
@@ -74,18 +74,18 @@ def existing_metrics() -> dict[str, str]:
     }
 
 
-def test_the_catalogue_holds_whatever_a_process_exposes():
+def test_catalogue_has_exactly_the_metrics_that_a_process_exposes():
     metrics.all_replicas.show({"now": datetime.now(UTC), "replicas": [], "retired": {}})
     exposed = {family.name for family in REGISTRY.collect() if family.name.startswith("wds_")}
     metrics.all_replicas.show(None)
     assert {family.name for family, _ in metrics.catalogue()} == exposed
 
 
-def test_every_metric_is_documented_and_every_documented_one_exists():
+def test_metrics_are_exactly_the_documented_ones():
     assert documented_metrics() == existing_metrics()
 
 
-def test_every_line_of_the_journal_is_documented_and_every_documented_one_exists():
+def test_log_events_are_documented_and_the_documented_ones_exist():
     table = OPERATIONS.split("## Logs")[1].split("\n## ")[0]
     cells = re.findall(r"^\| (`[a-z_`, ]+`) \| (?:ingest|dispatcher|both) \|", table, re.MULTILINE)
     documented = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
@@ -98,46 +98,48 @@ def test_every_line_of_the_journal_is_documented_and_every_documented_one_exists
     assert {name for name in documented if f'"{name}"' in code} == documented
 
 
-def test_every_reason_of_a_refusal_that_is_counted_is_documented():
+def test_counted_refusal_reasons_are_exactly_the_documented_ones():
     code = "".join(
         (ROOT / "src" / "wds" / name).read_text()
         for name in ("web/operator_access.py", "console/auth.py")
     )
-    [said] = re.findall(r"counts refusals by reason: (.*?)\. ", OPERATIONS, re.DOTALL)
-    assert set(re.findall(r"`(\w+)`", said)) == set(re.findall(r'refuse\(\s*\d+,\s*"(\w+)"', code))
+    [listed] = re.findall(r"counts refusals by reason: (.*?)\. ", OPERATIONS, re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", listed)) == set(
+        re.findall(r'counted_refusal\(\s*\d+,\s*"(\w+)"', code)
+    )
 
 
-def test_how_many_event_types_are_counted_is_documented():
+def test_max_event_types_is_documented():
     assert f"the {rollup_queries.MAX_EVENT_TYPES:,} commonest types at most" in OPERATIONS
 
 
 @pytest.mark.parametrize("parameter", embedded_engines.PARAMETERS)
-def test_what_mongodb_should_have_set_is_set_in_compose_and_prescribed(parameter):
+def test_mongod_parameters_are_in_compose_and_documented(parameter):
     assert f"- --setParameter={parameter}\n" in (ROOT / "compose.yaml").read_text()
     assert f"`--setParameter {parameter}`" in (ROOT / "docs" / "scaling.md").read_text()
 
 
 def commands() -> set[str]:
-    said = subprocess.run(
+    help_text = subprocess.run(
         [sys.executable, "-m", "wds", "--help"], capture_output=True, text=True, check=True
     ).stdout
-    return set(re.findall(r"^    ([a-z-]+) ", said, re.MULTILINE))
+    return set(re.findall(r"^    ([a-z-]+) ", help_text, re.MULTILINE))
 
 
-def test_every_command_is_documented_and_every_documented_one_exists():
+def test_commands_are_exactly_the_documented_ones():
     existing = commands()
     assert existing >= {"ingest", "dispatcher", "mock-downstream", "up", "demo", "send"}
     assert set(re.findall(r"python -m wds ([a-z-]+)", ALL)) == existing
 
 
-def test_every_make_target_that_is_mentioned_exists():
+def test_documents_name_only_existing_make_targets():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     documents = ALL.replace((ROOT / "Makefile").read_text(), "")
     mentioned = set(re.findall(r"(?:^|`)make ([a-z-]+)", documents, re.MULTILINE))
     assert {"demo", "test", "up", "lint"} <= mentioned <= targets
 
 
-def test_every_picture_is_shown_and_every_one_that_is_shown_exists_and_is_described():
+def test_pictures_are_shown_and_described_and_exist():
     shown = set()
     for document in DOCUMENTS:
         text = document.read_text()
@@ -164,7 +166,7 @@ async def routes() -> set[str]:
     return found
 
 
-async def test_every_route_that_a_document_names_exists():
+async def test_documents_name_only_existing_routes():
     existing = await routes()
     paths = set(re.findall(r"127\.0\.0\.1:800[01](/[\w/{}$-]*[\w}])", README + TUTORIAL))
     paths |= set(re.findall(r"`(?:GET|POST|PUT) (/[\w/{}-]+)`", ALL))
@@ -172,12 +174,12 @@ async def test_every_route_that_a_document_names_exists():
     assert {path.replace("$id", "{id}") for path in paths} <= existing
 
 
-def test_the_id_that_the_readme_shows_is_the_one_that_its_event_gets():
+def test_readme_shows_the_id_that_its_event_gets():
     [key] = set(re.findall(r'"idempotency_key": "([^"]+)"', README))
     assert f'{{"id":"{derived_id("default", key)}","status"' in README
 
 
-def test_every_test_that_the_architecture_names_exists():
+def test_architecture_names_only_existing_tests():
     named = re.findall(r"`(test_\w+\.py)(?:::(test_\w+))?`", ARCHITECTURE)
     assert len(named) >= 10
     for file, test in named:
@@ -185,7 +187,7 @@ def test_every_test_that_the_architecture_names_exists():
         assert not test or f"def {test}(" in path.read_text(), test
 
 
-def test_every_room_is_on_the_map_once_and_every_room_on_the_map_exists():
+def test_architecture_lists_every_package_and_top_module_once():
     table = ARCHITECTURE.split("## Rooms")[1].split("##")[0]
     named = [
         name
@@ -204,7 +206,7 @@ def anchors(document: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_link_to_a_file_leads_somewhere(document):
+def test_links_lead_to_existing_files_and_headings(document):
     for link in re.findall(r"\]\((?!http|reference/)([^)]+)\)", document.read_text()):
         target, _, anchor = link.partition("#")
         file = document.parent / target if target else document
@@ -212,7 +214,7 @@ def test_every_link_to_a_file_leads_somewhere(document):
         assert not anchor or anchor in anchors(file), link
 
 
-def test_the_example_of_an_environment_has_every_setting_with_its_default():
+def test_env_example_has_every_setting_with_its_default():
     text = (ROOT / ".env.example").read_text()
     shown_there = dict(re.findall(r"^(?:# )?(WDS_[A-Z_]+)=(.*)$", text, re.MULTILINE))
     expected = {
@@ -222,7 +224,7 @@ def test_the_example_of_an_environment_has_every_setting_with_its_default():
     assert shown_there == expected
 
 
-def test_every_page_of_the_site_is_in_its_navigation():
+def test_site_navigation_has_every_page():
     navigation = (ROOT / "mkdocs.yml").read_text().split("\nnav:")[1]
     listed = set(re.findall(r": (\S+\.md)$", navigation, re.MULTILINE))
     pages = {str(path.relative_to(ROOT / "docs")) for path in ROOT.glob("docs/**/*.md")}
@@ -230,7 +232,7 @@ def test_every_page_of_the_site_is_in_its_navigation():
 
 
 @pytest.mark.parametrize("name", ["architecture_diagram", "flow_diagram"])
-def test_every_diagram_is_drawn_from_its_source_and_shown_in_the_readme(name):
+def test_diagrams_are_drawn_from_their_source_and_shown_in_the_readme(name):
     folder = ROOT / "docs" / "diagrams"
     source = hashlib.sha256((folder / f"{name}.dot").read_bytes()).hexdigest()
     drawn = (folder / f"{name}.svg").read_text()

@@ -39,7 +39,7 @@ WORDS = {
 def samples() -> dict[str, set[str]]:
     """Return every series name that a process exposes, with its labels."""
     metrics.all_replicas.show({"now": datetime.now(UTC), "replicas": [], "retired": {}})
-    metrics.expect_defects(["/"])
+    metrics.expose_internal_errors(["/"])
     found: dict[str, set[str]] = {}
     for family in REGISTRY.collect():
         for sample in family.samples:
@@ -63,7 +63,7 @@ def selectors(expression: str) -> list[tuple[str, dict[str, str]]]:
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
-def test_every_metric_and_label_of_an_expression_exists(expression):
+def test_expression_names_only_existing_metrics_and_labels(expression):
     existing = samples()
     used = selectors(expression)
     assert used
@@ -77,7 +77,7 @@ def test_every_metric_and_label_of_an_expression_exists(expression):
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
-def test_an_expression_holds_nothing_that_the_tests_do_not_understand(expression):
+def test_expression_has_only_syntax_that_these_tests_read(expression):
     """Names that are no metric of ours, no label and no word of PromQL that is used here."""
     plain = re.sub(r"\$\w+|\[[^\]]*\]", "", without_strings(expression))
     names = set(re.findall(r"[A-Za-z_]\w*", re.sub(r"\b(?:wds|process)_\w+", "", plain)))
@@ -85,7 +85,7 @@ def test_an_expression_holds_nothing_that_the_tests_do_not_understand(expression
     assert names <= WORDS | labels
 
 
-async def test_every_value_that_an_expression_looks_for_occurs():
+async def test_expression_compares_labels_with_values_that_occur():
     store = Store("mongodb://127.0.0.1:1", "never_opened")
     app = create_app(Settings(hmac_secrets=("s",)), store)
     await store.close()
@@ -109,7 +109,7 @@ async def test_every_value_that_an_expression_looks_for_occurs():
                     assert matching, f"no {label} is {each}"
 
 
-def test_every_alert_is_documented_and_every_documented_one_exists():
+def test_alerts_are_exactly_the_documented_ones():
     chapter = OPERATIONS.split("\n## Alerts\n")[1].split("\n## ")[0]
     documented = re.findall(r"^### (\w+)$", chapter, re.MULTILINE)
     assert sorted(documented) == sorted(rule["alert"] for rule in RULES)
@@ -118,7 +118,7 @@ def test_every_alert_is_documented_and_every_documented_one_exists():
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
-def test_an_alert_says_what_is_wrong_how_bad_it_is_and_where_to_read_on(rule):
+def test_alert_has_a_severity_a_summary_and_a_runbook(rule):
     assert rule["labels"] == {"severity": rule["labels"]["severity"]}
     assert rule["labels"]["severity"] in {"critical", "warning"}
     notes = rule["annotations"]
@@ -127,7 +127,7 @@ def test_an_alert_says_what_is_wrong_how_bad_it_is_and_where_to_read_on(rule):
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
-def test_an_alert_has_cases_that_fire_and_cases_that_do_not(rule):
+def test_alert_has_cases_that_fire_and_cases_that_do_not(rule):
     checks = [
         check
         for case in CASES
@@ -138,7 +138,7 @@ def test_an_alert_has_cases_that_fire_and_cases_that_do_not(rule):
     assert [check for check in checks if not check["exp_alerts"]]
 
 
-def test_the_cases_are_made_of_series_that_exist():
+def test_alert_cases_use_existing_series():
     existing = samples()
     for case in CASES:
         for each in case["input_series"]:
@@ -146,7 +146,7 @@ def test_the_cases_are_made_of_series_that_exist():
             assert set(labels) - OF_THE_SCRAPE - {"namespace"} <= existing[name]
 
 
-def test_the_dashboard_is_whole():
+def test_dashboard_panels_are_described_and_do_not_overlap():
     ids = [panel["id"] for panel in BOARD["panels"]]
     assert len(set(ids)) == len(ids)
     taken = set()
@@ -166,7 +166,7 @@ def test_the_dashboard_is_whole():
     assert used - variables <= {"__rate_interval", "__range", "__all"}
 
 
-def test_the_dashboard_shows_every_metric_that_an_alert_goes_by():
+def test_dashboard_shows_every_metric_of_an_alert():
     shown = {re.sub("_(count|sum|bucket)$", "", n) for q in QUERIES for n, _ in selectors(q)}
     alerted = {re.sub("_count$", "", n) for rule in RULES for n, _ in selectors(rule["expr"])}
     assert alerted <= shown

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 POLL_INTERVAL_S = 2.0
-"""Seconds between polls for bulk actions that other processes have begun or left."""
-TOO_SLOW = "finding the next events takes too long; begin another over a shorter range of time"
+"""Seconds between polls for bulk actions that other processes have started or left."""
+TOO_SLOW = "finding the next events takes too long; start another over a shorter range of time"
 
 
 class BulkWorker:
-    """Works on the bulk actions of one database; `wake` when there is a new one."""
+    """Carries out the bulk actions of one database; call `wake` when there is a new one."""
 
     def __init__(self, bulk_actions: BulkActions, *, owner: str) -> None:
         """Lease bulk actions in the name of this process, `owner`."""
@@ -44,7 +44,7 @@ class BulkWorker:
         self._woken.set()
 
     async def run_once(self) -> bool:
-        """Carry out one bulk action to its end; False if none was free.
+        """Lease one bulk action and carry it out until it is finished; False if there was none.
 
         Raises:
             StoreUnavailableError: the bulk action continues when its lease has expired.
@@ -52,9 +52,9 @@ class BulkWorker:
         held = await self._bulk_actions.take(self._owner)
         if held is None:
             return False
-        taken = held.bulk_action
-        facts = {"request_id": taken.request_id, "action": taken.action}
-        log.info("bulk_action_taken", **facts, changed=taken.changed)
+        bulk_action = held.bulk_action
+        facts = {"request_id": bulk_action.request_id, "action": bulk_action.action}
+        log.info("bulk_action_taken", **facts, changed=bulk_action.changed)
         try:
             await self._carry_out(held)
         except SearchTooSlowError:
@@ -66,25 +66,25 @@ class BulkWorker:
             # It would fail in the next process as well, and hold up all others.
             log.exception("bulk_action_crashed", **facts)
             await self._bulk_actions.fail(held, type(error).__name__)
-        left = held.bulk_action
+        bulk_action = held.bulk_action
         log.info(
             "bulk_action_left",
             **facts,
-            state=left.state,
-            examined=left.examined,
-            changed=left.changed,
+            state=bulk_action.state,
+            examined=bulk_action.examined,
+            changed=bulk_action.changed,
         )
         return True
 
     async def _carry_out(self, held: HeldBulkAction) -> None:
         more = True
         while more:
-            began = time.monotonic()
+            started_at = time.monotonic()
             before = held.bulk_action
             more = await self._bulk_actions.step(held)
             changed = held.bulk_action.changed - before.changed
             metrics.EVENTS_CHANGED.labels(before.action).inc(changed)
-            await asyncio.sleep(time.monotonic() - began)
+            await asyncio.sleep(time.monotonic() - started_at)
 
     async def run(self) -> None:
         """Work until cancelled; wait while there is nothing to do or MongoDB is unavailable."""

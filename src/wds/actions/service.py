@@ -1,6 +1,6 @@
 """Replay and cancel for operators, with one set of rules for the HTTP API and the console.
 
-Every request has an id under which it can be repeated: what it has done is not done again.
+Every request has an id. A request that is repeated under its id changes nothing twice.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-REFUSALS: Mapping[Verdict, tuple[str, str]] = {
+VERDICT_MESSAGES: Mapping[Verdict, tuple[str, str]] = {
     Verdict.LEASED: ("in_delivery", "an attempt is under way; replay it when that is over"),
-    Verdict.WAITING: ("already_waiting", "it waits for an attempt, with the whole schedule ahead"),
+    Verdict.WAITING: ("already_waiting", "it is already waiting and has all its attempts left"),
     Verdict.FINAL: ("already_final", "the event is final; there is nothing to cancel"),
     Verdict.CANCELLING: ("already_cancelled", "it ends with the attempt that is under way"),
     Verdict.CONFLICT: (
@@ -38,11 +38,11 @@ REFUSALS: Mapping[Verdict, tuple[str, str]] = {
     ),
     Verdict.FULL: ("no_room", "its payload and past attempts leave no room for further ones"),
 }
-"""Verdict -> code and message of the 409."""
+"""Verdict -> code and message of the 409. Other verdicts are not refused."""
 
 
 class ActionService:
-    """Carries out what operators ask for, at once or as a bulk action."""
+    """Carries out replays and cancels, of one event at once or of many as a bulk action."""
 
     def __init__(
         self,
@@ -76,8 +76,8 @@ class ActionService:
         result = await self._bulk_actions.apply(event_id, instruction)
         if result is None:
             raise Refusal(404, "not_found", "no event has this id")
-        if result.verdict in REFUSALS:
-            raise Refusal(409, *REFUSALS[result.verdict])
+        if result.verdict in VERDICT_MESSAGES:
+            raise Refusal(409, *VERDICT_MESSAGES[result.verdict])
         if result.verdict is not Verdict.REPEATED:
             event_log.changed(event_id, instruction)
         return result
@@ -91,7 +91,7 @@ class ActionService:
         counts = await source.counts(event_queries.match(affected))
         return {each["_id"]: each["count"] for each in counts["by_status"]}
 
-    async def begin_bulk(
+    async def start_bulk_action(
         self,
         instruction: Instruction,
         filters: str,
@@ -101,10 +101,11 @@ class ActionService:
     ) -> tuple[BulkAction, bool]:
         """Store a bulk action and wake the worker; `filters` is from `event_filter.filter_text`.
 
-        Returns it and True; if its request id is known, the one that was begun before and False.
+        Returns the bulk action and True. If its request id is known, returns the bulk action that
+        was started under that id, and False.
 
         Raises:
-            Refusal: 409 if that one is about something else.
+            Refusal: 409 if the one under that id differs.
         """
         action = instruction.action
         if action is not Action.REPLAY:
@@ -120,8 +121,10 @@ class ActionService:
                 matched=await self._count_if_fast(action, read_filter(filters)),
             )
         stored = (
-            *(bulk_action.action, bulk_action.filters),
-            *(bulk_action.limit, bulk_action.per_second),
+            bulk_action.action,
+            bulk_action.filters,
+            bulk_action.limit,
+            bulk_action.per_second,
         )
         if stored != (action, filters, limit, per_second):
             raise Refusal(
@@ -131,19 +134,19 @@ class ActionService:
                 (Detail("request_id", "use another one, or send the same request"),),
             )
         if new:
-            event_log.bulk_action_begun(bulk_action)
+            event_log.bulk_action_started(bulk_action)
         self._wake()
         return bulk_action, new
 
     async def _count_if_fast(self, action: Action, event_filter: EventFilter) -> int | None:
-        """Count the events; None if that takes too long, because the rest must not wait for it."""
+        """Count the events; None if that takes too long, so that the bulk action still starts."""
         try:
             return sum((await self.count_matching(action, event_filter)).values())
         except StoreUnavailableError as error:
             log.warning("bulk_action_not_counted", cause=str(error))
             return None
 
-    async def get_bulk(self, request_id: str) -> BulkAction:
+    async def get_bulk_action(self, request_id: str) -> BulkAction:
         """Return a bulk action and its progress.
 
         Raises:
@@ -151,11 +154,11 @@ class ActionService:
         """
         return _found(await self._bulk_actions.get(request_id))
 
-    async def recent_bulks(self) -> list[BulkAction]:
+    async def recent_bulk_actions(self) -> list[BulkAction]:
         """Return the latest bulk actions, newest first."""
         return await self._bulk_actions.recent()
 
-    async def end_bulk(self, request_id: str, remote: str) -> BulkAction:
+    async def stop_bulk_action(self, request_id: str, remote: str) -> BulkAction:
         """Stop a bulk action and return it; `remote` is the operator's address, for the log.
 
         Raises:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 MAX_REASON = 1000
 MIN_PER_SECOND = 0.001
-"""Least `per_second` of a replay. At a far lower one events would be due after the year 9999,
-which Python cannot read."""
+"""Least `per_second` of a replay. At a far lower rate, events would become due after the year 9999,
+which Python cannot represent."""
 STATES = ("running", "done", "stopped", "failed")
 
 
@@ -54,7 +54,9 @@ class InstructionSchema(ma.Schema):
             f" 1 to {MAX_LABEL} printable characters, and neither . nor .. alone."
         },
     )
-    by = _label("Who asks, for the event's history. The address it came from is kept as well.")
+    by = _label(
+        "The operator, for the event's history. The address of the request is kept as well."
+    )
     reason = fields.String(
         validate=validate.Length(1, MAX_REASON), metadata={"description": "Why."}
     )
@@ -86,7 +88,7 @@ class BulkReplayRequestSchema(BulkRequestSchema):
         validate=[validate.Range(0, 100_000), _per_second],
         allow_nan=False,
         metadata={
-            "description": "Events that become due per second, so that new events get their turn;"
+            "description": "Events that become due per second: new events are delivered in between;"
             f" 0 for all at once, else at least {MIN_PER_SECOND:g}; default: half of WDS_RATE_LIMIT"
         },
     )
@@ -134,7 +136,7 @@ class BulkSchema(ma.Schema):
 
 
 class BulkAnswerSchema(BulkSchema):
-    """A bulk action that was begun before, or the counts of a dry run."""
+    """A bulk action that was started before, or the counts of a dry run."""
 
     dry_run = fields.Boolean(
         metadata={

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class ActionHandlers:
-    """Handlers of the routes, over the service that does the work."""
+    """Handlers of the routes; `ActionService` does the work."""
 
     def __init__(self, service: ActionService) -> None:
         """Answer requests by `service`."""
@@ -40,11 +40,11 @@ class ActionHandlers:
     async def replay(self, request: web.Request) -> web.Response:
         """Deliver an event again, with the full retry schedule.
 
-        It is due at once. Its earlier attempts stay on record; who asked, and when, is added to its
-        `history`. A final event is replayed whatever its outcome; one that waits after a failure
+        It is due at once. Its earlier attempts are kept, and the operator and the time are added to
+        its `history`. A final event is replayed, delivered or not; one that waits after a failure
         is tried now. An event that is being delivered is not changed: 409.
         """
-        return await self._one(request, Action.REPLAY)
+        return await self._change_one(request, Action.REPLAY)
 
     async def cancel(self, request: web.Request) -> web.Response:
         """Stop retrying an event.
@@ -53,9 +53,9 @@ class ActionHandlers:
         attempted since. An attempt under way is not interrupted (`cancelling`): the event ends with
         it.
         """
-        return await self._one(request, Action.CANCEL)
+        return await self._change_one(request, Action.CANCEL)
 
-    async def _one(self, request: web.Request, action: Action) -> web.Response:
+    async def _change_one(self, request: web.Request, action: Action) -> web.Response:
         body = parse_request(await request.read() or b"{}")
         loaded = schemas.load(action_schemas.InstructionSchema(), body)
         instruction = _instruction(request, action, loaded)
@@ -78,13 +78,19 @@ class ActionHandlers:
         that arrive after the request are not changed. With `dry_run`, nothing is changed and the
         answer has the number of events that match.
         """
-        return await self._bulk(request, Action.REPLAY, action_schemas.BulkReplayRequestSchema())
+        return await self._change_matching(
+            request, Action.REPLAY, action_schemas.BulkReplayRequestSchema()
+        )
 
     async def cancel_all(self, request: web.Request) -> web.Response:
         """Stop retrying every event that matches, in the background, like a bulk replay."""
-        return await self._bulk(request, Action.CANCEL, action_schemas.BulkRequestSchema())
+        return await self._change_matching(
+            request, Action.CANCEL, action_schemas.BulkRequestSchema()
+        )
 
-    async def _bulk(self, request: web.Request, action: Action, schema: ma.Schema) -> web.Response:
+    async def _change_matching(
+        self, request: web.Request, action: Action, schema: ma.Schema
+    ) -> web.Response:
         body = parse_request(await request.read() or b"{}")
         loaded = schemas.load(schema, body)
         if loaded["dry_run"]:
@@ -93,27 +99,29 @@ class ActionHandlers:
             return json_answer(
                 {"action": action, "dry_run": True, "matched": matched, "by_status": by_status}
             )
-        bulk_action, new = await self._service.begin_bulk(
+        bulk_action, new = await self._service.start_bulk_action(
             _instruction(request, action, loaded),
             filter_text(body),
             limit=loaded.get("limit"),
             per_second=loaded.get("per_second", self._service.default_per_second),
         )
-        return json_answer(bulk_json(bulk_action), 202 if new else 200)
+        return json_answer(bulk_action_json(bulk_action), 202 if new else 200)
 
     async def bulk_action(self, request: web.Request) -> web.Response:
         """Show a bulk action and its progress."""
-        return json_answer(bulk_json(await self._service.get_bulk(_request_id(request))))
+        return json_answer(
+            bulk_action_json(await self._service.get_bulk_action(_request_id(request)))
+        )
 
     async def bulk_actions(self, _request: web.Request) -> web.Response:
         """List the latest bulk actions, newest first."""
-        recent = await self._service.recent_bulks()
-        return json_answer({"bulk_actions": [bulk_json(each) for each in recent]})
+        recent = await self._service.recent_bulk_actions()
+        return json_answer({"bulk_actions": [bulk_action_json(each) for each in recent]})
 
     async def stop(self, request: web.Request) -> web.Response:
         """Stop a bulk action after the chunk under way; changed events stay changed."""
-        stopped = await self._service.end_bulk(_request_id(request), _remote(request))
-        return json_answer(bulk_json(stopped))
+        stopped = await self._service.stop_bulk_action(_request_id(request), _remote(request))
+        return json_answer(bulk_action_json(stopped))
 
 
 def _instruction(request: web.Request, action: Action, loaded: Mapping[str, Any]) -> Instruction:
@@ -136,7 +144,7 @@ def _request_id(request: web.Request) -> str:
     return request.match_info["request_id"]
 
 
-def bulk_json(bulk_action: BulkAction) -> dict[str, Any]:
+def bulk_action_json(bulk_action: BulkAction) -> dict[str, Any]:
     """Return a bulk action as operators see it."""
     finished_at = bulk_action.finished_at
     return {
@@ -196,16 +204,19 @@ def operations(service: ActionService) -> list[Operation]:
             f"{action.capitalize()} all events that match",
             "operate",
             {
-                202: ("Begun", action_schemas.BulkSchema),
-                200: ("Begun before; or what a dry run counted", action_schemas.BulkAnswerSchema),
+                202: ("Started", action_schemas.BulkSchema),
+                200: (
+                    "Started before; or the counts of a dry run",
+                    action_schemas.BulkAnswerSchema,
+                ),
             },
             (400, 409, 413, 422, *_GUARDED),
             body=body,
             parameters=(_KEY,),
         )
 
-    bulk = "/webhooks/bulk"
-    one_bulk = f"{bulk}/{{request_id:[^/]+}}"  # any label, braces too
+    list_path = "/webhooks/bulk"
+    one_path = f"{list_path}/{{request_id:[^/]+}}"  # any label, braces too
     shown = {200: ("The bulk action", action_schemas.BulkSchema)}
     return [
         one("replay", handlers.replay),
@@ -214,7 +225,7 @@ def operations(service: ActionService) -> list[Operation]:
         many("cancel", handlers.cancel_all, action_schemas.BulkRequestSchema),
         Operation(
             "GET",
-            bulk,
+            list_path,
             handlers.bulk_actions,
             "List bulk actions",
             "operate",
@@ -223,7 +234,7 @@ def operations(service: ActionService) -> list[Operation]:
         ),
         Operation(
             "GET",
-            one_bulk,
+            one_path,
             handlers.bulk_action,
             "Show a bulk action",
             "operate",
@@ -232,7 +243,7 @@ def operations(service: ActionService) -> list[Operation]:
         ),
         Operation(
             "POST",
-            f"{one_bulk}/stop",
+            f"{one_path}/stop",
             handlers.stop,
             "Stop a bulk action",
             "operate",

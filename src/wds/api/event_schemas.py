@@ -186,7 +186,7 @@ class HistorySchema(ma.Schema):
 
 
 class EventSchema(ma.Schema):
-    """An event. `payload`, if asked for, is character for character what was received."""
+    """An event. `payload`, if requested, is character for character as received."""
 
     id = fields.String()
     source = fields.String()
@@ -210,7 +210,9 @@ class EventSchema(ma.Schema):
         }
     )
     cancelling = fields.Boolean(
-        metadata={"description": "The event ends with the attempt under way, whatever its outcome."}
+        metadata={
+            "description": "The event becomes final with the attempt under way, successful or not."
+        }
     )
     history = fields.List(
         fields.Nested(HistorySchema), metadata={"description": "Replays and cancels, oldest first."}

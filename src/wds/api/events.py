@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 
 
 class EventHandlers:
-    """Handlers of the routes, over what reads and counts events."""
+    """Handlers of the routes that read and count events."""
 
     def __init__(
         self, reader: EventReader, rollups: Rollups, now: Callable[[], Awaitable[datetime]]
@@ -147,7 +147,7 @@ def operations(
 ) -> list[Operation]:
     """Return the routes that read events."""
     handlers = EventHandlers(reader, rollups, now)
-    found = {200: ("The event", event_schemas.EventSchema)}
+    event = {200: ("The event", event_schemas.EventSchema)}
     exact: dict[int, tuple[str, None]] = {200: ("The exact bytes received", None)}
     lines: dict[int, tuple[str, None]] = {200: ("An event a line", None)}
     one = "/webhooks/events/{id}"
@@ -176,7 +176,7 @@ def operations(
             body=event_schemas.ExportRequestSchema,
             produces=("application/x-ndjson",),
         ),
-        Operation("GET", one, handlers.event, "Show an event", "operate", found, (404, *guarded)),
+        Operation("GET", one, handlers.event, "Show an event", "operate", event, (404, *guarded)),
         Operation(
             "GET",
             f"{one}/payload",

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from rich.console import Console
 
 from wds.cli.api_client import ApiError, Service, connected
-from wds.cli.operator_arguments import RelativeInstant, filters, given
+from wds.cli.operator_arguments import RelativeInstant, filters, present_options
 from wds.cli.progress import progress_bar
 from wds.domain.errors import SettingsError
 
@@ -35,7 +35,7 @@ POLL_INTERVAL_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What to do to which events: those with `ids`, or all that match `filters`.
+    """A replay or cancel of the events with `ids`, or of all that match `filters`.
 
     Attributes:
         instruction: `by`, and `reason` and `request_id` if given.
@@ -64,8 +64,8 @@ def run(arguments: Namespace, environ: Mapping[str, str]) -> int:
         action=arguments.action,
         ids=arguments.ids,
         filters=filters(arguments),
-        instruction={"by": by, **given(arguments, "reason", "request_id")},
-        options=given(arguments, "limit", "per_second"),
+        instruction={"by": by, **present_options(arguments, "reason", "request_id")},
+        options=present_options(arguments, "limit", "per_second"),
         dry_run=arguments.dry_run,
         confirmed=arguments.yes,
     )
@@ -129,10 +129,10 @@ async def _find_bulk_action(client: ApiClient, request_id: str) -> Mapping[str, 
 
 
 def _is_same(bulk_action: Mapping[str, Any], change: Change) -> bool:
-    """Tell whether an earlier run of this very command began `bulk_action`.
+    """Tell whether an earlier run of the same command started `bulk_action`.
 
-    The service cannot tell: a time span before now reaches it as an instant, which differs in each
-    run.
+    The service cannot recognise that: a time span before now reaches it as an instant, which
+    differs in each run.
     """
     earlier = bulk_action["filters"]
     same_filters = earlier.keys() == change.filters.keys() and all(

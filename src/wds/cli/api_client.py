@@ -35,7 +35,7 @@ class ApiError(WdsError):
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """Where an ingest service is, and the token for its operators' routes, if it has one."""
+    """The URL of an ingest service, and the token for its operators' routes, if it has one."""
 
     url: str
     token: str | None = field(repr=False)

@@ -31,8 +31,10 @@ def run(arguments: Namespace, environ: Mapping[str, str]) -> int:
         StoreUnavailableError: the database did not answer.
     """
     settings = Settings.load(environ, require=("WDS_MONGO_URL",))
-    found = asyncio.run(check(settings, overdue_s=arguments.overdue, payloads=arguments.payloads))
-    return 1 if found else 0
+    violation_count = asyncio.run(
+        check(settings, overdue_s=arguments.overdue, payloads=arguments.payloads)
+    )
+    return 1 if violation_count else 0
 
 
 async def check(settings: Settings, *, overdue_s: float, payloads: bool) -> int:

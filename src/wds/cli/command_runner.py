@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 from dotenv import dotenv_values
 
-from wds.config import unknown
+from wds.config import unknown_names
 from wds.domain.errors import SettingsError, WdsError
 from wds.telemetry import logs
 
@@ -40,7 +40,7 @@ def run(arguments: Namespace) -> int:
     arguments.log_level = getattr(arguments, "log_level", "info")
     logs.configure(arguments.log_format, arguments.log_level)
     environ = _environment()
-    for name in unknown(environ):
+    for name in unknown_names(environ):
         log.warning("unknown_setting", name=name, consequence=_UNKNOWN)
     command = import_module(arguments.module)
     # Modules live as long as the process: no later collection needs to visit them.

@@ -1,4 +1,4 @@
-"""Importing a library without another one that it imports if that is installed."""
+"""Importing a library without one of its optional dependencies."""
 
 from __future__ import annotations
 

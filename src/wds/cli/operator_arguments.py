@@ -24,7 +24,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 class RelativeInstant(str):
-    """ISO 8601 of an instant that was given as a time span before now; it differs in each run."""
+    """ISO 8601 of an instant, from an argument that is a time span before now; new in each run."""
 
     __slots__ = ()
 
@@ -61,10 +61,10 @@ def add_commands(command: Command) -> None:
 
 def filters(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the filters on the command line, as the service's search takes them."""
-    return given(arguments, *WIRE_NAMES)
+    return present_options(arguments, *WIRE_NAMES)
 
 
-def given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+def present_options(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
     """Return those of the options `names` that are on the command line."""
     values = vars(arguments)
     return {name: values[name] for name in names if values.get(name) is not None}
@@ -124,7 +124,7 @@ _OPTIONS: Mapping[FilterKind, dict[str, Any]] = {
     FilterKind.COUNT: {"type": int, "metavar": "N"},
     FilterKind.INSTANT: {"type": _instant, "metavar": "WHEN"},
 }
-"""What the values of a filter are -> options of its argument."""
+"""Kind of a filter's values -> options of its argument."""
 
 
 def _filter_options(spec: FilterSpec) -> dict[str, Any]:

@@ -29,7 +29,7 @@ DEMO_DATA_DIR = Path(".wds/demo")
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line.
 
-    What it parses has the name of the command's module in `module`.
+    The parsed arguments have the name of the command's module as `module`.
     """
     logging = _logging_options()
     parser = argparse.ArgumentParser(

@@ -106,7 +106,7 @@ def run(arguments: Namespace, environ: Mapping[str, str]) -> int:
             the file unreadable.
     """
     settings, source = _source(arguments.source, environ)
-    is_default = source.name == sources.DEFAULT
+    is_default = source.name == sources.DEFAULT_SOURCE
     path = "/webhooks/ingest" if is_default else f"/webhooks/ingest/{source.name}"
     url = arguments.url or f"http://{settings.host}:{settings.port}{path}"
     if arguments.count is not None:
@@ -155,12 +155,12 @@ def _source(name: str, environ: Mapping[str, str]) -> tuple[Settings, Source]:
     Raises:
         StartError: a setting is malformed, or no source has this name.
     """
-    is_default = name == sources.DEFAULT
+    is_default = name == sources.DEFAULT_SOURCE
     require = ("WDS_HMAC_SECRET",) if is_default else ()
     settings, configured = configuration.load(environ, require=require)
     source = sources.default_source(settings.hmac_secrets) if is_default else configured.get(name)
     if source is None:
-        known = ", ".join([sources.DEFAULT, *configured])
+        known = ", ".join([sources.DEFAULT_SOURCE, *configured])
         file = configuration.sources_file(environ)
         msg = f"there is no source {name}; {file} and WDS_HMAC_SECRET define {known}"
         raise StartError(msg)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
 SLOW_COMMIT_S = 0.05
-"""Beside a commit that has run longer than this, a batch starts even if it is smaller: the slow one
-is stuck, or slow enough for the work beside it to pay."""
+"""Once a commit has run longer than this, a smaller batch may start beside it: the commit is stuck,
+or slow enough that a second one saves time."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -72,7 +72,7 @@ class GroupCommit(Generic[Item, Result]):
         are in flight if (a) `min_parallel_batch` items are pending and (b) at least as many are
         pending as in flight, or a commit has run longer than `SLOW_COMMIT_S`. It takes at most
         an equal share: the items pending and in flight, divided by `max_in_flight`. A full batch
-        needs only a free place.
+        starts as soon as fewer than `max_in_flight` are in flight.
         """
         self._commit = commit
         self._weigh = weigh
@@ -91,7 +91,7 @@ class GroupCommit(Generic[Item, Result]):
 
         Raises:
             QueueFullError: there is no room for all of them; none was taken.
-            Exception: whatever `commit` raised for a batch that held one of them.
+            Exception: the exception of `commit` for a batch with one of them.
         """
         self.check()
         weights = list(map(self._weigh, items))
@@ -179,7 +179,7 @@ class GroupCommit(Generic[Item, Result]):
             self._finish(batch, entries)
 
     def _on_cancelled_before_start(self, batch: _Batch) -> None:
-        """Do what `_run_batches` could not, if its task was cancelled before its first step."""
+        """Clean up for `_run_batches` if its task was cancelled before its first step."""
         if batch in self._batches:
             self._starting = False
             self._finish(batch, [])

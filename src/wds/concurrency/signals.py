@@ -16,7 +16,7 @@ class Signal:
         self._changed: asyncio.Event | None = None
 
     def fire(self) -> None:
-        """Count one more occurrence and wake everyone who waits."""
+        """Count one more occurrence and wake every waiter."""
         self.count += 1
         if self._changed is not None:
             self._changed.set()

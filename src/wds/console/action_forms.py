@@ -1,6 +1,6 @@
 """The forms that replay or cancel events: one event, or all that match a query.
 
-Each form is on a page that says what is about to happen. It carries a request id, so that a form
+Each form is on a page that describes the change. It carries a request id, so that a form
 that is submitted twice does its work once. A bulk form also carries the exact filters by which its
 page counted, with the range as instants.
 """
@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
-from wds.actions.service import REFUSALS
+from wds.actions.service import VERDICT_MESSAGES
 from wds.api import action_schemas, event_schemas
 from wds.console import event_query
 from wds.console.auth import read_form
@@ -69,7 +69,7 @@ class ActionForms:
             verdict = obstacle(action, event)
             context = _one_context(action, event, possible=verdict is None)
             if verdict is not None:
-                context["obstacle"] = REFUSALS[verdict][1]
+                context["obstacle"] = VERDICT_MESSAGES[verdict][1]
             return page(request, "confirm_one.html", context)
 
         return show
@@ -136,7 +136,7 @@ class ActionForms:
                 loaded = schemas.load(
                     schema, {**body, **_request_json(form, *_BULK_FIELDS[action])}
                 )
-                started, _ = await self._service.begin_bulk(
+                started, _ = await self._service.start_bulk_action(
                     _instruction(request, action, loaded),
                     filter_text(body),
                     limit=loaded.get("limit"),
@@ -231,7 +231,7 @@ def _instruction(request: web.Request, action: Action, loaded: Mapping[str, Any]
 
 
 def _back_url(form: Mapping[str, str]) -> str:
-    """Return the URL of the list that a form came from. It is in the console, whatever was sent."""
+    """Return the URL of the list that a form came from, in the console for any value sent."""
     query_string = form.get("back", "").partition("?")[2]
     return event_query.parse(parse_qsl(query_string)).url_with()
 

@@ -1,4 +1,4 @@
-"""Who may use the console: login and logout, the session cookie, and protection against CSRF.
+"""Access to the console: login and logout, the session cookie, and protection against CSRF.
 
 What must stay true:
 
@@ -30,7 +30,7 @@ from wds.console.sessions import (
 )
 from wds.domain.errors import Refusal
 from wds.web import error_envelope
-from wds.web.operator_access import FOREIGN_SITES, from_own_page, refuse
+from wds.web.operator_access import FOREIGN_SITES, counted_refusal, from_own_page
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
@@ -148,7 +148,9 @@ class SessionAuth:
 
     def _login_redirect(self, request: web.Request) -> web.StreamResponse:
         if request.method != "GET":
-            raise refuse(401, "no_session", "there is no valid session; log in and try again")
+            raise counted_refusal(
+                401, "no_session", "there is no valid session; log in and try again"
+            )
         address = LOGIN if request.path_qs == HOME else f"{LOGIN}?next={quote(request.path_qs)}"
         return web.Response(status=303, headers={"Location": address})
 
@@ -180,7 +182,7 @@ async def _check_form(request: web.Request, session: Session) -> None:
     if not from_own_page(request):
         raise _cross_site()
     if not form_tokens_match((await read_form(request)).get("form_token", ""), session.form_token):
-        raise refuse(
+        raise counted_refusal(
             403,
             "stale_form",
             "the form belongs to another session; nothing was done. Go back, reload the page and"
@@ -191,7 +193,7 @@ async def _check_form(request: web.Request, session: Session) -> None:
 
 def _cross_site() -> Refusal:
     message = "the form came from a page of another site; nothing was done"
-    return refuse(403, "cross_site", message, code="cross_site")
+    return counted_refusal(403, "cross_site", message, code="cross_site")
 
 
 def _is_cross_site_navigation(request: web.Request) -> bool:

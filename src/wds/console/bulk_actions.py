@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from wds.api.actions import bulk_json
+from wds.api.actions import bulk_action_json
 from wds.console.action_forms import filter_pairs
 from wds.console.paths import bulk_action_path
 from wds.console.rendering import page
@@ -29,13 +29,13 @@ class BulkActionPages:
 
     async def list_recent(self, request: web.Request) -> web.StreamResponse:
         """List the latest bulk actions."""
-        bulk_actions = await self._service.recent_bulks()
-        context = {"bulks": [_view(each) for each in bulk_actions], "now": await self._now()}
+        bulk_actions = await self._service.recent_bulk_actions()
+        context = {"bulk_actions": [_view(each) for each in bulk_actions], "now": await self._now()}
         return page(request, "bulk_actions.html", context)
 
     async def show(self, request: web.Request) -> web.StreamResponse:
         """Show a bulk action and its progress."""
-        bulk = _view(await self._service.get_bulk(request.match_info["request_id"]))
+        bulk = _view(await self._service.get_bulk_action(request.match_info["request_id"]))
         context = {
             "bulk": bulk,
             "filter_pairs": filter_pairs(bulk["filters"]),
@@ -46,7 +46,7 @@ class BulkActionPages:
     async def stop(self, request: web.Request) -> web.StreamResponse:
         """Stop a bulk action after the chunk under way, and redirect to its page."""
         request_id = request.match_info["request_id"]
-        stopped = await self._service.end_bulk(request_id, request.remote or "unknown")
+        stopped = await self._service.stop_bulk_action(request_id, request.remote or "unknown")
         raise web.HTTPSeeOther(bulk_action_path(stopped.request_id))
 
 
@@ -57,7 +57,7 @@ def _view(bulk_action: BulkAction) -> dict[str, Any]:
     """
     bounds = [each for each in (bulk_action.limit, bulk_action.matched) if each is not None]
     return {
-        **bulk_json(bulk_action),
+        **bulk_action_json(bulk_action),
         "started_at": bulk_action.started_at,
         "finished_at": bulk_action.finished_at,
         "max_events": min(bounds, default=None),

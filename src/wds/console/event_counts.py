@@ -39,9 +39,9 @@ class Counts:
     """Counts of the events that match a query.
 
     Attributes:
-        totals: by status, whatever statuses the query filters by.
+        totals: by status, including statuses that the query leaves out.
         total: of the statuses that the query filters by.
-        histogram: of the same.
+        histogram: of the events in `total`.
     """
 
     totals: Mapping[Status, int]

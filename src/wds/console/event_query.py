@@ -1,7 +1,7 @@
 """The query string of the events page: filters, time range, order and position. Pure.
 
-A query string is all there is to a list of events, so it can be bookmarked and shared. Names and
-meanings are those of the search API, and two more: `range`, a length of time that ends now, and
+The query string alone determines a list of events, so a list can be bookmarked and shared. Names
+and meanings are those of the search API, and two more: `range`, a length of time that ends now, and
 `before`, a cursor that is read backwards. Without a range the query covers the last day, or all
 time where it names an event by id prefix or idempotency key.
 """

@@ -24,7 +24,7 @@ from wds.domain.events import ID_LENGTH
 from wds.domain.lease_queue import BACKLOG_CAP
 from wds.domain.operator_actions import can_cancel, can_replay
 from wds.storage import event_queries
-from wds.telemetry.metrics import SILENCE
+from wds.telemetry.metrics import ALIVE_WITHIN
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -251,7 +251,7 @@ def _replica_rows(fleet: Document) -> list[dict[str, Any]]:
             "role": each["role"],
             "seen_at": each["seen_at"],
             "now": now,
-            "is_alive": now - each["seen_at"] < SILENCE,
+            "is_alive": now - each["seen_at"] < ALIVE_WITHIN,
         }
         for each in sorted(fleet.get("replicas", []), key=lambda one: (one["role"], one["owner"]))
     ]

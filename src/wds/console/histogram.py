@@ -93,7 +93,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """What the template draws; `max_total` is the count of the highest bar."""
+    """The histogram as the template draws it; `max_total` is the count of the highest bar."""
 
     bin: Bin
     bars: Sequence[Bar]

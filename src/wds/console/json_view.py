@@ -1,7 +1,7 @@
-"""Makes senders' text fit to read: JSON indented, invisible characters escaped. Pure.
+"""Formats senders' text for people: JSON indented, invisible characters escaped. Pure.
 
-JSON is formatted from its own text, token by token. So no number, repeated key or escape looks
-different from what was received; only white space between tokens changes. The result is plain text:
+JSON is formatted from its own text, token by token. So every number, repeated key and escape
+looks as it was received; only white space between tokens changes. The result is plain text:
 the templates escape it for HTML.
 """
 

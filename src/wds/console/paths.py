@@ -1,4 +1,4 @@
-"""Where the console's pages are."""
+"""The paths of the console that other modules redirect or link to; `routes` has all of them."""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 To add a page: write its handler in a module of this package, ending in `rendering.page(request,
 "NAME.html", ...)`; its template in `templates/`, extending `base.html`; and its route in
 `_session_routes`, before the last one. The session, the security headers and error pages come with
-the route. A link in the navigation is a line of `base.html`.
+the route. A link in the navigation is a line of `base.html`: it is marked as
+current on the templates that set `section` to its name.
 
 Swagger UI has the console's origin, so its page gets the console's headers. It is guarded like the
 API that it documents.
@@ -50,8 +51,8 @@ def add_to(
 ) -> None:
     """Add the console to `app`.
 
-    `SessionAuth` guards its routes, not `guard`. A browser that is logged in may also read what
-    the API shows to operators.
+    `SessionAuth` guards its routes, not `guard`. A browser that is logged in may also read the
+    operators' routes of the API.
     """
     auth = SessionAuth(settings, guard, store.revoked_sessions)
     files = templating.StaticFiles()
@@ -60,7 +61,8 @@ def add_to(
     patterns = _add_routes(app, routes)
     swagger_routes = swagger.routes(console=HOME)
     _add_routes(app, [(method, path, html_errors(show)) for method, path, show in swagger_routes])
-    guard.exempt(patterns, auth.is_logged_in)
+    guard.exempt(patterns)
+    guard.admit_readers(auth.is_logged_in)
 
 
 def _add_routes(app: web.Application, routes: list[Route]) -> set[str]:
@@ -118,7 +120,7 @@ def _session_routes(auth: SessionAuth, store: Store, service: ActionService) -> 
         ("POST", f"{_ACTION}/stop", bulk_actions.stop),
         ("POST", f"{HOME}/logout", auth.logout),
     ]
-    for action in Action:
+    for action in Action:  # /console/replay and /console/cancel, and the same below one event
         routes += [
             ("GET", f"{_EVENT}/{action}", forms.show_one(action)),
             ("POST", f"{_EVENT}/{action}", forms.submit_one(action)),

@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass
 
 LIFETIME_S = 12 * 3600
-"""How long a session lasts: a working day."""
+"""The life of a session: a working day."""
 NONCE_BYTES = 16
 
 _SESSION_FORMAT = re.compile(r"([0-9]{1,12})\.([0-9a-f]{32})\.([0-9a-f]{64})", re.ASCII)

@@ -1,4 +1,4 @@
-"""The timeline of one event: what happened to it, in order, and what comes next. Pure."""
+"""The timeline of one event: each step in order, and its next one. Pure."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Entry:
 
 
 def timeline(event: Document) -> list[Entry]:
-    """Return what happened to a stored event, oldest first, and last what comes next."""
+    """Return the entries of a stored event, oldest first; the last is its next step or its end."""
     # The ranks order entries of the same instant.
     ranked = [
         (0, Entry("received", event["received_at"], "Received")),
@@ -70,7 +70,7 @@ def _action(record: Mapping[str, Any]) -> Entry:
 
 
 def _last_entry(event: Document) -> Entry | None:
-    """Return the attempt under way or due next, or that the event was given up."""
+    """Return an entry for the attempt under way, for the next one, or for the permanent failure."""
     if "lease" in event:
         text = f"by {event['lease']['owner']}"
         if event.get("cancelling"):
@@ -84,5 +84,5 @@ def _last_entry(event: Document) -> Entry | None:
     if history and history[-1]["action"] == Action.CANCEL:
         return None  # The cancel is the last entry already: only a replay could follow it.
     if event["status"] == Status.FAILED_PERMANENTLY:
-        return Entry("failure", event["finished_at"], "Given up")
+        return Entry("failure", event["finished_at"], "Failed permanently")
     return None

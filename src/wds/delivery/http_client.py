@@ -1,13 +1,13 @@
 """One HTTP request to a destination, in two steps: connect, then send.
 
-The two steps let the caller connect first and wait for its slot of the rate limit then, so that
-name look-up, TCP and TLS do not come between the slot and the request. `aiohttp.ClientSession`
+The two steps let the caller connect first and wait for its slot of the rate limit afterwards, so
+that name look-up, TCP and TLS do not come between the slot and the request. `aiohttp.ClientSession`
 offers no such break, so this module takes its place: like the session, it asks a connector for a
 connection, lets `ClientRequest` write to it and `ClientResponse` read from it.
 
-What must stay true: 2xx is success and everything else is failure, redirects included, because a
-receiver that moved has not received. Whatever the receiver does (hang, drip, send an endless or
-compressed body), an attempt ends within the timeout and keeps the first KiB of the answer.
+What must stay true: 2xx is success and everything else is failure, redirects included, because the
+receiver has not accepted the event. An attempt ends within the timeout and keeps the first KiB of
+the answer, even if the receiver hangs, drips, or sends an endless or compressed body.
 """
 
 from __future__ import annotations
@@ -96,9 +96,9 @@ ConnectFailure: TypeAlias = TimedOut | Unreachable
 
 
 class OutgoingRequest:
-    """The exact bytes of one event on their way: connected by `async with`, then sent once.
+    """One request with the exact bytes of an event: `async with` connects it, `send` sends it once.
 
-    No step raises for anything the receiver does.
+    No step raises for a failure of the receiver.
 
     Attributes:
         failure: why there is no connection; None if there is one.
@@ -109,7 +109,7 @@ class OutgoingRequest:
     _request: aiohttp.ClientRequest
 
     def __init__(self, client: HttpClient, claim: Claim) -> None:
-        """Do nothing yet; see `HttpClient.connect`."""
+        """Keep the arguments; see `HttpClient.connect`."""
         self._client = client
         self._claim = claim
         self._connection: Connection | None = None

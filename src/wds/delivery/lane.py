@@ -3,8 +3,8 @@
 What must stay true:
 
 * A request leaves only under a lease that this process still trusts, and inside its slot.
-* Whatever `room` allows can be sent within a lease: in time for its slot, and beside at most
-  `max_in_flight` others.
+* Every event that `room` allows can be sent within its lease: in time for its slot, with at most
+  `max_in_flight` requests at a time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 CLAIM_AHEAD_S = 0.25
-"""Claim ahead of the slots what the rate limit allows in this many seconds, but at least 1."""
+"""Claim as many events ahead as the rate limit allows in this many seconds, at least 1."""
 GATHER_S = 0.02
 """Wait this long for half of the in-flight limit to come free: a claim of one event costs as much
 as a claim of many."""
@@ -42,7 +42,7 @@ SETTLING_SHARE = 1
 """Deliveries that may wait to be recorded beside those being sent, as a multiple of the in-flight
 limit."""
 MAX_SLOT_RETRY_S = 1.0
-"""Longest wait for slots before asking again, whatever Redis's clock says."""
+"""Longest wait before asking Redis for slots again, even if Redis answers with a later time."""
 
 
 class DestinationLane:
@@ -100,7 +100,7 @@ class DestinationLane:
     # -- accounting ------------------------------------------------------------------------
 
     def start(self, slot: Slot | None, delivery: Coroutine[Any, Any, None]) -> None:
-        """Run `delivery`, of a claim that has `slot`, in a task and a context of its own."""
+        """Run `delivery`, of a claim with this slot, in a task and a context of its own."""
         if slot is not None:
             self.count_waiting(slot)
         # The claim's log lines take their event id from the context.
@@ -123,7 +123,7 @@ class DestinationLane:
         metrics.SLOT_WAITING.inc()
 
     def stop_waiting(self, slot: Slot | None) -> None:
-        """Count the claim that had `slot` at first as waiting no longer; once is enough."""
+        """Stop counting the claim started with `slot` as waiting. A second call does nothing."""
         if slot is not None and slot.name in self._waiting:
             self._waiting.discard(slot.name)
             metrics.SLOT_WAITING.dec()
@@ -161,7 +161,7 @@ class DestinationLane:
     # -- slots -----------------------------------------------------------------------------
 
     async def check_limiter(self) -> None:
-        """Return if the limiter answers; asks it only if it failed last time.
+        """Ask the limiter if it failed last time; return if it answers.
 
         Raises:
             LimiterUnavailableError: it still does not answer.
@@ -231,7 +231,7 @@ class DestinationLane:
         return reserved.slots
 
     def may_send(self, claim: Claim) -> bool:
-        """Whether the lease outlasts a request and its settlement. If not, time was lost."""
+        """Whether the lease outlasts a request and its settlement."""
         needed_s = self.destination.timeout_s + SETTLE_MARGIN_S
         if uptime() + needed_s <= claim.trusted_until:
             return True

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 LISTEN_AFTER = 2
 """Empty polls in a row after which to listen."""
 LISTEN_MAX_S = 1.0
-"""Longest time to listen, unless the poll interval is longer: finds events of missed notices."""
+"""Longest time to listen, unless the poll interval is longer. The poll after it finds events whose
+notice was missed."""
 MIN_POLL_GAP_S = 0.05
 """Least time between an empty poll and the next, however soon a notice arrives."""
 MIN_JITTER_S = 0.001
@@ -55,7 +56,7 @@ class PollScheduler:
         """The next poll after a notice waits a random time up to this."""
 
     def record_poll(self, claimed: Claimed) -> None:
-        """Note what a poll has found.
+        """Record the result of a poll.
 
         All dispatchers that listen are notified at the same moment. A dispatcher that sees events
         and loses all of them to others doubles its jitter, up to `MAX_JITTER_S`; one that claims
@@ -64,7 +65,7 @@ class PollScheduler:
         """
         self._polled_at = monotonic()
         self.empty_polls = 0 if claimed.claims else self.empty_polls + 1
-        if claimed.outrun:
+        if claimed.others_were_first:
             self.jitter_s = min(max(2 * self.jitter_s, MIN_JITTER_S), MAX_JITTER_S)
         elif claimed.claims:
             self.jitter_s = self.jitter_s / 2 if self.jitter_s > MIN_JITTER_S else 0.0
@@ -75,10 +76,10 @@ class PollScheduler:
         return self._poll_interval * random.uniform(0.75, 1.25)  # noqa: S311
 
     async def until_next(self, wait_s: float) -> float:
-        """Listen if it is time to; return the seconds that then remain to wait.
+        """Listen after enough empty polls; return the seconds left until the next poll.
 
-        They are `wait_s` after a poll that found events, while stopping, and without a change
-        stream.
+        Returns `wait_s` unchanged after a poll that found events, while stopping, and without a
+        change stream.
         """
         if not self.empty_polls or self._listen is None:
             return wait_s

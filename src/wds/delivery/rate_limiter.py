@@ -1,7 +1,7 @@
-"""The rate limit over all dispatchers, held in Redis. The only module of delivery that talks to it.
+"""The rate limit over all dispatchers, held in Redis. The only module of delivery that uses Redis.
 
 For each destination Redis keeps one sorted set: the instants, by Redis's own clock, for which a
-request was allowed. A slot is one of these instants. The script hands out the earliest instants
+request was allowed. A slot is one of these instants. The script grants the earliest instants
 for which no window of `WINDOW_US` holds more than `limit` of them. So all dispatchers together
 obey one limit without talking to each other.
 
@@ -45,8 +45,8 @@ TIMEOUT_S = 0.5
 """Seconds to wait for Redis. Not retried: a second reservation would charge twice."""
 KEY = "wds:{database}:slots:{destination}"
 KEY_OF_0_1 = "wds:slots:{destination}"
-"""The key of version 0.1. Its slots are taken over, or the first second after an upgrade could
-have twice the limit. Redis forgets it within seconds of the last request of 0.1."""
+"""The key of version 0.1. Its slots are counted too: otherwise the first second after an upgrade
+could have twice the limit. Redis forgets it within seconds of the last request of 0.1."""
 
 # KEYS[1] the slots of one destination: member -> instant in microseconds
 # KEYS[2] the same as version 0.1 named it, copied while KEYS[1] does not exist. The copy follows a
@@ -55,7 +55,7 @@ have twice the limit. Redis forgets it within seconds of the last request of 0.1
 #       reserve, name prefix of new members, members to give back ...
 # Returns {now, microseconds until another slot will be free, instant, instant, ...}.
 # An instant beyond `farthest` was granted before Redis's clock stepped back, and is forgotten.
-# New instants never precede old ones, so looking `limit` places back is enough.
+# New instants never precede old ones, so the instant `limit` places back decides.
 _RESERVE = """
 local key, limit = KEYS[1], tonumber(ARGV[1])
 local window, spacing, farthest = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -138,7 +138,7 @@ class RateLimiter:
     ) -> Reservation:
         """Reserve up to `count` slots, in order, and return the slots of `give_back` to the pool.
 
-        Takes one round trip, whatever the count. Give back only slots that no request used or
+        Takes one round trip for any count. Give back only slots that no request used or
         will use.
 
         Raises:

@@ -1,4 +1,4 @@
-"""What an attempt to deliver an event can result in, one type for each result. Pure.
+"""The results of an attempt to deliver an event, one type for each. Pure.
 
 `AttemptResult` is recorded as an attempt; `NotSent` means that there was none. The types are
 structs because one is made for each delivery.
@@ -35,8 +35,8 @@ class Phase(StrEnum):
     """From the first byte of the request to the last byte of the answer."""
 
 
-class _Sent(Struct, frozen=True, kw_only=True):
-    """What every attempt has.
+class _Result(Struct, frozen=True, kw_only=True):
+    """The fields of every result.
 
     Attributes:
         sent_at: `time.monotonic()` when the request left; when the attempt began if there was no
@@ -55,15 +55,15 @@ class _Sent(Struct, frozen=True, kw_only=True):
     retry_after_s: float = 0.0
 
 
-class Delivered(_Sent, frozen=True, kw_only=True):
+class Delivered(_Result, frozen=True, kw_only=True):
     """The receiver answered 2xx."""
 
 
-class Rejected(_Sent, frozen=True, kw_only=True):
+class Rejected(_Result, frozen=True, kw_only=True):
     """The receiver answered with another status than 2xx. Redirects are not followed."""
 
 
-class TimedOut(_Sent, frozen=True, kw_only=True):
+class TimedOut(_Result, frozen=True, kw_only=True):
     """The attempt took longer than the destination's timeout.
 
     Attributes:
@@ -75,7 +75,7 @@ class TimedOut(_Sent, frozen=True, kw_only=True):
     timeout_s: float
 
 
-class Unreachable(_Sent, frozen=True, kw_only=True):
+class Unreachable(_Result, frozen=True, kw_only=True):
     """No connection could be made.
 
     Attributes:
@@ -89,7 +89,7 @@ class Unreachable(_Sent, frozen=True, kw_only=True):
     detail: str
 
 
-class BrokenAnswer(_Sent, frozen=True, kw_only=True):
+class BrokenAnswer(_Result, frozen=True, kw_only=True):
     """The connection broke after it was made, or what came back was not a whole HTTP answer.
 
     Attributes:
@@ -102,7 +102,7 @@ class BrokenAnswer(_Sent, frozen=True, kw_only=True):
 
 
 AttemptResult: TypeAlias = Delivered | Rejected | TimedOut | Unreachable | BrokenAnswer
-"""One request, made or tried. Always recorded as an attempt."""
+"""The result of one request, sent or not connected. Always recorded as an attempt."""
 
 
 class NotSent(Struct, frozen=True):
@@ -127,7 +127,7 @@ def error_text(result: AttemptResult) -> str | None:
 
 
 def settlement(claim: Claim, result: AttemptResult, destination: Destination) -> Settlement:
-    """Return how `claim` ends: the attempt to record, and whether and when there is another."""
+    """Return the settlement of `claim`: the attempt to record, and when the next is due, if any."""
     delivered = isinstance(result, Delivered)
     attempt = Attempt(
         attempt_number=claim.attempt_number,

@@ -1,4 +1,4 @@
-"""Deliveries: an event on its way to a destination, its claims, attempts and their ends. Pure.
+"""Deliveries: an event on its way to a destination, its claims, attempts and settlements. Pure.
 
 Types that are created once per delivery are `msgspec.Struct`s: a frozen dataclass takes six to
 twelve times as long to create.
@@ -11,8 +11,8 @@ State machine of an event (`status`):
           attempted)     └──failure or lost lease, none left──▶ FAILED_PERMANENTLY
 
 The two states on the right are final: the event has no lease and is not due again. A replay by an
-operator ends that: the event is DELIVERING once more (RECEIVED if it was never attempted), with the
-whole retry schedule before it. A cancel stops the retries: the event becomes final at once or, if
+operator makes it live again: DELIVERING (RECEIVED if it was never attempted), with the retry
+schedule from its start. A cancel stops the retries: the event becomes final at once or, if
 it is leased, when that lease ends.
 """
 
@@ -67,7 +67,8 @@ class Claim(Struct, frozen=True):
     """The right to make one attempt, until the lease expires.
 
     Attributes:
-        token: fences every write that follows from this claim.
+        token: every write under this claim matches it, so a write after the lease was lost changes
+            nothing (the fence).
         attempt_number: 1 for the event's first attempt; a replay does not reset it.
         leased_at: when the lease began, by the database's clock.
         held_since: `time.monotonic()` when this process learned of the lease; never before
@@ -114,10 +115,11 @@ class Claimed:
             was on them. The claim buried them too.
         lost_ids: the buried events whose lease had expired; its attempt is now `unknown`. The other
             exhausted events had used all attempts of a limit that has been lowered since.
-        outrun: True if the claim saw due events and other replicas took all of them first.
+        others_were_first: True if the claim saw due events and other replicas leased all of them
+            first.
 
-    Buried events whose ids the database did not tell are in neither list: after a lost answer, or
-    if the read of them failed.
+    Buried events are in none of the lists if their ids are unknown: after a lost answer, or if the
+    read of them failed.
     """
 
     claims: list[Claim]
@@ -125,7 +127,7 @@ class Claimed:
     exhausted_ids: Sequence[str] = ()
     cancelled_ids: Sequence[str] = ()
     lost_ids: Sequence[str] = ()
-    outrun: bool = False
+    others_were_first: bool = False
 
 
 class Attempt(Struct, frozen=True):
@@ -150,10 +152,11 @@ class Attempt(Struct, frozen=True):
 
 
 class Settlement(Struct, frozen=True):
-    """How a claim ends: deferred, to be retried, delivered, or failed for good.
+    """How a claim is settled: deferred, to be retried, delivered, or failed permanently.
 
     Attributes:
-        attempt: the attempt to record. None defers: the lease is returned and nothing is counted.
+        attempt: the attempt to record. None defers: the lease is released and no attempt is
+            counted.
         status: DELIVERED or FAILED_PERMANENTLY ends the event; DELIVERING retries it.
         delay_s: seconds from the write until the next attempt, if `status` is DELIVERING.
         cancelled: True if the event ends only because an operator cancelled it.

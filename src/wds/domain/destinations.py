@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-DEFAULT = "default"
+DEFAULT_DESTINATION = "default"
 """The name of the destination that `WDS_DOWNSTREAM_URL` describes."""
 
 

@@ -58,7 +58,7 @@ class EventFilter(Struct, frozen=True, kw_only=True):
 
 
 class FilterKind(StrEnum):
-    """What the values of a filter are."""
+    """The kind of a filter's values."""
 
     STATUS = "status"
     """A `Status`."""
@@ -81,7 +81,7 @@ class FilterSpec(NamedTuple):
 
     Attributes:
         name: field of `EventFilter`.
-        kind: what each value is.
+        kind: the kind of each value.
         many: several values can be given; an event has to match one of them.
         in_rollups: the rollups count events by this field.
         description: a sentence for operators; empty where the name says it.

@@ -1,4 +1,4 @@
-"""Events: what a sender sent once, the receipt for it, and its id. Pure: no I/O, no clock.
+"""Events: a new event, the receipt for its sender, and its id. Pure: no I/O, no clock.
 
 Types that are created once per event are `msgspec.Struct`s: a frozen dataclass takes six to twelve
 times as long to create.
@@ -43,12 +43,12 @@ class NewEvent(Struct, frozen=True):
     event_type: str | None = None
     idempotency_key: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    destination: str = destinations.DEFAULT
+    destination: str = destinations.DEFAULT_DESTINATION
     trace: Mapping[str, str] | None = None
 
     @property
     def payload_sha256(self) -> bytes:
-        """Return the 32-byte hash that tells a repeat from another payload under the same key."""
+        """Return the 32-byte hash. It differs if another payload arrives under the same key."""
         return hashlib.sha256(self.payload).digest()
 
 

@@ -44,13 +44,13 @@ INVARIANTS = {
 
 @dataclass(frozen=True, slots=True)
 class Expectations:
-    """What the documents are compared with.
+    """The values that the documents are compared with.
 
     Attributes:
         now: the database's time when the document was read.
         max_attempts: the highest value that the dispatchers ever had.
         schedule: seconds between attempts; the lowest values that the dispatchers ever had.
-        overdue_s: how long an event may be due until it counts as forgotten.
+        overdue_s: seconds that an event may be due before it counts as forgotten.
     """
 
     now: datetime
@@ -108,8 +108,8 @@ def _attempts(event: Mapping[str, Any], expected: Expectations) -> Iterator[str]
         yield "replays"
     bounds = [0, *(each["attempt_count"] for each in replays)]
     rounds = [attempts[start:end] for start, end in pairwise([*bounds, len(attempts)])]
-    begun = [end - start for start, end in pairwise([*bounds, event["attempt_count"]])]
-    if any(count > expected.max_attempts for count in begun):
+    counts = [end - start for start, end in pairwise([*bounds, event["attempt_count"]])]
+    if any(count > expected.max_attempts for count in counts):
         yield "limit"
     if not _successes_fit(event, rounds):
         yield "success"
@@ -129,7 +129,10 @@ def _replays_fit(event: Mapping[str, Any], replays: Sequence[Mapping[str, Any]])
 
 
 def _successes_fit(event: Mapping[str, Any], rounds: Sequence[Sequence[Mapping[str, Any]]]) -> bool:
-    """Whether each success is the last attempt of its round, and agrees with the status."""
+    """Whether each success is the last attempt of its round, and agrees with the status.
+
+    A round is the attempts between two replays.
+    """
     attempts = event["attempts"]
     successes = [[each["outcome"] == Outcome.SUCCESS for each in of_one] for of_one in rounds]
     if [each["success"] for each in attempts] != [each for flags in successes for each in flags]:

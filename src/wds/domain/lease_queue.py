@@ -1,4 +1,4 @@
-"""The contract of the lease queue, which is all that a dispatcher knows of the storage.
+"""The contract of the lease queue: a dispatcher uses nothing else of the storage.
 
 `storage.lease_queue.MongoLeaseQueue` implements it and explains how. Pure: no I/O, no clock.
 """
@@ -23,7 +23,7 @@ class Backlog:
     """The events that are due now.
 
     Attributes:
-        due: how many there are; `BACKLOG_CAP` stands for that number or more.
+        due: their number; `BACKLOG_CAP` stands for that number or more.
         oldest_due_s: seconds since the oldest of them became due; 0 if none is due.
     """
 
@@ -32,7 +32,7 @@ class Backlog:
 
 
 class LeaseQueue(Protocol):
-    """Hand out due events, one live lease per event, and record how each lease ends.
+    """Lease due events, one live lease per event, and record how each lease is settled.
 
     What holds for every method:
 
@@ -80,7 +80,7 @@ class LeaseQueue(Protocol):
         ...
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settlement | None]:
-        """End claims: record each attempt and return the lease, in one write per event.
+        """Settle claims: record each attempt and release the lease, in one write per event.
 
         A settlement does one of three things to its event:
 
@@ -99,13 +99,13 @@ class LeaseQueue(Protocol):
         * One settlement that the database refuses does not keep the others from being recorded.
 
         Returns:
-            In order, for each settlement: how the claim ended, which differs from what was asked
-            only for a cancelled event; or None if the lease was lost before the attempt was
-            recorded. A deferral is always returned as it was asked.
+            One result for each settlement, in order: the settlement that was written, which
+            differs from the argument only for a cancelled event; or None if the lease was lost
+            before the attempt was recorded. A deferral is always returned unchanged.
 
         Raises:
             StoreUnavailableError: no confirmation before the latest `Claim.trusted_until` of
-                `settlements`. What was not recorded becomes an `unknown` attempt when its lease is
+                `settlements`. An attempt that was not recorded becomes `unknown` when its lease is
                 found expired.
         """
         ...
@@ -113,10 +113,10 @@ class LeaseQueue(Protocol):
     async def wait_for_change(self, destination: str, max_s: float) -> bool:
         """Block until an event of `destination` may have become due, for up to `max_s` seconds.
 
-        A hint, never the source of truth: the caller claims after each wait, whatever it returned.
-        The wait ends when an event is inserted, retried, replayed or returned, and when the
-        earliest due time of the live events arrives. It may end for no reason, and it may miss a
-        change.
+        A hint, never the source of truth: the caller claims after each wait, also after False.
+        The wait ends when an event is inserted, retried, replayed or deferred, and when the
+        earliest due time of the live events arrives. It may end although nothing is due, and it
+        may miss a change.
 
         Events that became due before the first wait are not reported. The first wait therefore
         returns at once, and so does the first after a pause in waiting: the caller claims, then
@@ -129,7 +129,7 @@ class LeaseQueue(Protocol):
         ...
 
     async def backlog(self, destination: str) -> Backlog:
-        """Measure what is due now. A large count may be some seconds old.
+        """Count the events that are due now. A large count may be some seconds old.
 
         Raises:
             StoreUnavailableError: the database did not answer.

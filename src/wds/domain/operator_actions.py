@@ -1,4 +1,4 @@
-"""What operators do to events: replay and cancel, one event or all that match a filter. Pure.
+"""The actions of operators: replay and cancel, of one event or all that match a filter. Pure.
 
 `PRECONDITIONS` says which events can be replayed or cancelled. The console's buttons, the reason in
 a 409 and MongoDB's query follow from it, so they cannot differ.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Action(StrEnum):
-    """What an operator can do to an event; each one done is kept in its `history`."""
+    """An action of an operator on an event. The event's `history` has every one carried out."""
 
     REPLAY = "replay"
     CANCEL = "cancel"
@@ -33,7 +33,7 @@ class Instruction(Struct, frozen=True):
 
     Attributes:
         request_id: a repeated request has the same one and changes nothing twice.
-        by: who asks, in their own words; not verified.
+        by: the operator, in their own words; not verified.
         remote: the network address that the request came from.
         reason: why, in their own words.
     """
@@ -57,7 +57,7 @@ def is_request_id(value: object) -> bool:
 
 
 class Verdict(StrEnum):
-    """What an instruction did to one event, or why it did nothing."""
+    """The result of an instruction on one event: done, or the reason why it changed nothing."""
 
     DONE = "done"
     REPEATED = "repeated"
@@ -66,7 +66,7 @@ class Verdict(StrEnum):
     """An earlier request with the same id has done the other action."""
     LEASED = "leased"
     WAITING = "waiting"
-    """It waits for an attempt with the whole schedule ahead; a replay would change nothing."""
+    """It waits for its first attempt, or the first since a replay; a replay changes nothing."""
     FINAL = "final"
     CANCELLING = "cancelling"
     FULL = "full"
@@ -87,7 +87,7 @@ class AttemptsSinceReplay(NamedTuple):
 
 
 class Precondition(NamedTuple):
-    """What an event must meet for an action: at least one of the `alternatives`.
+    """A condition of an action: the event must meet at least one of the `alternatives`.
 
     Attributes:
         otherwise: the verdict on an event that meets none of them.
@@ -127,8 +127,8 @@ def obstacle(action: Action, event: Mapping[str, Any]) -> Verdict | None:
 def _is_met(condition: Presence | AttemptsSinceReplay, event: Mapping[str, Any]) -> bool:
     if isinstance(condition, Presence):
         return (condition.field in event) == condition.present
-    made = attempts_since_replay(event["attempt_count"], event.get("attempts_before", 0))
-    return made >= condition.least
+    attempts = attempts_since_replay(event["attempt_count"], event.get("attempts_before", 0))
+    return attempts >= condition.least
 
 
 def can_replay(event: Mapping[str, Any]) -> bool:
@@ -178,7 +178,7 @@ class BulkAction(Struct, frozen=True, kw_only=True):
 
     @property
     def instruction(self) -> Instruction:
-        """Return what it does to each event."""
+        """Return the instruction that it carries out on each event."""
         return Instruction(self.action, self.request_id, self.by, self.remote, self.reason)
 
 
@@ -186,13 +186,13 @@ AFFECTED_STATUSES: Mapping[Action, Sequence[Status]] = {
     Action.REPLAY: (Status.DELIVERING, Status.DELIVERED, Status.FAILED_PERMANENTLY),
     Action.CANCEL: LIVE_STATUSES,
 }
-"""Statuses in which an action can change an event. A RECEIVED one has the whole schedule ahead."""
+"""Statuses in which an action can change an event. A RECEIVED event has no attempt to replay."""
 
 
 def affected_events(
     action: Action, event_filter: EventFilter, before: datetime
 ) -> EventFilter | None:
-    """Narrow a filter to what a bulk action that starts at `before` examines.
+    """Narrow a filter to the events that a bulk action which starts at `before` examines.
 
     Events received later, and statuses in which there is nothing to do, are left out. None if no
     status is left.

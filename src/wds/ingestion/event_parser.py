@@ -1,4 +1,4 @@
-"""Makes events of a verified request: id, type, idempotency key, payload, headers to keep."""
+"""Builds the events of a verified request: id, type, idempotency key, payload, headers to keep."""
 
 from __future__ import annotations
 

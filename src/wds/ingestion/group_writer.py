@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 MAX_BATCH_BYTES = 8 * 1024 * 1024
 """Bytes of events in one insert."""
 MAX_PENDING_BYTES = 64 * 1024 * 1024
-"""Bytes of events that may wait for an insert; beyond it senders are told 503 at once."""
+"""Bytes of events that may wait for an insert; beyond it senders get 503 at once."""
 MAX_INSERTS_IN_FLIGHT = 2
 """MongoDB works on one insert while the events of the next are read and parsed."""
 MIN_PARALLEL_EVENTS = 8
 """Events that justify a second insert in flight; fewer wait for the first to end."""
 MAX_WAIT_S = 2.0
-"""Once one write takes longer than this, senders are told 503 instead of waiting for the next."""
+"""Once one write takes longer than this, senders get 503 instead of waiting for the next."""
 _EVENT_OVERHEAD_BYTES = 512
 
 Result: TypeAlias = Receipt | Conflict
 
 
 class Writer(Protocol):
-    """Where events are stored: `storage.event_writer.EventWriter`, which documents the errors."""
+    """Stores events: `storage.event_writer.EventWriter`, which documents the errors."""
 
     async def insert(self, events: Sequence[NewEvent]) -> list[Result]:
         """Store `events`, majority-committed and journaled; return one result each, in order."""

@@ -17,7 +17,7 @@ from wds.domain.errors import Detail, Refusal
 from wds.domain.events import Conflict, Receipt
 from wds.ingestion import event_parser, payload
 from wds.ingestion.event_parser import VerifiedRequest
-from wds.ingestion.sources import DEFAULT
+from wds.ingestion.sources import DEFAULT_SOURCE
 from wds.telemetry import event_log, metrics
 from wds.web.error_envelope import json_answer
 
@@ -37,7 +37,7 @@ class IngestHandlers:
     """
 
     def __init__(self, sources: Mapping[str, Source], writer: GroupWriter, tracer: Tracer) -> None:
-        """`sources` are by name, and `default` is among them."""
+        """`sources` are by name and include `default`."""
         self._sources = sources
         self._verified_by_secret = {
             source.name: [
@@ -54,15 +54,16 @@ class IngestHandlers:
         """Store one event: 202, or 200 for a repeat of an idempotency key.
 
         The body is kept byte for byte. The event's type is the payload's `event_type`, else
-        its `type`, else the header. Sign the raw body with HMAC-SHA256.
+        its `type`, else the header `X-Event-Type`, else `X-GitHub-Event`. Sign the raw body with
+        HMAC-SHA256.
         """
-        return await self._store_event(request, self._sources[DEFAULT])
+        return await self._store_event(request, self._sources[DEFAULT_SOURCE])
 
     @aio.time(metrics.INGEST_SECONDS)
     async def source_event(self, request: web.Request) -> web.Response:
         """Store one event of a configured source: 202, or 200 for a repeat.
 
-        Signature, event type and idempotency key are where its provider puts them. Slack's
+        Signature, event type and idempotency key are read where the provider puts them. Slack's
         `url_verification` is answered with the challenge and is not stored. A form from Slack is
         answered 200 without a body, so that Slack shows its user nothing.
         """
@@ -79,10 +80,12 @@ class IngestHandlers:
         header makes the whole batch repeatable: event number n gets the key with `/n` appended,
         unless it has one of its own. Sign the raw body, as for one event.
         """
-        events = event_parser.parse_batch(await self._verified(request, self._sources[DEFAULT]))
+        events = event_parser.parse_batch(
+            await self._verified(request, self._sources[DEFAULT_SOURCE])
+        )
         if conflicts := event_parser.conflicting_indexes(events):
             raise _conflict(*map(_batch_conflict, conflicts))
-        with self._tracer.sending(events) as traced, event_log.unless_acknowledged(events):
+        with self._tracer.enqueuing(events) as traced, event_log.unless_acknowledged(events):
             [results] = await self._writer.batches.submit(tuple(traced))
         if conflicts := [n for n, each in enumerate(results) if isinstance(each, Conflict)]:
             raise _conflict(*map(_batch_conflict, conflicts))
@@ -107,9 +110,9 @@ class IngestHandlers:
         if answer is not None:
             return _respond(answer)
         event = event_parser.parse_event(verified, fields)
-        # The values can take twenty times the memory of the body, which is all that is budgeted.
+        # The values can take twenty times the memory of the body, and only the body is budgeted.
         del fields
-        with self._tracer.sending([event]) as [traced], event_log.unless_acknowledged([event]):
+        with self._tracer.enqueuing([event]) as [traced], event_log.unless_acknowledged([event]):
             [result] = await self._writer.singles.submit(traced)
         if isinstance(result, Conflict):
             if not source.signs_idempotency_key:
@@ -130,7 +133,7 @@ class IngestHandlers:
         """
         body = await request.read()
         proof = source.verify(request.headers, body, time.time())
-        self._verified_by_secret[source.name][proof.secret].inc()
+        self._verified_by_secret[source.name][proof.secret_index].inc()
         forms = source.scheme.accepts_forms
         content_type = event_parser.check_content_type(request, forms=forms)
         return VerifiedRequest(request, source, proof, body, content_type)

@@ -1,4 +1,4 @@
-"""What wds reads out of a sender's body: selected fields, event type, idempotency key. Pure.
+"""Reading a sender's body: selected fields, event type, idempotency key. Pure.
 
 A body is a JSON object, a form, or a batch of objects. Its bytes are never changed. JSON is read
 strictly, as `web.json_body` describes, but numbers of any length are legitimate, because wds does
@@ -25,7 +25,7 @@ MAX_FORM_FIELDS = 1000
 _WHITESPACE = " \t\n\r"
 
 _RAW_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
-"""Checks all of an object and leaves the values as they are written."""
+"""Checks a whole object and leaves its values as text."""
 _VALUE = msgspec.json.Decoder()
 _DECODER = json.JSONDecoder(parse_constant=reject_constant, parse_int=float)
 
@@ -83,7 +83,7 @@ def split_batch(body: bytes) -> list[tuple[bytes, Any]]:
     """Split a batch into its elements; return the exact bytes of each and its parsed value.
 
     `body` is a JSON array, or `{"events": [...]}` without other fields. The elements may be any
-    JSON; `require_object` tells which of them are events.
+    JSON; the caller checks with `require_object` that each is an object.
 
     Raises:
         Refusal: 400 if it is not JSON, 422 listing every problem of its shape.

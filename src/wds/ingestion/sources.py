@@ -1,7 +1,7 @@
-"""Sources: who may send, how each signs, and where its event type and idempotency key are. Pure.
+"""Sources: each sender, its signature, and where its event type and idempotency key are. Pure.
 
 `POST /webhooks/ingest` is the source `default`, with the scheme `wds` and WDS_HMAC_SECRET. The
-others are tables of a TOML file, which `__main__` opens:
+others are tables of a TOML file, which `cli.configuration` reads:
 
     [sources.NAME]               letters, digits, - and _
     scheme = "github"            the name of a scheme in signing/registry.py
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from wds.signing.scheme import Key
 
-DEFAULT = "default"
-RESERVED = {DEFAULT: "is what WDS_HMAC_SECRET configures", "batch": "is a route of its own"}
+DEFAULT_SOURCE = "default"
+RESERVED = {DEFAULT_SOURCE: "is what WDS_HMAC_SECRET configures", "batch": "is a route of its own"}
 MAX_TOLERANCE_S = 24 * 3600
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -46,7 +46,7 @@ _FIELDS = ("scheme", "secrets", "secrets_from", "tolerance", "event_type", "idem
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where in a request a value is: in a header, in a field of the body, or the signature itself.
+    """The place of a value in a request: a header, a field of the body, or the signature itself.
 
     The signature serves as an idempotency key of last resort: the same request sent again has the
     same one.
@@ -119,7 +119,7 @@ class Source:
 
 def default_source(secrets: tuple[str, ...]) -> Source:
     """Return the source of `POST /webhooks/ingest`."""
-    return _source(DEFAULT, WDS, tuple(secret.encode() for secret in secrets), {})
+    return _source(DEFAULT_SOURCE, WDS, tuple(secret.encode() for secret in secrets), {})
 
 
 def load(text: str, environ: Mapping[str, str], file: str) -> dict[str, Source]:
@@ -133,7 +133,7 @@ def load(text: str, environ: Mapping[str, str], file: str) -> dict[str, Source]:
     except tomllib.TOMLDecodeError as error:
         raise SettingsError([f"{file}: not TOML: {error}"]) from None
     problems = [
-        f"{file}{_line(text, key)}: {key} means nothing here; sources are tables [sources.NAME]"
+        f"{file}{_line(text, key)}: {key} is not allowed here; sources are tables [sources.NAME]"
         for key in document
         if key != "sources"
     ]
@@ -233,7 +233,7 @@ class _Table:
                 self.problems.append((origin, f"number {number} {error}"))
             else:
                 if secret in seen:
-                    self.problems.append((origin, f"number {number} is there already"))
+                    self.problems.append((origin, f"number {number} repeats an earlier one"))
                 yield key
             seen.add(secret)
 

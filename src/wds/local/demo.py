@@ -97,8 +97,8 @@ async def demo(
 
     Raises:
         StartError: a part did not start.
-        DemoFailedError: an answer had an unexpected status, or not every event was delivered or
-            given up within `TIMEOUT_S`.
+        DemoFailedError: an answer had an unexpected status, or not every event became final
+            within `TIMEOUT_S`.
     """
     console = Console()
     log_file = data_dir / "wds.log"
@@ -173,7 +173,7 @@ async def _watch(
 ) -> list[dict[str, Any]]:
     """Show progress until every event is final or the time is over; return the events then."""
     bar = Progress(
-        TextColumn("delivered or given up"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        TextColumn("delivered or failed"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     )
     task = bar.add_task("final", total=len(ids))
     deadline = time.monotonic() + TIMEOUT_S
@@ -207,14 +207,14 @@ async def _search(
     async with session.post(f"{url}/webhooks/search", json=query, headers=headers) as response:
         answer = await response.json()
     _expect(response.status, 200, "a search")
-    found: list[dict[str, Any]] = answer["events"]
-    return found
+    events: list[dict[str, Any]] = answer["events"]
+    return events
 
 
 async def _fleet_totals(
     session: aiohttp.ClientSession, url: str, received: int
 ) -> dict[str, float]:
-    """Return the fleet's totals from the metrics, once the heartbeats have reported all events."""
+    """Return the totals of all replicas, once the heartbeats have reported every event."""
     totals: dict[str, float] = {}
     for _ in range(40):
         async with session.get(f"{url}/metrics") as response:
@@ -257,7 +257,7 @@ def _show(
     console.print(table)
     console.print("The receiver's own count: " + ", ".join(f"{k} {v}" for k, v in stats.items()))
     console.print(
-        "The fleet's totals: "
+        "Totals of all replicas: "
         + ", ".join(
             f"{name.removeprefix('wds_fleet_').removesuffix('_total')} {value:g}"
             for name, value in totals.items()

@@ -35,7 +35,7 @@ MAX_LINE_BYTES = 1024 * 1024
 
 
 class _Part(NamedTuple):
-    """A part to start: its command, and what it needs of the environment beside the others'."""
+    """A part to start: its command, its health URL and its own environment variables."""
 
     name: str
     command: str

@@ -58,7 +58,7 @@ async def _run_until(stop: asyncio.Event, stack: AbstractAsyncContextManager[Sta
 async def _announce(
     stack: AbstractAsyncContextManager[Stack], ready: asyncio.Event, stop: asyncio.Event
 ) -> None:
-    """Run `stack`, print where it is and which of its processes end, and leave it at `stop`."""
+    """Run `stack`, print its address and each process that ends, and leave it at `stop`."""
     async with stack as started:
         ready.set()
         url = started.ingest_url

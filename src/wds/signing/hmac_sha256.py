@@ -2,9 +2,12 @@
 
     prefixed   `sha256=` and 64 lower-case hex digits (GitHub, and senders of wds's own scheme)
     hex        64 lower-case hex digits
-    base64     44 characters
+    base64     44 characters of standard base64, padding included (Shopify)
 
 Only the exact spelling is valid: a signature with one changed bit is another signature.
+
+A provider's `Scheme` uses `sign_*` and `matches_*`, one pair for each spelling. `sign` and `verify`
+are for code without a `Scheme`: they use the prefixed spelling and plain secrets.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 HEX = re.compile(r"[0-9a-f]{64}")
 BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
+"""The alphabet of base64, of any length. `matches_base64` compares the exact text."""
 PREFIXED_FORMAT = "must be sha256= and the hex HMAC-SHA256 of the raw body"
 
 _PREFIXED = re.compile(r"sha256=([0-9a-f]{64})")

@@ -1,4 +1,4 @@
-"""What a signature scheme is, and how a request is verified with one.
+"""Signature schemes: the type `Scheme`, and `verify`, which checks a request against one.
 
 A `Scheme` describes one provider as data and small functions; the providers' files define them
 and `registry.py` lists them. Two rules hold for every scheme:
@@ -53,14 +53,14 @@ class RequestSignatures(Struct, frozen=True):
 
 
 class Proof(Struct, frozen=True):
-    """A request is authentic.
+    """Evidence that a request is authentic.
 
     Attributes:
-        secret: index of the first secret that verifies it.
-        signature: a valid signature; the same request sent again has the same.
+        secret_index: index of the first of the source's secrets that verifies it.
+        signature: a valid signature. The same request sent again carries the same one.
     """
 
-    secret: int
+    secret_index: int
     signature: str
 
 
@@ -78,7 +78,7 @@ class Answer(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class EventInfo:
-    """What a sender states about an event beside its body: id, type, time of sending (Unix s)."""
+    """An event's id, type and time of sending (Unix seconds), which a sender puts into headers."""
 
     id: str
     event_type: str | None
@@ -97,14 +97,14 @@ class Scheme:
     Attributes:
         name: what `scheme = "..."` names in `wds.toml`.
         headers: the headers that carry the signature.
-        header_format: what they hold, for people; it is also the message of a 401.
-        read: collects the signatures of a request. It raises `Refusal`: 401 if they are missing
-            or malformed, 400 for a repeated header.
+        header_format: the format of their values, for people; also the message of a 401.
+        read_signatures: collects the signatures of a request. It raises `Refusal`: 401 if they
+            are missing or malformed, 400 for a repeated header.
         matches: returns those signatures that one key made, compared in constant time.
         sign: returns the headers that a sender adds. It raises ValueError for a key that cannot
             sign.
-        event_type, idempotency_key: where these are, in order of precedence; `sources.Location`
-            has the syntax.
+        event_type, idempotency_key: where these are, in order of precedence, in the syntax of
+            `ingestion.sources.Location`.
         read_key: reads a configured secret; its ValueError says what a secret must look like.
         all_must_match: every signature of a request must be valid, not only one of them.
         signs_timestamp: the signature covers a timestamp.
@@ -120,7 +120,7 @@ class Scheme:
     name: str
     headers: tuple[str, ...]
     header_format: str
-    read: Callable[[MultiMapping[str], bytes], RequestSignatures]
+    read_signatures: Callable[[MultiMapping[str], bytes], RequestSignatures]
     matches: Callable[[Key, RequestSignatures], set[str]]
     sign: Callable[[Key, bytes, EventInfo], Mapping[str, str]]
     event_type: tuple[str, ...]
@@ -152,7 +152,7 @@ def verify(
         Refusal: 401 without a signature, with one that no key made, or with a timestamp further
             than `tolerance_s` from now in either direction; 400 for a repeated header.
     """
-    request = scheme.read(headers, body)
+    request = scheme.read_signatures(headers, body)
     if len(request.signatures) > MAX_SIGNATURES:
         raise invalid_signature(scheme.header_format)
     matched: set[str] = set()

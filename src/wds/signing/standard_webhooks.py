@@ -71,7 +71,7 @@ def read_key(text: str) -> Key:
 
 
 def content(message_id: str, timestamp: str, body: bytes) -> bytes:
-    """Return the bytes to sign. Undecodable bytes of an id become what they were on the wire."""
+    """Return the bytes to sign. Undecodable bytes of an id are restored as received."""
     return b"%s.%s.%s" % (message_id.encode("utf-8", "surrogateescape"), timestamp.encode(), body)
 
 
@@ -147,7 +147,7 @@ STANDARD = Scheme(
     name="standard",
     headers=("webhook-id", "webhook-timestamp", "webhook-signature"),
     header_format=_FORMAT,
-    read=_read,
+    read_signatures=_read,
     read_key=read_key,
     matches=_matches,
     sign=_sign,

@@ -3,12 +3,12 @@
 What must stay true:
 
 * Each action changes an event and its `history` in one write to one document.
-* A lease is never disturbed. A leased event is not replayed; cancelling one only marks it, and the
-  write that ends the lease then ends the event (`lease_queries`).
+* No action changes a lease. A leased event is not replayed; cancelling one only marks it, and the
+  write that ends the lease then makes the event final (`lease_queries`).
 * The request's id is part of the query and is added to `history` with the action. A repeat, of one
   write or of a bulk action interrupted at any point, therefore changes nothing twice.
-* Attempts stay and their numbers go on. `attempts_before` holds how many there were at the last
-  replay: the retry schedule is counted from there.
+* Attempts stay, and later ones continue their numbers. `attempts_before` is the number of attempts
+  at the last replay: the retry schedule is counted from it.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
     from wds.domain.operator_actions import AttemptsSinceReplay, Instruction
     from wds.storage.mongo import Document
 
-BULK = "bulk_actions"
-BULK_KEPT_S = 90 * 24 * 3600
+BULK_ACTIONS = "bulk_actions"
+BULK_ACTION_KEPT_S = 90 * 24 * 3600
 """Seconds for which a finished bulk action is kept."""
 
-BULK_INDEXES = [
+BULK_ACTION_INDEXES = [
     IndexModel([("state", ASCENDING), ("started_at", ASCENDING)], name="running"),
     IndexModel([("started_at", DESCENDING)], name="recent"),
-    IndexModel([("finished_at", ASCENDING)], name="forget", expireAfterSeconds=BULK_KEPT_S),
+    IndexModel([("finished_at", ASCENDING)], name="forget", expireAfterSeconds=BULK_ACTION_KEPT_S),
 ]
 
 ROOM_BYTES = 16 * 1024 * 1024 - 512 * 1024
-"""An event of this size is not replayed: MongoDB's documents end at 16 MiB, and the attempts to
-come need room."""
+"""An event of this size is not replayed: a document of MongoDB has at most 16 MiB, and further
+attempts need room."""
 
 _LEASED = {"$ne": [{"$type": "$lease"}, "missing"]}
 _HAS_ROOM = {"$lt": [{"$bsonSize": "$$ROOT"}, ROOM_BYTES]}
@@ -77,14 +77,15 @@ def applicable(ids: Sequence[str], instruction: Instruction) -> Document:
 def applicable_alone(event_id: str, instruction: Instruction) -> Document:
     """Match the event if `applicable` does and the request has not done the other action either.
 
-    That would be the caller's mistake. Only a request about one event can report it.
+    One request id for both actions is a mistake of the caller. Only a request about one event can
+    report it.
     """
     unused = {"history.request_id": {"$ne": instruction.request_id}}
     return {**applicable([event_id], instruction), **unused}
 
 
 def done(ids: Sequence[str], action: Action, request_id: str) -> Document:
-    """Match the events among `ids` to which the request has done this, now or earlier."""
+    """Match the events among `ids` that this request has replayed or cancelled, now or earlier."""
     return {"_id": {"$in": list(ids)}, "history": _entry_of(action, request_id)}
 
 
@@ -108,10 +109,14 @@ def update(instruction: Instruction, spread: tuple[datetime, int] | None = None)
 
 
 def _replay(due: object) -> Document:
-    untried = {"$eq": [{"$size": "$attempts"}, 0]}
+    never_attempted = {"$eq": [{"$size": "$attempts"}, 0]}
     return {
         "status": {
-            "$cond": [untried, {"$literal": Status.RECEIVED}, {"$literal": Status.DELIVERING}]
+            "$cond": [
+                never_attempted,
+                {"$literal": Status.RECEIVED},
+                {"$literal": Status.DELIVERING},
+            ]
         },
         "attempts_before": "$attempt_count",
         "next_attempt_at": due,
@@ -146,7 +151,7 @@ def _with_entry(instruction: Instruction) -> Document:
 # -- bulk actions: one document each ---------------------------------------------------------
 
 
-def bulk_document(
+def bulk_action_document(
     instruction: Instruction,
     *,
     filters: str,
@@ -155,9 +160,10 @@ def bulk_document(
     matched: int | None,
     now: datetime,
 ) -> Document:
-    """Return the document of a new bulk action, which no process has a lease on.
+    """Return the document of a new bulk action, without a lease.
 
-    `filters` is from `event_filter.filter_text`. It concerns only events received before `now`.
+    `filters` is from `event_filter.filter_text`. The bulk action changes only
+    events received before `now`.
     """
     return {
         "_id": instruction.request_id,
@@ -176,7 +182,7 @@ def bulk_document(
     }
 
 
-def read_bulk(document: Document) -> BulkAction:
+def read_bulk_action(document: Document) -> BulkAction:
     """Read a stored bulk action."""
     same = (
         *("by", "remote", "reason", "filters", "limit", "per_second", "matched"),
@@ -192,7 +198,7 @@ def read_bulk(document: Document) -> BulkAction:
     )
 
 
-def free_bulk() -> Document:
+def free_bulk_action() -> Document:
     """Match the running bulk actions without a lease, or with an expired one."""
     return {
         "state": "running",
@@ -203,7 +209,7 @@ def free_bulk() -> Document:
     }
 
 
-def lease_bulk(token: str, owner: str, lease_ms: int) -> list[Document]:
+def lease_bulk_action(token: str, owner: str, lease_ms: int) -> list[Document]:
     """Lease a bulk action to one process."""
     lease = {
         "token": {"$literal": token},
@@ -213,16 +219,16 @@ def lease_bulk(token: str, owner: str, lease_ms: int) -> list[Document]:
     return [{"$set": {"lease": lease}}]
 
 
-def held_bulk(request_id: str, token: str) -> Document:
+def held_bulk_action(request_id: str, token: str) -> Document:
     """Match a bulk action only while it has the lease with this token: the fence."""
     return {"_id": request_id, "lease.token": token}
 
 
 def plan_chunk(chunk: Document, lease_ms: int) -> list[Document]:
-    """Record which events come next, before any of them is changed; renew the lease.
+    """Record the ids of the next chunk before any of its events is changed; renew the lease.
 
     A process that takes the bulk action over finishes this chunk first: once part of it is carried
-    out, the filters alone would no longer find the same events.
+    out, the filters no longer match the same events.
     """
     return [
         {
@@ -234,7 +240,7 @@ def plan_chunk(chunk: Document, lease_ms: int) -> list[Document]:
     ]
 
 
-def renew_bulk(lease_ms: int) -> list[Document]:
+def renew_bulk_lease(lease_ms: int) -> list[Document]:
     """Renew the lease alone, while finding the next chunk takes long."""
     return [{"$set": {"lease.until": {"$add": ["$$NOW", lease_ms]}}}]
 
@@ -252,9 +258,9 @@ def finish_chunk(progress: Document, lease_ms: int) -> list[Document]:
     ]
 
 
-def end_bulk(failure: str | None = None) -> list[Document]:
-    """End a bulk action: failed, or stopped if an operator asked for that, or else done."""
-    ended: object = {
+def finish_bulk_action(failure: str | None = None) -> list[Document]:
+    """Finish a bulk action: failed, or stopped if an operator asked for that, or else done."""
+    state: object = {
         "$cond": [
             {"$eq": ["$stop_requested", True]},
             {"$literal": "stopped"},
@@ -262,11 +268,11 @@ def end_bulk(failure: str | None = None) -> list[Document]:
         ]
     }
     if failure is not None:
-        ended = {"$literal": "failed"}
+        state = {"$literal": "failed"}
     return [
         {
             "$set": {
-                "state": ended,
+                "state": state,
                 "failure": {"$literal": failure},
                 "finished_at": "$$NOW",
                 "lease": "$$REMOVE",

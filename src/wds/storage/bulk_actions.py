@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 CHUNK = 200
 """Events changed by one write: some tens of milliseconds of MongoDB's time."""
 LEASE_S = 15.0
-"""Seconds after which another process takes over; longer than a search may take."""
+"""Seconds after which another process takes over a bulk action; longer than a search may take."""
 TRIES = 3
 CHUNK_BUDGET_S = 30.0
 RECENT = 50
@@ -45,7 +45,7 @@ RECENT = 50
 
 @dataclass(frozen=True, slots=True)
 class ActionResult:
-    """What an instruction did to one event, and the event after it, without its payload."""
+    """The result of an instruction on one event, and the event after it, without its payload."""
 
     verdict: Verdict
     event: Document
@@ -53,7 +53,7 @@ class ActionResult:
 
 @dataclass(slots=True)
 class HeldBulkAction:
-    """A bulk action on which this process has a lease: its document as last written, the token."""
+    """A bulk action that this process has leased: its document as last written, and the token."""
 
     document: Document
     token: str
@@ -61,7 +61,7 @@ class HeldBulkAction:
     @property
     def bulk_action(self) -> BulkAction:
         """Return the bulk action and its progress."""
-        return action_queries.read_bulk(self.document)
+        return action_queries.read_bulk_action(self.document)
 
 
 class BulkActions:
@@ -76,14 +76,16 @@ class BulkActions:
         self._try_for = mongo.try_for
         self._rollups = rollups
         self._events = mongo.db[collection_names.EVENTS]
-        # Shows a write only once a majority has it: a repeat is confirmed no sooner.
+        # Reads a write only once a majority has it, so that a repeat is not confirmed earlier.
         self._linear = self._events.with_options(read_concern=ReadConcern("linearizable"))
-        self._bulk = mongo.db[action_queries.BULK]
+        self._bulk_actions = mongo.db[action_queries.BULK_ACTIONS]
 
     async def open(self) -> None:
         """Make the indexes of bulk actions."""
-        bulk = self._mongo.queue_db[action_queries.BULK]
-        await self._try_for(FOREVER, lambda: bulk.create_indexes(action_queries.BULK_INDEXES))
+        bulk_actions = self._mongo.queue_db[action_queries.BULK_ACTIONS]
+        await self._try_for(
+            FOREVER, lambda: bulk_actions.create_indexes(action_queries.BULK_ACTION_INDEXES)
+        )
 
     async def apply(self, event_id: str, instruction: Instruction) -> ActionResult | None:
         """Carry out an instruction on one event, if possible; None if there is no such event.
@@ -117,10 +119,10 @@ class BulkActions:
             verdict = _verdict(event, instruction)
             if verdict is not None:
                 return ActionResult(verdict, event)
-            # It changed between the two, as by a dispatcher's settlement: try again.
+            # The event changed between write and read, for example by a settlement: try again.
         return ActionResult(Verdict.FULL, event)
 
-    # -- bulk actions, as operators see them -----------------------------------------------
+    # -- bulk actions, for operators ---------------------------------------------------------
 
     async def start(
         self,
@@ -136,7 +138,7 @@ class BulkActions:
         `filters` is from `event_filter.filter_text`. If the request id is known, the bulk action
         that has it is returned.
         """
-        document = action_queries.bulk_document(
+        document = action_queries.bulk_action_document(
             instruction,
             filters=filters,
             limit=limit,
@@ -147,54 +149,60 @@ class BulkActions:
 
         async def insert() -> bool:
             try:
-                await self._bulk.insert_one(document)
+                await self._bulk_actions.insert_one(document)
             except DuplicateKeyError:
                 return False
             return True
 
         new = await self._try_for(WRITE_BUDGET_S, insert)
         stored = None if new else await self.get(instruction.request_id)
-        return (action_queries.read_bulk(document), True) if stored is None else (stored, False)
+        return (
+            (action_queries.read_bulk_action(document), True) if stored is None else (stored, False)
+        )
 
     async def get(self, request_id: str) -> BulkAction | None:
         """Return a bulk action with its progress, or None."""
         found = await self._try_for(
-            READ_BUDGET_S, lambda: self._bulk.find_one({"_id": request_id}, {"chunk": 0})
+            READ_BUDGET_S, lambda: self._bulk_actions.find_one({"_id": request_id}, {"chunk": 0})
         )
-        return None if found is None else action_queries.read_bulk(found)
+        return None if found is None else action_queries.read_bulk_action(found)
 
     async def recent(self) -> list[BulkAction]:
         """Return the `RECENT` latest bulk actions, the latest first."""
         found = await self._try_for(
             READ_BUDGET_S,
             lambda: (
-                self._bulk.find({}, {"chunk": 0}).sort("started_at", -1).limit(RECENT).to_list(None)
+                self._bulk_actions.find({}, {"chunk": 0})
+                .sort("started_at", -1)
+                .limit(RECENT)
+                .to_list(None)
             ),
         )
-        return [action_queries.read_bulk(each) for each in found]
+        return [action_queries.read_bulk_action(each) for each in found]
 
     async def stop(self, request_id: str) -> tuple[BulkAction | None, bool]:
         """Ask a bulk action to change no further events.
 
-        Returns it, or None, and whether this made a difference: it was running, and not asked yet.
+        Returns the bulk action, None if there is none, and whether this request stopped it: it was
+        running and nobody had asked before.
         """
         running = {"_id": request_id, "state": "running", "stop_requested": {"$exists": False}}
         written = await self._try_for(
             WRITE_BUDGET_S,
-            lambda: self._bulk.update_one(running, {"$set": {"stop_requested": True}}),
+            lambda: self._bulk_actions.update_one(running, {"$set": {"stop_requested": True}}),
         )
         return await self.get(request_id), written.modified_count > 0
 
-    # -- bulk actions, as a worker sees them -----------------------------------------------
+    # -- bulk actions, for the worker --------------------------------------------------------
 
     async def take(self, owner: str) -> HeldBulkAction | None:
         """Lease the oldest bulk action that has no valid lease; None if there is none."""
         token = secrets.token_hex(8)
         leased = await self._try_for(
             0,
-            lambda: self._bulk.find_one_and_update(
-                action_queries.free_bulk(),
-                action_queries.lease_bulk(token, owner, round(LEASE_S * 1000)),
+            lambda: self._bulk_actions.find_one_and_update(
+                action_queries.free_bulk_action(),
+                action_queries.lease_bulk_action(token, owner, round(LEASE_S * 1000)),
                 sort=[("started_at", 1)],
                 return_document=ReturnDocument.AFTER,
             ),
@@ -202,9 +210,10 @@ class BulkActions:
         return None if leased is None else HeldBulkAction(leased, token)
 
     async def step(self, held: HeldBulkAction) -> bool:
-        """Carry out the next chunk, or end the bulk action; False if there is no more to do.
+        """Carry out the next chunk, or finish the bulk action.
 
-        False, too, if the lease was lost: another process then continues.
+        Returns True if more may be left to do; False if it is finished, or if the lease was lost
+        and another process continues.
 
         Raises:
             SearchTooSlowError: the next events cannot be found in time, `TRIES` times in a row.
@@ -212,7 +221,7 @@ class BulkActions:
         if "chunk" not in held.document:
             chunk = await self._next_chunk(held)
             if chunk is None:
-                await self._write(held, action_queries.end_bulk())
+                await self._write(held, action_queries.finish_bulk_action())
                 return False
             planned = action_queries.plan_chunk(chunk, round(LEASE_S * 1000))
             if not await self._write(held, planned):
@@ -221,8 +230,8 @@ class BulkActions:
         return await self._write(held, action_queries.finish_chunk(progress, round(LEASE_S * 1000)))
 
     async def fail(self, held: HeldBulkAction, reason: str) -> None:
-        """End a bulk action that cannot be carried out, so that the others get their turn."""
-        await self._write(held, action_queries.end_bulk(reason))
+        """Finish a bulk action that cannot be carried out, so that the others get their turn."""
+        await self._write(held, action_queries.finish_bulk_action(reason))
 
     async def _next_chunk(self, held: HeldBulkAction) -> Document | None:
         document = held.document
@@ -264,8 +273,8 @@ class BulkActions:
             try:
                 return await self._try_for(CHUNK_BUDGET_S, lambda: self._mongo.search(read))
             except SearchTooSlowError:
-                # Once may be a stall of MongoDB; retried for ever, it would hold up all others.
-                renewed = action_queries.renew_bulk(round(LEASE_S * 1000))
+                # One may be a stall of MongoDB. Endless retries would hold up all others.
+                renewed = action_queries.renew_bulk_lease(round(LEASE_S * 1000))
                 if tries == TRIES or not await self._write(held, renewed):
                     raise
                 tries += 1
@@ -281,7 +290,7 @@ class BulkActions:
     async def _carry_out(self, document: Document) -> Document:
         """Change the events of the recorded chunk; return the progress after it."""
         ids, spread = document["chunk"]["ids"], document["chunk"]["spread"]
-        instruction = action_queries.read_bulk(document).instruction
+        instruction = action_queries.read_bulk_action(document).instruction
         if instruction.action is Action.REPLAY:
             await self._reopen_hours(ids)
         update = action_queries.update(
@@ -311,7 +320,7 @@ class BulkActions:
     async def _reopen_hours(self, ids: Sequence[str]) -> None:
         """Invalidate the rollups of the hours in which these events were received.
 
-        Those of live events too: one might finish, and be counted, just before it is replayed.
+        This includes live events: one might finish, and be counted, just before it is replayed.
         """
         chosen = {"_id": {"$in": list(ids)}}
         found = await self._try_for(
@@ -324,8 +333,8 @@ class BulkActions:
         """Write to the document under its lease; False if the lease was lost."""
         written = await self._try_for(
             WRITE_BUDGET_S,
-            lambda: self._bulk.find_one_and_update(
-                action_queries.held_bulk(held.document["_id"], held.token),
+            lambda: self._bulk_actions.find_one_and_update(
+                action_queries.held_bulk_action(held.document["_id"], held.token),
                 update,
                 return_document=ReturnDocument.AFTER,
             ),

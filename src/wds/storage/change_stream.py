@@ -1,7 +1,7 @@
 """Notification that events may be due, from a change stream of MongoDB.
 
 The queue decides what is due; a notification only says when to poll it. A notification that is
-missed or that comes for nothing costs time, never an event. What must stay true:
+missed, or that comes although nothing is due, costs time, never an event. What must stay true:
 
 * A caller polls once after listening has begun, and again after each `wait`. The first poll finds
   what became due before; what becomes due later is notified.
@@ -27,7 +27,7 @@ import structlog
 from pymongo.errors import PyMongoError
 
 from wds.storage.collection_names import EVENTS
-from wds.storage.lease_queries import DUE_ORDER, due_by
+from wds.storage.lease_queries import DUE_ORDER, due_at
 from wds.storage.mongo import AWARE, CLOSE_S, SOCKET_TIMEOUT_S, ending_if_cancelled
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ BEGIN_STREAM: Command = {
     ],
     "cursor": {},
 }
-"""Begin a change stream of new events, retries, replays and returned leases.
+"""Begin a change stream of new events, retries, replays and deferred events.
 
 Claims are left out: they set `lease` together with `next_attempt_at`. Some claims that take over an
 expired lease are notified all the same, because only parts of `lease` change.
@@ -85,7 +85,7 @@ def earliest_due(destination: str) -> Command:
     """Return the command that reads the earliest due time of the live events of `destination`."""
     return {
         "find": EVENTS,
-        "filter": due_by(destination, _END_OF_TIME),
+        "filter": due_at(destination, _END_OF_TIME),
         "projection": {"_id": 0, "next_attempt_at": 1},
         "sort": dict(DUE_ORDER),
         "limit": 1,
@@ -109,8 +109,8 @@ class ChangeStream:
         """Block until an event of `destination` may have become due, for up to `max_s` seconds.
 
         True if it waited, or returned at once because listening has just begun. False, at once, if
-        it cannot listen: the caller polls at its own interval. So on a sharded cluster, where a
-        change is held back for up to ten seconds until the other shards have had one.
+        it cannot listen: the caller polls at its own interval. A sharded cluster is not listened
+        to: it holds back a change for up to ten seconds, until the other shards have had one.
         """
         if self._mongo.sharded or monotonic() < self._retry_at:
             return False
@@ -122,7 +122,7 @@ class ChangeStream:
             log.warning(
                 "cannot_listen",
                 cause=_cause(error),
-                consequence="looks every WDS_POLL_INTERVAL",
+                consequence="polls every WDS_POLL_INTERVAL",
             )
             return False
         return True

@@ -21,7 +21,7 @@ def claim_result(
     *,
     held_since: float,
     trusted_until: float,
-    outrun: bool,
+    others_were_first: bool,
 ) -> Claimed:
     """Sort the documents that a claim wrote to into leased, exhausted and cancelled ones.
 
@@ -30,7 +30,7 @@ def claim_result(
         token: the claim's.
         held_since: see `Claim`.
         trusted_until: see `Claim`.
-        outrun: see `Claimed`.
+        others_were_first: see `Claimed`.
     """
     leased = [each for each in documents if "lease" in each]
     exhausted: list[str] = []
@@ -49,7 +49,7 @@ def claim_result(
         exhausted_ids=exhausted,
         cancelled_ids=cancelled,
         lost_ids=lost,
-        outrun=outrun,
+        others_were_first=others_were_first,
     )
 
 

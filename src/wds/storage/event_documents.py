@@ -4,7 +4,7 @@ Each change of state is one write to one document. The writers are:
 
 * **insert**: `event_writer`, once, when the event is accepted;
 * **claim**: `lease_queries.claim`, which leases a due event or buries it;
-* **settle**: `lease_queries.settlements`, which ends a lease by a *defer*, *retry* or *finish*;
+* **settle**: `lease_queries.settlement_writes`, which ends a lease: *defer*, *retry*, *finish*;
 * **replay** and **cancel**: `action_queries.update`, on behalf of an operator;
 * **expiry**: MongoDB's TTL index on `finished_at` (`retention`), which deletes the document.
 
@@ -33,8 +33,8 @@ class AttemptDocument(TypedDict):
     """One attempt in `EventDocument.attempts`. Never changes once written.
 
     Written by settle from the dispatcher's `Attempt` or, for an attempt that was lost, by the claim
-    that finds the lease expired; a lost attempt has outcome `unknown` and null for all that only
-    its dispatcher knew.
+    that finds the lease expired. A lost attempt has the outcome `unknown`, and null in the fields
+    that only its dispatcher knew.
     """
 
     attempt_number: int
@@ -74,7 +74,7 @@ class LeaseDocument(TypedDict):
 
 
 class BuriedDocument(TypedDict):
-    """Why a claim ended the event instead of leasing it."""
+    """Why a claim buried the event instead of leasing it."""
 
     by: str
     """The token of that claim, by which it finds the events that it buried."""
@@ -109,7 +109,7 @@ class EventDocument(TypedDict):
     # Set by insert. Never changed.
 
     _id: str
-    """Derived from source and idempotency key, or random: `domain.events`."""
+    """Derived from source and idempotency key, else random: `domain.events`."""
     source: str
     event_type: str | None
     content_type: str
@@ -118,7 +118,7 @@ class EventDocument(TypedDict):
     payload: bytes
     """The body exactly as it was received."""
     payload_sha256: bytes
-    """Tells a repeat from another payload under the same idempotency key."""
+    """Differs if another payload arrives under the same idempotency key."""
     received_at: datetime
     """By the database's clock."""
     destination: str
@@ -132,8 +132,8 @@ class EventDocument(TypedDict):
     status: Status
     """RECEIVED on insert. Claim: DELIVERING, or FAILED_PERMANENTLY if it buries the event. Retry:
     no change. Finish: a final status. Defer and replay: `WAITING_STATUS`. Cancel, unless the event
-    is leased: `FINAL_BY_LAST_ATTEMPT`; if it is leased, whatever ends the lease sets the final
-    status.
+    is leased: `FINAL_BY_LAST_ATTEMPT`; if it is leased, the write that ends the lease sets the
+    final status.
     """
     attempt_count: int
     """Attempts begun. 0 on insert; claim adds 1 if it leases the event; defer subtracts 1. Equal to
@@ -162,14 +162,14 @@ class EventDocument(TypedDict):
     appended.
     """
     cancelling: NotRequired[bool]
-    """True if an operator cancelled the event while it was leased. Set by cancel, removed by
-    whatever ends the lease and, with it, the event.
+    """True if an operator cancelled the event while it was leased. Set by cancel, removed
+    by the write that ends the lease and makes the event final.
     """
     buried: NotRequired[BuriedDocument]
     """Set by a claim that buries the event, removed by replay."""
     finished_at: NotRequired[datetime]
     """`$$NOW` of the write that made the status final; exists exactly while it is. Removed by
-    replay. The TTL index deletes the document a while after it.
+    replay. The TTL index deletes the document when the retention period after it is over.
     """
     history: NotRequired[list[HistoryDocument]]
     """Replay and cancel append to it; absent before the first."""
@@ -231,7 +231,7 @@ CLAIM_PROJECTION = {
     "buried": 1,
     "trace": 1,
 }
-"""What a `Claim` is built from, and what tells a leased event from a buried one."""
+"""The fields that a `Claim` is built from, and those that a leased and a buried event differ in."""
 
 SETTLED_PROJECTION = {
     "status": 1,
@@ -239,10 +239,10 @@ SETTLED_PROJECTION = {
     "attempts.attempt_number": 1,
     "attempts.outcome": 1,
 }
-"""What tells how a claim ended."""
+"""The fields that show how a claim was settled."""
 
 STORED_PROJECTION = {"payload_sha256": 1, "status": 1, "received_at": 1}
-"""What tells a repeat from a conflict."""
+"""The fields in which a repeat and a conflict differ."""
 
 # -- expressions over a stored event, for pipelines ------------------------------------------
 
@@ -255,7 +255,8 @@ IS_LEASED: Expression = {"$ne": [{"$type": "$lease"}, "missing"]}
 """A lease is on the event; on a due event, it has expired."""
 
 IS_CANCELLING: Expression = {"$eq": ["$cancelling", True]}
-"""An operator cancelled the event while it was leased: what ends the lease ends the event."""
+"""An operator cancelled the event while it was leased: the write that ends the lease makes it
+final."""
 
 WAITING_STATUS: Expression = {
     "$cond": [
@@ -264,7 +265,7 @@ WAITING_STATUS: Expression = {
         {"$literal": Status.DELIVERING},
     ]
 }
-"""The status of a live event without a lease: RECEIVED until an attempt is on record."""
+"""The status of a live event without a lease: RECEIVED until an attempt is stored."""
 
 FINAL_BY_LAST_ATTEMPT: Expression = {
     "$cond": [

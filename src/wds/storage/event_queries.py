@@ -37,7 +37,7 @@ _FIRST_INSTANT = datetime(1, 1, 1, tzinfo=UTC)
 _LAST_INSTANT = datetime(9999, 1, 1, tzinfo=UTC)
 
 MAX_MERGED = 200
-"""Most index ranges that MongoDB merges in order; with more it sorts instead.
+"""Maximum number of index ranges that MongoDB merges in order; with more it sorts instead.
 
 `internalQueryMaxScansToExplode`,
 https://github.com/mongodb/mongo/blob/master/src/mongo/db/query/query_knobs.idl
@@ -56,7 +56,7 @@ def position_of(event: Document) -> Position:
     return Position(event["received_at"], event["_id"], event["attempt_count"])
 
 
-# -- queries: which events -------------------------------------------------------------------
+# -- queries --------------------------------------------------------------------------------
 
 
 def match(event_filter: EventFilter) -> Document:
@@ -132,7 +132,7 @@ def within(query: Document, spans: Sequence[Span]) -> Document:
     return {**others, "$or": received_in(spans)}
 
 
-# -- indexes: how to find them ---------------------------------------------------------------
+# -- index hints ----------------------------------------------------------------------------
 
 
 def hint(query: Document) -> str:
@@ -163,9 +163,9 @@ def counted_by_rollups(query: Document) -> bool:
 
 
 def is_scattered(query: Document) -> bool:
-    """Tell whether matching events may be few and far between in every index that has time order.
+    """Tell whether matching events may be rare in every index that has time order.
 
-    The rollups then tell in which spans to look.
+    The rollups then find the spans to search.
     """
     return counted_by_rollups(query) and _in_time_order(query)[1] is None
 
@@ -185,7 +185,7 @@ def in_time_order(query: Document) -> tuple[Document, str | None]:
 
 
 def _in_time_order(query: Document) -> tuple[Document, str | None]:
-    """Return likewise, or None if each index also holds events that do not match."""
+    """As `in_time_order`, but the index is None if every index also holds other events."""
     fields = query.keys() - {"received_at", "$and"}
     if len(fields) == 1 and (index := _TIME_ORDERED.get(*fields)):
         return query, index

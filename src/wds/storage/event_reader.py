@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from wds.storage.mongo import Document, MongoDatabase
     from wds.storage.rollup_queries import Span
     from wds.storage.rollups import Rollups
+
 EXPORT_BUDGET_S = 30.0
 """Seconds for which a page of an export is retried before the export ends early."""
 PAGE_BYTES = 8 * 1024 * 1024
@@ -29,19 +30,19 @@ PAYLOADS_AT_ONCE = 8
 SCAN_PAGE = 500
 """Events in a page of an export or a scan."""
 SPANS_AT_ONCE = 50
-"""Most time spans in one query; with more, planning the query takes longer."""
+"""Maximum number of time spans in one query; with more, planning the query takes longer."""
 FEW = 200
-"""Up to this many matching events are sorted; more are looked for in an index that has order."""
+"""Up to this many matching events are sorted; for more, an index in that order is read."""
 STATUS_COUNTS_TIMEOUT_MS = 4_000
 
 
 @dataclass
 class _Window:
-    """Which of the matching events are still to be read; it shrinks as they are.
+    """The part of the matching events that is still to be read. Each event read shrinks it.
 
     Attributes:
-        skip: how many to skip first.
-        remaining: how many to return after these.
+        skip: number of events to skip first.
+        remaining: number of events to return after these.
         projection: fields of each event, as MongoDB takes it; None for all.
         batch_size: events in one answer of MongoDB.
     """
@@ -60,7 +61,7 @@ class EventReader:
     """
 
     def __init__(self, mongo: MongoDatabase, rollups: Rollups) -> None:
-        """Read over `mongo`; `rollups` tells in which time spans to look."""
+        """Read over `mongo`; `rollups` finds the time spans to search."""
         self._rollups = rollups
         self._events = mongo.db[collection_names.EVENTS]
         self._try_for = mongo.try_for
@@ -113,7 +114,7 @@ class EventReader:
     async def _by_time(self, part: OrderedQuery, window: _Window) -> AsyncGenerator[Document]:
         """Yield events in time order.
 
-        If no index has them apart from others, the rollups tell in which spans to look.
+        If no index separates them from other events, the rollups find the spans to search.
         """
         if not event_queries.is_scattered(part.query):
             query, index = event_queries.in_time_order(part.query)
@@ -136,7 +137,7 @@ class EventReader:
     async def _by_attempts(
         self, query: Document, rest: OrderedQuery, after: Position | None, window: _Window
     ) -> AsyncGenerator[Document]:
-        """Yield events ordered by attempts; `rest` is `query` narrowed to what follows `after`.
+        """Yield events ordered by attempts. `rest` is `query` narrowed to the events after `after`.
 
         A few events are read and sorted. Of many, an index has those with several attempts in
         order, and the others are in time order.

@@ -35,10 +35,10 @@ _MILLISECOND = timedelta(milliseconds=1)
 
 
 class EventWriter:
-    """Inserts events, and tells the kept counts about inserts that took long."""
+    """Inserts events, and reports the duration of each insert to the rollups."""
 
     def __init__(self, mongo: MongoDatabase, rollups: Rollups) -> None:
-        """Use an open connection; `rollups` keeps the counts."""
+        """Use an open connection; `rollups` invalidates counts that a slow insert made wrong."""
         self._mongo = mongo
         self._rollups = rollups
         self._try_for = mongo.try_for

@@ -24,7 +24,7 @@ CLAIM_INDEX = IndexModel(
 )
 """Live events by due time. Finished ones are not in it, so they do not slow a claim.
 
-It ends with `_id`, so that reading and counting what is due reads no document.
+It ends with `_id`, so that reading and counting due events reads no document.
 """
 
 COVERING_INDEX = "search_time"

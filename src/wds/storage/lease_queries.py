@@ -42,7 +42,7 @@ LOST_ATTEMPT_ERROR = "the dispatcher stopped or stalled before it recorded the o
 # -- due -------------------------------------------------------------------------------------
 
 
-def due(destination: str) -> Query:
+def claimable(destination: str) -> Query:
     """Match the events of `destination` that may be claimed now."""
     return {
         "destination": destination,
@@ -51,19 +51,20 @@ def due(destination: str) -> Query:
     }
 
 
-def due_by(destination: str, now: datetime) -> Query:
-    """Match what is due by a reading of the database's clock.
+def due_at(destination: str, now: datetime) -> Query:
+    """Match the events of `destination` that are due at `now`, a reading of the database's clock.
 
-    For reading and counting, not for claiming. Unlike `due`, the claim index alone answers it.
+    For reading and counting, not for claiming. Unlike `claimable`, the claim index alone answers
+    it.
     """
     return {"destination": destination, "next_attempt_at": {"$lte": now}}
 
 
 def peek(destination: str, now: datetime, limit: int) -> Command:
-    """Return the command that reads the ids of up to `limit` events due by `now`, in due order."""
+    """Return the command that reads the ids of up to `limit` events due at `now`, in due order."""
     return {
         "find": EVENTS,
-        "filter": due_by(destination, now),
+        "filter": due_at(destination, now),
         "projection": {"_id": 1},
         "sort": dict(DUE_ORDER),
         "limit": limit,
@@ -78,7 +79,7 @@ def claim(token: str, owner: str, lease_ms: int, max_attempts: int) -> Pipeline:
     """Return the update that leases a due event, or buries it.
 
     It buries an event that has had `max_attempts` attempts since it was received or replayed, or
-    that was cancelled while it was leased. So a claim never starts an attempt too many.
+    that was cancelled while it was leased. So no event gets more than `max_attempts`.
 
     A lease that is still on a due event has expired: the same write records its attempt as
     `unknown`.
@@ -154,7 +155,7 @@ def buried_by(ids: list[str], token: str) -> Query:
 
 # -- settle ----------------------------------------------------------------------------------
 
-_End = Literal["defer", "retry", "finish", "cancel"]
+_Kind = Literal["defer", "retry", "finish", "cancel"]
 
 
 def fence(ids: list[str], token: str) -> Query:
@@ -166,26 +167,26 @@ def fence(ids: list[str], token: str) -> Query:
     return {"_id": chosen, "lease.token": token}
 
 
-def settlements(
+def settlement_writes(
     settlements: Iterable[Settlement], *, one_by_one: bool = False
 ) -> list[UpdateOne | UpdateMany]:
-    """Return the writes that end claims: defer, retry or finish.
+    """Return the writes that settle claims: defer, retry or finish.
 
-    One write covers all events that one claim leased and that end alike: MongoDB needs less than
-    half the time of one write each. Each event's document still changes in a write of its own, or
-    not at all; but if MongoDB refuses one of them, it does not go on with the others. `one_by_one`
-    returns one write per event.
+    One write covers all events that one claim leased and that are settled in the same way: MongoDB
+    needs less than half the time of one write each. MongoDB still changes each document atomically,
+    but if it refuses one change, it leaves out the rest of that write. `one_by_one` returns one
+    write per event.
 
-    A retry matches only an event that nobody has cancelled meanwhile. The settlement that ends an
-    event because it was cancelled matches only a cancelled one.
+    A retry matches only an event that no operator has cancelled meanwhile. The settlement that
+    makes an event final because it was cancelled matches only a cancelled one.
     """
-    alike: defaultdict[tuple[str, _End, str], list[Settlement]] = defaultdict(list)
+    alike: defaultdict[tuple[str, _Kind, str], list[Settlement]] = defaultdict(list)
     for each in settlements:
-        alike[each.claim.token, _end(each), each.claim.id if one_by_one else ""].append(each)
-    return [_write(token, end, together) for (token, end, _), together in alike.items()]
+        alike[each.claim.token, _kind(each), each.claim.id if one_by_one else ""].append(each)
+    return [_write(token, kind, together) for (token, kind, _), together in alike.items()]
 
 
-def _end(settlement: Settlement) -> _End:
+def _kind(settlement: Settlement) -> _Kind:
     if settlement.attempt is None:
         return "defer"
     if settlement.status is Status.DELIVERING:
@@ -193,11 +194,11 @@ def _end(settlement: Settlement) -> _End:
     return "cancel" if settlement.cancelled else "finish"
 
 
-def _write(token: str, end: _End, settlements: list[Settlement]) -> UpdateOne | UpdateMany:
+def _write(token: str, kind: _Kind, settlements: list[Settlement]) -> UpdateOne | UpdateMany:
     ids = [each.claim.id for each in settlements]
     attempts = [each.attempt for each in settlements if each.attempt is not None]
     matched = fence(ids, token)
-    match end:
+    match kind:
         case "defer":
             changes = _DEFER
         case "retry":
@@ -208,7 +209,7 @@ def _write(token: str, end: _End, settlements: list[Settlement]) -> UpdateOne | 
                 "next_attempt_at": {"$add": ["$$NOW", value_by_id(ids, delays_ms)]},
             }
         case "finish" | "cancel":
-            if end == "cancel":
+            if kind == "cancel":
                 matched["cancelling"] = True
             changes = {
                 **_recorded(ids, attempts),
@@ -217,8 +218,8 @@ def _write(token: str, end: _End, settlements: list[Settlement]) -> UpdateOne | 
                 "next_attempt_at": "$$REMOVE",
                 "cancelling": "$$REMOVE",
             }
-    kind = UpdateOne if len(ids) == 1 else UpdateMany
-    return kind(matched, [{"$set": changes}], hint="_id_")
+    write = UpdateOne if len(ids) == 1 else UpdateMany
+    return write(matched, [{"$set": changes}], hint="_id_")
 
 
 _DEFER: Expression = {
@@ -233,7 +234,7 @@ _DEFER: Expression = {
 
 
 def _recorded(ids: list[str], attempts: list[Attempt]) -> Expression:
-    """Return the changes that record these attempts, one per id, and return the lease."""
+    """Return the changes that record these attempts, one per id, and end the lease."""
     documents = [attempt_document(each) for each in attempts]
     return {
         "attempts": {"$concatArrays": ["$attempts", [value_by_id(ids, documents)]]},
@@ -253,8 +254,8 @@ def value_by_id(ids: list[str], values: Sequence[object]) -> Expression:
     return {"$arrayElemAt": [{"$literal": values}, position]}
 
 
-def settled(settlements: Iterable[Settlement]) -> Query:
-    """Match the events that have the attempt of their settlement on record.
+def settled_by(settlements: Iterable[Settlement]) -> Query:
+    """Match the events in which the attempt of one of these settlements is stored.
 
     One claim at a time holds an attempt number, and only that claim records a known outcome for it.
     So the number together with a known outcome identifies the write.

@@ -4,7 +4,7 @@
 
 The collection `events` is the queue: one document per event. A dispatcher claims due events, which
 leases them to it for a while, sends each, and settles each claim, which records the attempt and
-returns the lease. `domain.lease_queue.LeaseQueue` is the contract; `lease_queries` has the filters
+releases the lease. `domain.lease_queue.LeaseQueue` is the contract; `lease_queries` has the filters
 and pipelines, `event_documents` every field.
 
 # State
@@ -25,8 +25,8 @@ others match nothing.
 
 # Trust window
 
-The lease is as long for the database as for its holder, but the holder learns of it later, and its
-clock is another. Before each request the holder therefore checks a deadline on its own clock:
+The lease is as long for the database as for its holder, but the holder learns of it later and
+reads another clock. Before each request the holder therefore checks a deadline on its own clock:
 
     trusted_until = uptime() before the claim is sent + lease_s
     it may send while  uptime() + request_timeout + SETTLE_MARGIN_S <= trusted_until
@@ -41,11 +41,11 @@ not.
   the lost attempt as `unknown`, or buries the event if that was its last attempt.
 * **The holder settles too late.** The write matches the token of its lease (the fence), finds
   nothing, and changes nothing. `settle` returns None.
-* **The answer to a claim is lost.** The read of the fresh token tells which leases exist. It reads
+* **The answer to a claim is lost.** A read of the fresh token finds the leases that exist. It reads
   with majority read concern, because a failover can undo what a single member shows. A lease that
   it misses expires.
-* **The answer to a settlement is lost.** The write is repeated. If it matches nothing, the attempt
-  on record tells whether the first write took place.
+* **The answer to a settlement is lost.** The write is repeated. If it matches nothing, a stored
+  attempt shows that the first write took place.
 * **A read or write fails for longer than its retries.** `StoreUnavailableError`.
 """
 
@@ -97,10 +97,10 @@ READ_BACK_WAIT_S = 0.05
 PEEK_FACTOR = 4
 """Due ids read per event to lease; the sample from them keeps replicas from competing."""
 MIN_PEEK = 16
-"""Due ids read at least."""
+"""Minimum number of due ids to read."""
 MAX_PEEKS = 3
-"""Peeks by which a claim of one event tries to lease one. A peek is in vain if other replicas lease
-what it saw first, or if the claim buries all of it."""
+"""Peeks by which a claim of one event tries to lease one. A peek finds nothing to lease if other
+replicas were first for all of its events, or if the claim buries them."""
 
 LARGE_BACKLOG = 10_000
 LARGE_BACKLOG_EVERY_S = 10.0
@@ -109,10 +109,10 @@ one index key per event."""
 
 
 class _Touched(NamedTuple):
-    """What one claim wrote to: the documents it knows, and whether other replicas were first."""
+    """The documents that one claim wrote to, as far as it read them back; see `Claimed`."""
 
     documents: list[EventDocument]
-    outrun: bool
+    others_were_first: bool
 
 
 class MongoLeaseQueue:
@@ -146,7 +146,7 @@ class MongoLeaseQueue:
             token,
             held_since=monotonic(),
             trusted_until=trusted_until,
-            outrun=touched.outrun,
+            others_were_first=touched.others_were_first,
         )
 
     async def _peek(self, destination: str, limit: int) -> list[str]:
@@ -169,16 +169,19 @@ class MongoLeaseQueue:
         for peeks_before in range(MAX_PEEKS):
             ids = await self._peek(destination, MIN_PEEK)
             if not ids:
-                return _Touched(touched, outrun=peeks_before > 0 and not touched)
+                return _Touched(touched, others_were_first=peeks_before > 0 and not touched)
             touched += await self._lease_first(ids, destination, update)
             if touched and "lease" in touched[-1]:
-                return _Touched(touched, outrun=False)
-        return _Touched(touched, outrun=not touched)
+                return _Touched(touched, others_were_first=False)
+        return _Touched(touched, others_were_first=not touched)
 
     async def _lease_first(
         self, ids: list[str], destination: str, update: Pipeline
     ) -> list[EventDocument]:
-        """Lease the first of `ids` that is still due; return what was buried before it, then it."""
+        """Lease the first of `ids` that is still due.
+
+        Returns the events that were buried before it, then the leased one.
+        """
         touched: list[EventDocument] = []
         for event_id in ids:
             document = await self._lease_or_bury(event_id, destination, update)
@@ -195,7 +198,7 @@ class MongoLeaseQueue:
         return await self._try_for(
             0,
             lambda: self._events.find_one_and_update(
-                {"_id": event_id, **lease_queries.due(destination)},
+                {"_id": event_id, **lease_queries.claimable(destination)},
                 update,
                 projection=CLAIM_PROJECTION,
                 return_document=ReturnDocument.AFTER,
@@ -208,12 +211,12 @@ class MongoLeaseQueue:
     ) -> _Touched:
         peeked = await self._peek(destination, max(limit * PEEK_FACTOR, MIN_PEEK))
         if not peeked:
-            return _Touched([], outrun=False)
+            return _Touched([], others_were_first=False)
         if len(peeked) == 1:  # one round trip instead of two
             touched = await self._lease_first(peeked, destination, update)
-            return _Touched(touched, outrun=not touched)
+            return _Touched(touched, others_were_first=not touched)
         ids = random.sample(peeked, min(limit, len(peeked)))
-        due = {"_id": {"$in": ids}, **lease_queries.due(destination)}
+        due = {"_id": {"$in": ids}, **lease_queries.claimable(destination)}
         try:
             written = await ending_if_cancelled(
                 lambda: self._events.update_many(due, update, hint="_id_")
@@ -223,12 +226,12 @@ class MongoLeaseQueue:
                 raise
             log.warning("claim_outcome_unknown", error=type(error).__name__, events=len(ids))
             leased = await self._leased_after_lost_answer(ids, token)
-            return _Touched(leased, outrun=not leased)
+            return _Touched(leased, others_were_first=not leased)
         leased = await self._try_for(READ_BUDGET_S, lambda: self._leased(ids, token))
         buried: list[EventDocument] = []
         if written.modified_count > len(leased):
             buried = await self._buried(ids, token)
-        return _Touched(leased + buried, outrun=not written.modified_count)
+        return _Touched(leased + buried, others_were_first=not written.modified_count)
 
     async def _leased(self, ids: list[str], token: str) -> list[EventDocument]:
         leased = lease_queries.leased_by(ids, token)
@@ -264,26 +267,28 @@ class MongoLeaseQueue:
     # -- settle ----------------------------------------------------------------------------
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settlement | None]:
-        """End claims in one round trip: see `LeaseQueue.settle`.
+        """Settle claims in one round trip: see `LeaseQueue.settle`.
 
         Two more writes or reads follow only if a lease was lost, an event cancelled, or an answer
         lost.
         """
-        if await self._end(settlements) == len(settlements):
+        if await self._settle(settlements) == len(settlements):
             return list(settlements)
         attempted = [each for each in settlements if each.attempt is not None]
         retried = [each for each in attempted if each.status is Status.DELIVERING]
         if retried:
-            await self._end([_cancelled(each) for each in retried])
+            await self._settle([_cancelled(each) for each in retried])
         recorded = await self._recorded(attempted) if attempted else {}
-        return [each if each.attempt is None else _ended(each, recorded) for each in settlements]
+        return [
+            each if each.attempt is None else _confirmed(each, recorded) for each in settlements
+        ]
 
     async def _recorded(self, attempted: list[Settlement]) -> dict[tuple[str, int], EventDocument]:
-        """Return the events of these settlements by id and number of each attempt on record."""
+        """Return the events of these settlements by id and number of each stored attempt."""
         found = await self._try_for(
             READ_BUDGET_S,
             lambda: self._majority.find(
-                lease_queries.settled(attempted), SETTLED_PROJECTION
+                lease_queries.settled_by(attempted), SETTLED_PROJECTION
             ).to_list(None),
         )
         return {
@@ -293,27 +298,27 @@ class MongoLeaseQueue:
             if attempt["outcome"] != Outcome.UNKNOWN
         }
 
-    async def _end(self, settlements: Sequence[Settlement]) -> int:
-        """Write the ends of these claims; return how many still had their lease.
+    async def _settle(self, settlements: Sequence[Settlement]) -> int:
+        """Write these settlements; return how many claims still had their lease.
 
         One write per event on a sharded cluster: there an update of many can miss documents that
         move to another shard meanwhile, and still count them
-        (https://jira.mongodb.org/browse/TOOLS-3431). And one write per event after MongoDB has
+        (https://jira.mongodb.org/browse/TOOLS-3431). Also one write per event after MongoDB has
         refused one of them, so that the others are recorded.
         """
         one_by_one = self._mongo.sharded
         try:
-            return await self._write_ends(
-                lease_queries.settlements(settlements, one_by_one=one_by_one), settlements
+            return await self._bulk_write(
+                lease_queries.settlement_writes(settlements, one_by_one=one_by_one), settlements
             )
         except StoreUnavailableError as error:
             if one_by_one or error.__cause__ is None or is_transient(error.__cause__):
                 raise
-        return await self._write_ends(
-            lease_queries.settlements(settlements, one_by_one=True), settlements
+        return await self._bulk_write(
+            lease_queries.settlement_writes(settlements, one_by_one=True), settlements
         )
 
-    async def _write_ends(
+    async def _bulk_write(
         self, writes: list[UpdateOne | UpdateMany], settlements: Sequence[Settlement]
     ) -> int:
         budget_s = max(each.claim.trusted_until for each in settlements) - uptime()
@@ -322,19 +327,19 @@ class MongoLeaseQueue:
         )
         return written.matched_count
 
-    # -- what is due -----------------------------------------------------------------------
+    # -- due events ------------------------------------------------------------------------
 
     async def wait_for_change(self, destination: str, max_s: float) -> bool:
         """Block until an event may have become due: see `LeaseQueue.wait_for_change`."""
         return await self._change_stream.wait(destination, max_s)
 
     async def backlog(self, destination: str) -> Backlog:
-        """Measure what is due now: see `LeaseQueue.backlog`.
+        """Count the events that are due now: see `LeaseQueue.backlog`.
 
         A count of `LARGE_BACKLOG` or more may be `LARGE_BACKLOG_EVERY_S` old.
         """
         now = await self._mongo.now()
-        due = lease_queries.due_by(destination, now)
+        due = lease_queries.due_at(destination, now)
         oldest = await self._try_for(
             0,
             lambda: self._events.find_one(
@@ -354,14 +359,14 @@ class MongoLeaseQueue:
 
 
 def _cancelled(settlement: Settlement) -> Settlement:
-    """Return the settlement that ends an event in place of a retry, because it was cancelled."""
+    """Return the settlement that replaces a retry of a cancelled event and makes it final."""
     return replace(settlement, status=Status.FAILED_PERMANENTLY, cancelled=True)
 
 
-def _ended(
+def _confirmed(
     settlement: Settlement, recorded: dict[tuple[str, int], EventDocument]
 ) -> Settlement | None:
-    """Return how a claim with an attempt ended, by what is now on record; None if it is not."""
+    """Return the settlement that the stored event shows; None if its attempt is not stored."""
     claim = settlement.claim
     event = recorded.get((claim.id, claim.attempt_number))
     if event is None:

@@ -2,7 +2,7 @@
 
 Every write through it is confirmed by a majority and journaled. Transport errors are retried for a
 bounded time (tenacity); an error that remains is `StoreUnavailableError`. A standalone server is
-refused: it has no majority and can lose what it confirmed.
+refused: it has no majority and can lose writes that it confirmed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Session = AsyncClientSession
 Document = dict[str, Any]
 """A document that was read, or that is inserted."""
 Query = dict[str, Any]
-"""What a document must match: the filter of a read or write."""
+"""The conditions that a document must match: the filter of a read or write."""
 Expression = dict[str, Any]
 """An aggregation expression, or fields that are set to expressions."""
 Pipeline = list[dict[str, Any]]
@@ -187,13 +187,16 @@ class MongoDatabase:
         return await self._clock(latest=True)
 
     async def _clock(self, *, latest: bool) -> datetime:
-        asked = uptime()
-        if asked - self._clock_read_at >= CLOCK_TRUST_S:
+        requested_at = uptime()
+        if requested_at - self._clock_read_at >= CLOCK_TRUST_S:
             hello = await self.try_for(WRITE_BUDGET_S, self.hello)
             self._clock_read_at = uptime()
             # The server read its clock at some instant between the request and the answer.
-            read = hello["localTime"].timestamp()
-            self._clock_ahead_s = read - self._clock_read_at, read + MILLISECOND_S - asked
+            server_s = hello["localTime"].timestamp()
+            self._clock_ahead_s = (
+                server_s - self._clock_read_at,
+                server_s + MILLISECOND_S - requested_at,
+            )
         instant = datetime.fromtimestamp(uptime() + self._clock_ahead_s[latest], UTC)
         return instant.replace(microsecond=instant.microsecond // 1000 * 1000)
 

@@ -1,7 +1,7 @@
-"""What every replica reports: one document with the heartbeats and the totals of all.
+"""The reports of all replicas: one document with their heartbeats and totals.
 
-Totals are kept here so that a scrape of the metrics never counts events. A replica that dies loses
-the counts since its last heartbeat.
+Totals are stored here so that a scrape of the metrics never counts events. A replica that dies
+loses the counts since its last heartbeat.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Replicas:
     async def report(self, *, owner: str, role: str, totals: dict[str, int]) -> Document:
         """Write the heartbeat of one replica. Totals are absolute, so a repeat is harmless.
 
-        Returns what `fleet` would return: an idle process does little else than report and poll,
-        so this saves it a read.
+        Returns the document as `fleet` does. That saves a read, and an idle process does little
+        else than report and poll.
         """
         update = heartbeat(
             {"owner": owner, "role": role, "totals": totals},
@@ -94,11 +94,11 @@ def heartbeat(
     was_removed = {"$not": [{"$in": [owner, {"$ifNull": ["$replicas.owner", []]}]}]}
     own = {"$mergeObjects": [{"$literal": replica}, {"seen_at": "$$NOW"}]}
 
-    def those(condition: Expression) -> Expression:
+    def filtered(condition: Expression) -> Expression:
         return {"$filter": {"input": all_replicas, "as": "each", "cond": condition}}
 
     def retired(name: str) -> Expression:
-        removed = those({"$and": [is_other, is_silent]})
+        removed = filtered({"$and": [is_other, is_silent]})
         totals = {"$map": {"input": removed, "as": "each", "in": f"$$each.totals.{name}"}}
         return {
             "$add": [
@@ -108,12 +108,12 @@ def heartbeat(
             ]
         }
 
-    kept = those({"$and": [is_other, {"$not": [is_silent]}]})
+    others = filtered({"$and": [is_other, {"$not": [is_silent]}]})
     return [
         {
             "$set": {
                 "retired": {name: retired(name) for name in replica["totals"]},
-                "replicas": {"$concatArrays": [kept, [own]]},
+                "replicas": {"$concatArrays": [others, [own]]},
             }
         }
     ]

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from wds.storage.mongo import MongoDatabase
 
 KEPT_LONGER = timedelta(days=1)
-"""How long a digest outlives its session. More than two clocks differ: a replica with a slow clock
-accepts a session for longer."""
+"""Time for which a digest outlives its session. Longer than any two clocks differ: a replica with a
+slow clock accepts a session for longer."""
 
 
 class RevokedSessions:

@@ -4,7 +4,7 @@ There is one document for each hour in which events were received. `rollups` say
 trusted. Its fields:
 
     _id         the hour, UTC
-    until       end of what is counted: events received from `_id` on and before this
+    until       end of the counted time: events received from `_id` on and before this are counted
     counts      [{status, event_type, count}], all of final statuses
     kinds       the same events by all fields of `KIND`: [{…, count, first, last}], with when the
                 first and the last of each kind were received; absent if there are too many kinds
@@ -98,9 +98,9 @@ def extend(
 
 
 def reopen(hour: datetime) -> UpdateOne:
-    """Remove the counts of `hour`, and have it not counted for a while."""
-    fresh = {"until": {"$literal": hour}, "counts": [], "kinds": [], "reopened_at": "$$NOW"}
-    return UpdateOne({"_id": hour}, [{"$set": {**fresh, "token": "$$REMOVE"}}], upsert=True)
+    """Remove the counts of `hour`. `begin_counting` leaves it out for a while."""
+    empty = {"until": {"$literal": hour}, "counts": [], "kinds": [], "reopened_at": "$$NOW"}
+    return UpdateOne({"_id": hour}, [{"$set": {**empty, "token": "$$REMOVE"}}], upsert=True)
 
 
 def forget() -> list[Document]:
@@ -121,7 +121,7 @@ def live_events(span: Span) -> Document:
 
 
 def received_in(spans: Sequence[Span]) -> list[Document]:
-    """Return the conditions of which an event received in one of `spans` matches one."""
+    """Return one condition for each of `spans`, which matches the events received in it."""
     return [{"received_at": {"$gte": begin, "$lt": end}} for begin, end in spans]
 
 
@@ -258,7 +258,7 @@ def read_sums(
 
 
 def counted_hours(span: Span) -> Document:
-    """Match the hours within `span` that have `kinds`; to be read for `until`."""
+    """Match the hours within `span` that have `kinds`. The caller reads their `until`."""
     begin, end = span
     in_span = {"_id": {"$gte": begin, "$lt": end}, "until": {"$lte": end}}
     return {**in_span, "kinds": {"$exists": True}}
@@ -268,12 +268,12 @@ def event_spans(span: Span, query: Document, hold_ms: int) -> list[Document]:
     """Read when the matching events in the hours within `span` were received, and how many.
 
     Returns `{_id, first, last, count}` for each hour with such events. An hour without `kinds`,
-    or reopened in the last `hold_ms`, has no `first`: the caller has to drop what it has read of
-    that hour before.
+    or reopened in the last `hold_ms`, has no `first`: the caller drops what it has read of that
+    hour before.
     """
     begin, end = span
     has_matching = {"kinds": {"$elemMatch": _by_kind(query)}}
-    found = {
+    received = {
         "first": {"$min": "$matching.first"},
         "last": {"$max": "$matching.last"},
         "count": {"$sum": "$matching.count"},
@@ -283,7 +283,7 @@ def event_spans(span: Span, query: Document, hold_ms: int) -> list[Document]:
         {"$match": {"_id": {"$gte": begin, "$lt": end}}},
         {"$match": {"$or": [has_matching, *dropped]}},
         {"$project": {"matching": _matching(query, "kinds")}},
-        {"$project": found},
+        {"$project": received},
     ]
 
 
@@ -304,15 +304,15 @@ def uncounted_spans(span: Span, counted: Iterable[Document]) -> list[Span]:
 
 
 def possible_spans(
-    span: Span, counted: Iterable[Document], found: Iterable[Document], *, newest_first: bool
+    span: Span, counted: Iterable[Document], hours: Iterable[Document], *, newest_first: bool
 ) -> list[Span]:
     """Return the parts of `span` in which matching events may be, in order; near ones are joined.
 
-    `counted` is what `counted_hours` matched, and `found` what `event_spans` returned later. These
-    parts are what is not counted and, in counted hours, from the first matching event to the last.
+    `counted` is what `counted_hours` matched, and `hours` what `event_spans` returned later. These
+    parts are the uncounted time and, in counted hours, from the first matching event to the last.
     If counts were extended between the two reads, the last event may lie beyond `span`.
     """
-    by_hour = {each["_id"]: each for each in found}
+    by_hour = {each["_id"]: each for each in hours}
     dropped = {hour for hour, each in by_hour.items() if each["first"] is None}
     usable = [each for each in counted if each["_id"] not in dropped]
     with_events = [
@@ -347,8 +347,8 @@ def add(
 ) -> list[Document]:
     """Add what `count_kinds` counted to stored counts by these fields, `KIND` or `PAIR`."""
     sums: dict[tuple[Any, ...], Document] = {}
-    fresh = ({**each, **each["_id"]} for each in counted)
-    for each in (*stored, *fresh):
+    new = ({**each, **each["_id"]} for each in counted)
+    for each in (*stored, *new):
         kind = tuple(each.get(name) for name in fields)
         sum_ = sums.setdefault(kind, {**dict(zip(fields, kind, strict=True)), "count": 0})
         sum_["count"] += each["count"]

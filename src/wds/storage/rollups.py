@@ -3,7 +3,7 @@
 Counting a million events takes MongoDB about a second, and operators look at weeks. Finished
 events do not change, so their counts are stored. A count then reads the stored hours in its time
 span and counts only the events between them, mostly those of the last minutes. The sum is exact.
-The same counts tell in which time spans there are events that no index holds together.
+The counts also show the time spans of matching events, for filters that no index serves.
 
 An event belongs to one hour for ever, by `received_at`. Stored counts are right only if no event
 changes after it was counted. The rules for that:
@@ -50,12 +50,12 @@ log = structlog.get_logger(__name__)
 MARGIN = timedelta(minutes=5)
 """Only events received longer ago than this are counted."""
 HOLD = timedelta(hours=1)
-"""How long a reopened hour is not counted."""
+"""Time for which a reopened hour is not counted."""
 DELETION_MARGIN = timedelta(hours=2)
 """Stored counts stop being trusted this long before events of their hour can be deleted."""
 INTERVAL_S = 60.0
 AT_ONCE = 168
-"""Most hours counted in one batch: a week."""
+"""Maximum number of hours counted in one batch: a week."""
 HOURS_AT_ONCE = (48, 240, 2000)
 """Counted hours in the first, the second and each later read for the spans of events."""
 MAX_PAIRS = 2000
@@ -91,7 +91,7 @@ class Rollups:
             WRITE_BUDGET_S, lambda: self._hours.update_many({}, rollup_queries.forget())
         )
 
-    # -- what searches ask -----------------------------------------------------------------
+    # -- counts and spans, for searches ----------------------------------------------------
 
     async def counts(self, query: Document) -> Document:
         """Count events: `by_status`, `by_event_type`, `histogram`, each of `{_id, count}`.
@@ -170,16 +170,16 @@ class Rollups:
                 part = (counted[-1]["_id"], end)
             elif len(counted) == at_once:
                 part = (begin, counted[-1]["until"])
-            found = await self._event_spans(part, query) if counted else []
-            count = sum(each["count"] for each in found)
-            spans = rollup_queries.possible_spans(part, counted, found, newest_first=newest_first)
+            hours = await self._event_spans(part, query) if counted else []
+            count = sum(each["count"] for each in hours)
+            spans = rollup_queries.possible_spans(part, counted, hours, newest_first=newest_first)
             yield spans, count
             if part == (begin, end):
                 return
             begin, end = (begin, part[0]) if newest_first else (part[1], end)
 
     async def _counted_hours(self, span: Span, limit: int, *, newest_first: bool) -> list[Document]:
-        """Return the first `limit` hours in `span` that have kinds, and how far: `until`."""
+        """Return the first `limit` hours in `span` with `kinds`; `until` ends their counts."""
         query = rollup_queries.counted_hours(await self._trusted(span))
         cursor = self._hours.find(query, {"until": 1}, batch_size=limit)
         cursor = cursor.sort("_id", -1 if newest_first else 1).limit(limit)
@@ -197,7 +197,7 @@ class Rollups:
         await self._write([rollup_queries.reopen(hour) for hour in hours])
 
     async def inserted(self, received_at: datetime, took_s: float) -> None:
-        """Reopen the hour of new events if their insert was so slow that it may be counted."""
+        """Reopen the hour of new events whose insert was so slow that it may be counted already."""
         if took_s > MARGIN.total_seconds() / 2:
             await self.reopen([received_at])
 

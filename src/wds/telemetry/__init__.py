@@ -1,6 +1,6 @@
-"""Metrics, log lines, traces and heartbeats: what the processes tell about themselves.
+"""Metrics, log lines, traces and heartbeats: how operators observe the processes.
 
 May import `config`, `concurrency`, `encoding` and `domain`, and neither `storage` nor `delivery`:
-what it needs of them is a Protocol. Every metric is named in `metrics` and nowhere else, and
-telemetry that fails never stops ingest or delivery.
+it declares the parts of them that it needs as Protocols. Every metric is named in `metrics` and
+nowhere else, and telemetry that fails never stops ingest or delivery.
 """

@@ -50,7 +50,7 @@ def acknowledged(events: Sequence[NewEvent], receipts: Sequence[Receipt]) -> Non
 def unless_acknowledged(events: Sequence[NewEvent]) -> Iterator[None]:
     """Log the events that the block fails to store, and whether they may be stored all the same.
 
-    Their sender is told to send them again.
+    The answer asks their sender to send them again.
     """
     try:
         yield
@@ -68,26 +68,29 @@ def changed(event_id: str, instruction: Instruction) -> None:
     """An operator replayed or cancelled one event."""
     metrics.EVENTS_CHANGED.labels(instruction.action).inc()
     facts = {"by": instruction.by, "remote": instruction.remote}
-    say = {Action.REPLAY: "replayed", Action.CANCEL: "cancelled"}[instruction.action]
-    log.info(say, event_id=event_id, request_id=instruction.request_id, **facts)
+    name = {Action.REPLAY: "replayed", Action.CANCEL: "cancelled"}[instruction.action]
+    log.info(name, event_id=event_id, request_id=instruction.request_id, **facts)
 
 
-def bulk_action_begun(begun: BulkAction) -> None:
-    """An operator began to replay or cancel all events that match."""
+def bulk_action_started(bulk_action: BulkAction) -> None:
+    """An operator started to replay or cancel all events that match."""
     log.info(
         "bulk_action_begun",
-        request_id=begun.request_id,
-        action=begun.action,
-        by=begun.by,
-        remote=begun.remote,
-        matched=begun.matched,
+        request_id=bulk_action.request_id,
+        action=bulk_action.action,
+        by=bulk_action.by,
+        remote=bulk_action.remote,
+        matched=bulk_action.matched,
     )
 
 
-def bulk_action_stopped(stopped: BulkAction, remote: str) -> None:
-    """An operator asked for no further changes."""
+def bulk_action_stopped(bulk_action: BulkAction, remote: str) -> None:
+    """An operator stopped a bulk action: the chunk under way is its last."""
     log.info(
-        "bulk_action_stopped", request_id=stopped.request_id, action=stopped.action, remote=remote
+        "bulk_action_stopped",
+        request_id=bulk_action.request_id,
+        action=bulk_action.action,
+        remote=remote,
     )
 
 
@@ -99,28 +102,28 @@ def bind(claim: Claim, facts: Mapping[str, str]) -> None:
     structlog.contextvars.bind_contextvars(event_id=claim.id, attempt=claim.attempt_number, **facts)
 
 
-def claimed(claimed: Claimed) -> None:
+def claimed(result: Claimed) -> None:
     """A claim leased events, and buried those that had no attempt left or were cancelled.
 
     Cancelled events are not counted as failed.
     """
-    metrics.CLAIMS.inc(len(claimed.claims))
-    metrics.LEASES_RECOVERED.inc(claimed.recovered)
-    metrics.ATTEMPTS.labels(Outcome.UNKNOWN).inc(claimed.recovered + len(claimed.lost_ids))
-    metrics.DELIVERIES_FAILED.inc(len(claimed.exhausted_ids))
-    for claim in claimed.claims:
+    metrics.CLAIMS.inc(len(result.claims))
+    metrics.LEASES_RECOVERED.inc(result.recovered)
+    metrics.ATTEMPTS.labels(Outcome.UNKNOWN).inc(result.recovered + len(result.lost_ids))
+    metrics.DELIVERIES_FAILED.inc(len(result.exhausted_ids))
+    for claim in result.claims:
         if claim.recovered:
             log.warning("lease_recovered", event_id=claim.id, attempt=claim.attempt_number - 1)
-    for event_id in claimed.exhausted_ids:
-        lost = event_id in claimed.lost_ids
+    for event_id in result.exhausted_ids:
+        lost = event_id in result.lost_ids
         cause = "its last attempt was lost" if lost else "the limit of attempts is lower now"
         log.warning("buried", event_id=event_id, cause=cause)
-    for event_id in claimed.cancelled_ids:
+    for event_id in result.cancelled_ids:
         log.warning("cancelled_attempt_lost", event_id=event_id)
 
 
 def not_deferred(claims: Sequence[Claim]) -> None:
-    """Leases could not be returned. They expire, and an attempt that was never made is counted."""
+    """Leases could not be released. They expire, and attempts that were never made are counted."""
     for claim in claims:
         log.warning("defer_failed", event_id=claim.id, attempt=claim.attempt_number)
 

@@ -38,7 +38,7 @@ def owner_name() -> str:
 
 
 class Replicas(Protocol):
-    """The part of the store that heartbeats go through, `storage.replicas`."""
+    """The part of the store that heartbeats are written to: `storage.replicas`."""
 
     async def report(
         self, *, owner: str, role: str, totals: dict[str, int]
@@ -56,11 +56,11 @@ class Limiter(Protocol):
 async def report_once(
     replicas: Replicas, queue: LeaseQueue, limiter: Limiter | None, *, owner: str, role: str
 ) -> None:
-    """Write one heartbeat and refresh the gauges; what does not answer is shown as down."""
+    """Write one heartbeat and refresh the gauges; a service that does not answer is down."""
     try:
         document = await replicas.report(owner=owner, role=role, totals=metrics.own_totals())
         metrics.all_replicas.show(document)
-        backlog = await queue.backlog(destinations.DEFAULT)
+        backlog = await queue.backlog(destinations.DEFAULT_DESTINATION)
     except StoreUnavailableError as error:
         metrics.STORE_UP.set(0)
         log.warning("heartbeat_failed", cause=str(error))

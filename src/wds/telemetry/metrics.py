@@ -4,8 +4,9 @@ To add a metric: define it in its section below, and add its row to the table of
 `docs/operations.md`, which a test compares with this module. Count what happens to an event in
 `event_log`, anything else where it happens.
 
-There is one registry in a process. The counters are this process's own. The four totals of all
-replicas come from the heartbeat document through `all_replicas`; a scrape never counts events.
+There is one registry in a process. The counters are this process's own. The totals of all
+replicas (`ALL_REPLICAS_TOTALS`) come from the heartbeat document through `all_replicas`; a scrape
+never counts events. In the names of metrics, `fleet` means all replicas.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _Metric = TypeVar("_Metric", bound=MetricWrapperBase)
 
 
 def _labelled(kind: Callable[..., _Metric], name: str, meaning: str, *labels: str) -> _Metric:
-    """Create a metric with `labels`, which the library does not tell again."""
+    """Create a metric with `labels`. They are kept because the library has no way to read them."""
     metric = kind(name, meaning, labels)
     _labels[metric] = labels
     return metric
@@ -88,7 +89,7 @@ EVENTS_CHANGED = _labelled(
 ATTEMPTS = _labelled(
     Counter, "wds_attempts_total", "Attempts that were recorded, by outcome.", "outcome"
 )
-for _outcome in Outcome:  # from 0 on, or a rate would not see the first
+for _outcome in Outcome:  # expose each at 0, so that the first attempt is an increase
     ATTEMPTS.labels(_outcome)
 DELIVERIES_SUCCEEDED = Counter("wds_deliveries_succeeded_total", "Events that became DELIVERED.")
 DELIVERIES_FAILED = Counter(
@@ -108,7 +109,7 @@ SLOTS_MISSED = Counter(
 )
 CLAIMS = Counter("wds_claims_total", "Leases taken on due events.")
 CLAIMS_DEFERRED = Counter(
-    "wds_claims_deferred_total", "Leases returned without an attempt, which was not counted."
+    "wds_claims_deferred_total", "Leases released without an attempt; no attempt is counted."
 )
 LEASES_LOST = Counter(
     "wds_leases_lost_total", "Outcomes refused because the lease had passed to another."
@@ -123,7 +124,7 @@ OLDEST_DUE_SECONDS = Gauge("wds_oldest_due_seconds", "Age of the oldest due even
 STORE_UP = Gauge("wds_store_up", "1 while MongoDB answers.")
 LIMITER_UP = Gauge("wds_limiter_up", "1 while Redis answers, or while there is no rate limit.")
 
-SHARED_TOTALS: Mapping[str, tuple[str, str, Counter]] = {
+ALL_REPLICAS_TOTALS: Mapping[str, tuple[str, str, Counter]] = {
     "events_received": (
         "wds_fleet_events_received",
         "Events received, all replicas, past ones included.",
@@ -145,32 +146,34 @@ SHARED_TOTALS: Mapping[str, tuple[str, str, Counter]] = {
         RETRY_ATTEMPTS,
     ),
 }
-"""Key in a heartbeat -> metric name without `_total`, its meaning, this process's counter."""
+"""Totals of all replicas: key in a heartbeat -> metric name without `_total`, its meaning, this
+process's counter."""
 
 
-def expect_defects(routes: Iterable[str]) -> None:
-    """Expose 0 internal errors for each of `routes`, so that the first one is an increase."""
+def expose_internal_errors(routes: Iterable[str]) -> None:
+    """Expose the internal errors of each route at 0, so that the first one is an increase."""
     for route in routes:
         REFUSALS.labels(route, "internal_error")
 
 
 def own_totals() -> dict[str, int]:
-    """Return what this process adds to the totals of all replicas."""
+    """Return the share of this process in the totals of all replicas."""
     return {
         key: int(sum(sample.value for family in counter.collect() for sample in family.samples))
-        for key, (_, _, counter) in SHARED_TOTALS.items()
+        for key, (_, _, counter) in ALL_REPLICAS_TOTALS.items()
     }
 
 
 ROLES = ("ingest", "dispatcher")
-SILENCE = timedelta(seconds=15)
+ALIVE_WITHIN = timedelta(seconds=15)
+"""A replica counts as alive for this long after its last heartbeat."""
 
 
 class AllReplicasCollector(Collector):
-    """Exposes the totals and the number of all replicas, from the last document that was read."""
+    """Exposes the totals of all replicas, and their number, from the last heartbeat document."""
 
     def __init__(self) -> None:
-        """Start without a document, and so without metrics."""
+        """Start without a document. No metric is exposed until there is one."""
         self._document: Mapping[str, Any] | None = None
 
     def show(self, document: Mapping[str, Any] | None) -> None:
@@ -182,22 +185,24 @@ class AllReplicasCollector(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the four totals and the number of replicas by role."""
+        """Yield the totals of all replicas and the number of replicas by role."""
         if not self._document:
             return
         replicas = self._document.get("replicas", [])
         retired = self._document.get("retired", {})
-        for key, (name, meaning, _) in SHARED_TOTALS.items():
+        for key, (name, meaning, _) in ALL_REPLICAS_TOTALS.items():
             total = retired.get(key, 0) + sum(each["totals"].get(key, 0) for each in replicas)
             yield CounterMetricFamily(name, meaning, value=total)
         by_role = GaugeMetricFamily(
             "wds_fleet_replicas", "Replicas heard from in the last 15 seconds.", labels=["role"]
         )
-        heard = [
-            each["role"] for each in replicas if self._document["now"] - each["seen_at"] < SILENCE
+        alive = [
+            each["role"]
+            for each in replicas
+            if self._document["now"] - each["seen_at"] < ALIVE_WITHIN
         ]
         for role in ROLES:
-            by_role.add_metric([role], heard.count(role))
+            by_role.add_metric([role], alive.count(role))
         yield by_role
 
 
@@ -207,13 +212,13 @@ REGISTRY.register(all_replicas)
 
 def catalogue() -> list[tuple[Metric, tuple[str, ...]]]:
     """Return every metric of this package and its labels, to compare with the documents."""
-    found = []
+    metrics = []
     for each in globals().values():
         if isinstance(each, MetricWrapperBase):
-            found += [(family, _labels.get(each, ())) for family in each.describe()]
-    whole = AllReplicasCollector()
-    whole.show({"now": datetime.now(UTC), "replicas": []})
-    for family in whole.collect():
+            metrics += [(family, _labels.get(each, ())) for family in each.describe()]
+    collector = AllReplicasCollector()
+    collector.show({"now": datetime.now(UTC), "replicas": []})
+    for family in collector.collect():
         labels = {name for sample in family.samples for name in sample.labels}
-        found.append((family, tuple(sorted(labels))))
-    return found
+        metrics.append((family, tuple(sorted(labels))))
+    return metrics

@@ -131,7 +131,7 @@ class Recorder:
             return answer
 
     @contextmanager
-    def sending(self, events: Sequence[NewEvent]) -> Iterator[Sequence[NewEvent]]:
+    def enqueuing(self, events: Sequence[NewEvent]) -> Iterator[Sequence[NewEvent]]:
         """See `tracing.Tracer`."""
         destination = events[0].destination
         about: dict[str, AttributeValue] = {

@@ -45,7 +45,7 @@ class DeliveryTrace(Protocol):
         """Record that the request leaves now; return the headers to add to it."""
 
     def answered(self, result: AttemptResult) -> None:
-        """Record how the request ended."""
+        """Record the result of the request."""
 
     def settled(self, status: str | None) -> None:
         """Record the event's status after the settlement; None if nothing could be recorded."""
@@ -62,10 +62,10 @@ class Tracer(Protocol):
     def stop_s(self) -> float:
         """The longest time that `stop` takes, in seconds."""
 
-    def sending(self, events: Sequence[NewEvent]) -> AbstractContextManager[Sequence[NewEvent]]:
-        """Record that the block stores the events of one request.
+    def enqueuing(self, events: Sequence[NewEvent]) -> AbstractContextManager[Sequence[NewEvent]]:
+        """Record that the block stores the events of one request in the queue: the span `send`.
 
-        The block's value is the events to store, each with its trace.
+        Yields the events to store, each with its trace.
         """
 
     def inserting(self, events: Sequence[NewEvent]) -> AbstractContextManager[None]:
@@ -87,7 +87,7 @@ class _Off:
     _no_headers: Mapping[str, str] = {}
     _no_block: AbstractContextManager[None] = nullcontext()
 
-    def sending(self, events: Sequence[NewEvent]) -> AbstractContextManager[Sequence[NewEvent]]:
+    def enqueuing(self, events: Sequence[NewEvent]) -> AbstractContextManager[Sequence[NewEvent]]:
         return nullcontext(events)
 
     def inserting(self, _: Sequence[NewEvent]) -> AbstractContextManager[None]:

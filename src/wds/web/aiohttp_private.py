@@ -73,10 +73,10 @@ def check() -> None:
 check()
 
 
-def limit_queued_requests(connection: web.RequestHandler, most: int) -> None:
-    """Stop reading from `connection` while `most` requests wait behind the one being answered."""
-    connection._max_msg_queue_size = most
-    connection._msg_queue_resume_size = most - 1
+def limit_queued_requests(connection: web.RequestHandler, max_queued: int) -> None:
+    """Stop reading from `connection` while `max_queued` requests wait behind the current one."""
+    connection._max_msg_queue_size = max_queued
+    connection._msg_queue_resume_size = max_queued - 1
 
 
 def is_between_requests(connection: web.RequestHandler) -> bool:
@@ -105,7 +105,7 @@ def reject_queued_requests(
 
 
 def set_body(request: web.Request, body: bytes) -> None:
-    """Make `body` what `request.read()` returns."""
+    """Let `request.read()` return `body`."""
     request._read_bytes = body
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SLOWEST_BYTES_PER_S = 64 * 1024
 """A body may exceed its timeout while it arrives at least at this rate."""
 OVERHEAD_BYTES = 4096
-"""Charged for every request beside its body, which bounds the number of tiny ones too."""
+"""Charged for every request in addition to its body. It also bounds the number of tiny bodies."""
 
 
 @dataclass(eq=False)

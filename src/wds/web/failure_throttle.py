@@ -1,4 +1,4 @@
-"""Slows clients down that present wrong operator tokens."""
+"""Slows down clients that present wrong operator tokens."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ BURST_OF_PROXY = 100
 """Wrong tokens that all clients behind one proxy may present at once."""
 REFILL_S = 5.0
 """Seconds after which a client may present one more."""
-MOST_CLIENTS = 10_000
-"""Clients remembered. Those with no failure for longest are forgotten first."""
+MAX_CLIENTS = 10_000
+"""Number of clients to remember. The one whose last failure is oldest is forgotten first."""
 
 
 class FailureThrottle:
@@ -38,7 +38,7 @@ class FailureThrottle:
         """Count one failure."""
         now = self._clock()
         self._full_until[client] = max(self._full_until.pop(client, now), now) + REFILL_S
-        if len(self._full_until) > MOST_CLIENTS:
+        if len(self._full_until) > MAX_CLIENTS:
             self._full_until.popitem(last=False)
 
     def __len__(self) -> int:

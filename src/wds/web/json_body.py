@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Parsed = TypeVar("Parsed")
 
 _EXACT_DIGITS = 18
-"""Every integer of so few digits fits the 64 bits that MongoDB has."""
+"""Every integer of up to this many digits fits MongoDB's 64 bits."""
 
 
 def reject_constant(constant: str) -> NoReturn:
@@ -43,7 +43,7 @@ def parse_request(body: bytes) -> dict[str, Any]:
 
 
 def parse_text(parse: Callable[[str], Parsed], body: bytes) -> Parsed:
-    """Return what `parse` makes of `body`; it raises ValueError for anything but JSON.
+    """Decode `body` and return the result of `parse`, which raises ValueError unless it is JSON.
 
     Raises:
         Refusal: 400 if `body` is not UTF-8, not JSON, or nested too deeply.

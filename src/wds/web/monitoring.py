@@ -1,4 +1,4 @@
-"""Health and metrics of a process: the handlers, and an application with nothing else."""
+"""Health and metrics of a process: the handlers, and an application that serves only these."""
 
 from __future__ import annotations
 

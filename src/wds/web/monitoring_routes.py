@@ -1,4 +1,4 @@
-"""How the OpenAPI document describes health and metrics, for a service that has one."""
+"""The routes of health and metrics, described for the OpenAPI document of a service."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The OpenAPI document. The only module of the service that imports aiohttp_apispec.
 
-The document is made when it is first asked for: few processes ever are, and to import
-aiohttp_apispec and make it would take a fifth of the time that a process needs to start. Each
+The document is made at the first request for it: few processes get one, and importing
+aiohttp_apispec and making the document at the start would take a fifth of the start-up time. Each
 document has wrappers of the handlers, because aiohttp_apispec consumes what its decorators leave on
 a function.
 """
@@ -61,7 +61,7 @@ class Operation:
     produces: tuple[str, ...] = ()
     """Content types of the answers, in addition to JSON."""
     example: Mapping[str, Any] | None = None
-    """A body that the route accepts as it is."""
+    """A body that the route accepts unchanged."""
 
 
 _RETRY_AFTER = {"Retry-After": {"type": "integer", "description": "Seconds."}}
@@ -93,10 +93,10 @@ def register(app: web.Application, operations: Sequence[Operation], title: str) 
 
 
 class Document:
-    """The OpenAPI document of some routes, made when it is first asked for."""
+    """The OpenAPI document of some routes, made at the first request for it."""
 
     def __init__(self, operations: Sequence[Operation], title: str) -> None:
-        """`title` is what the document calls the service."""
+        """`title` is the name of the service in the document."""
         self._make = functools.cache(functools.partial(_document, operations, title))
         self._first = asyncio.Lock()
 
@@ -114,7 +114,7 @@ DOCUMENT = web.AppKey("openapi_document", Document)
 
 
 class _Routes(dict[str, Any]):
-    """What aiohttp_apispec needs of an application: a router, and to keep its results."""
+    """Stands in for an application: aiohttp_apispec needs a router and a place for results."""
 
     def __init__(self, operations: Sequence[Operation]) -> None:
         super().__init__()

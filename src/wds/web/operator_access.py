@@ -1,4 +1,4 @@
-"""Who may use which route. Every route is guarded, except those listed as public.
+"""Access to routes. Every route is guarded, except those listed as public.
 
 With `WDS_OPERATOR_TOKEN`: clients that present it. Without: clients on this machine only, unless
 `WDS_OPERATOR_OPEN` is set. A client counts as on this machine if all of these hold:
@@ -9,9 +9,10 @@ With `WDS_OPERATOR_TOKEN`: clients that present it. Without: clients on this mac
 * If it is a browser, the request comes from a page of this service or from the address bar.
 
 `WDS_OPERATOR_OPEN` trusts the clients, but not the web pages in their browsers. A page of another
-service may change nothing. Nor may its owner point a name at this service to make the page one of
-this service's own, so only a `Host` that no stranger can own is answered: an address, a name
-without a dot, which no public name server resolves, and the names in `WDS_OPERATOR_HOSTS`. A
+service may change nothing. Its owner could also point a name at this service, so that browsers take
+the page for one of this service. A request is therefore answered only if no stranger can own its
+`Host`: an address, a name without a dot, which no public name server resolves, or one of the names
+in `WDS_OPERATOR_HOSTS`. A
 token needs no such rule: a browser sends a session's cookie only to the name that it logged in
 under.
 """
@@ -53,7 +54,8 @@ METRICS = "/metrics"
 
 _FORWARDED = ("forwarded", "via", "x-real-ip")
 _READ_METHODS = {"GET", "HEAD"}
-_SAME_SITE = {"same-origin", "none"}
+_OWN_ORIGIN = {"same-origin", "none"}
+"""Values of `Sec-Fetch-Site` from a page of this service, or from the address bar."""
 FOREIGN_SITES = frozenset({"cross-site", "same-site"})
 """Values of `Sec-Fetch-Site` on a browser's request from a page of another service."""
 
@@ -76,14 +78,12 @@ class Guard:
         self._failures = FailureThrottle(clock)
         self._may_read: Callable[[web.Request], Awaitable[bool]] = _nobody
 
-    def exempt(
-        self, paths: AbstractSet[str], may_read: Callable[[web.Request], Awaitable[bool]]
-    ) -> None:
-        """Leave the routes `paths` to another guard.
+    def exempt(self, patterns: AbstractSet[str]) -> None:
+        """Leave the routes with these patterns to another guard."""
+        self._public |= patterns
 
-        A client for which `may_read` returns True may also read every other route.
-        """
-        self._public |= paths
+    def admit_readers(self, may_read: Callable[[web.Request], Awaitable[bool]]) -> None:
+        """Let a client for which `may_read` returns True read every route."""
         self._may_read = may_read
 
     @property
@@ -112,7 +112,7 @@ class Guard:
         if self._token is not None:
             scheme, _, token = request.headers.get("Authorization", "").partition(" ")
             if scheme.lower() != "bearer":
-                raise refuse(
+                raise counted_refusal(
                     401,
                     "no_token",
                     "send the value of WDS_OPERATOR_TOKEN as Authorization: Bearer",
@@ -126,7 +126,7 @@ class Guard:
     def _check_open(self, request: web.Request) -> None:
         hosts = [request.host, *request.headers.getall("X-Forwarded-Host", [])]
         if not all(self._is_own(host.strip()) for each in hosts for host in each.split(",")):
-            raise refuse(
+            raise counted_refusal(
                 403,
                 "foreign_host",
                 "a page of another site may have sent this; ask for the address of the service, or"
@@ -151,7 +151,7 @@ class Guard:
         clients = throttled_clients(request)
         wait_s = max(self._failures.wait_s(*client) for client in clients.items())
         if wait_s > 0:
-            raise refuse(
+            raise counted_refusal(
                 429,
                 "too_many_failures",
                 "too many wrong tokens came from this address; wait, then try again",
@@ -161,7 +161,7 @@ class Guard:
         if self._token is None or not _equal(token, self._token):
             for client in clients:
                 self._failures.count(client)
-            raise refuse(401, "wrong_token", "this is not the value of WDS_OPERATOR_TOKEN")
+            raise counted_refusal(401, "wrong_token", "this is not the value of WDS_OPERATOR_TOKEN")
 
 
 async def _nobody(_: web.Request) -> bool:
@@ -184,7 +184,7 @@ def _check_local(request: web.Request) -> None:
         name.lower().startswith(("x-forwarded", *_FORWARDED)) for name in request.headers
     )
     if address is None or not address.is_loopback or forwarded:
-        raise refuse(
+        raise counted_refusal(
             403,
             "not_local",
             "only clients on this machine may do this; for others set WDS_OPERATOR_TOKEN on the"
@@ -195,7 +195,7 @@ def _check_local(request: web.Request) -> None:
 
 
 def _cross_site() -> Refusal:
-    return refuse(
+    return counted_refusal(
         403,
         "cross_site",
         "a page of another site may have sent this; ask for 127.0.0.1 or localhost,"
@@ -242,10 +242,10 @@ def _is_cross_site(request: web.Request) -> bool:
     origin = request.headers.get("Origin")
     if origin is not None and origin != f"{request.scheme}://{request.host}":
         return True
-    return request.headers.get("Sec-Fetch-Site", "none") not in _SAME_SITE
+    return request.headers.get("Sec-Fetch-Site", "none") not in _OWN_ORIGIN
 
 
-def refuse(
+def counted_refusal(
     status: int,
     reason: str,
     message: str,
@@ -253,6 +253,6 @@ def refuse(
     code: str = "operators_only",
     retry_after_s: int | None = None,
 ) -> Refusal:
-    """Count a refusal of an operator's request by `reason`, and return it."""
+    """Count the refusal of an operator's request by `reason`; return it for the caller to raise."""
     metrics.OPERATOR_REFUSALS.labels(reason).inc()
     return Refusal(status, code, message, retry_after_s=retry_after_s)

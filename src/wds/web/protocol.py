@@ -66,7 +66,7 @@ class Connection(web.RequestHandler):
             self._headers_timer = loop.call_later(HEADERS_S, self._refuse_slow_headers)
 
     def pause_writing(self) -> None:
-        """Wait for the client to read what was written, with a time limit."""
+        """Wait, with a time limit, until the client reads the bytes that were written."""
         super().pause_writing()
         if self.transport is not None:
             self._start_answer_timer(self.transport)

@@ -1,4 +1,4 @@
-"""What every HTTP process shares: an application with its defaults, listening, starting up."""
+"""The parts that every HTTP process shares: an application with defaults, listening, start-up."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def new_app(
     """
     app = web.Application(middlewares=[*around, envelope, *inside], client_max_size=max_body_bytes)
 
-    async def expect_defects(app: web.Application) -> None:
-        metrics.expect_defects(resource.canonical for resource in app.router.resources())
+    async def expose_internal_errors(app: web.Application) -> None:
+        metrics.expose_internal_errors(resource.canonical for resource in app.router.resources())
 
-    app.on_startup.append(expect_defects)
+    app.on_startup.append(expose_internal_errors)
     return app
 
 
@@ -50,7 +50,7 @@ def new_app(
 async def listening(
     app: web.Application, host: str, port: int, *, shutdown_s: float = SHUTDOWN_TIMEOUT_S
 ) -> AsyncIterator[int]:
-    """Serve `app` inside the block. The value is the bound port, which matters for port 0.
+    """Serve `app` inside the block. Yields the bound port, which differs from `port` if that is 0.
 
     On exit it accepts no more connections and gives running requests `shutdown_s` to finish.
     Compressed bodies are passed on as they are, never decompressed.

@@ -68,7 +68,7 @@ def routes(*, console: str | None = None) -> list[tuple[str, str, Handler]]:
 
 
 def _directory(package: str) -> Path:
-    """Return where a package is, without importing it as `resources.files` does."""
+    """Return the directory of a package without importing it; `resources.files` would import it."""
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(package)

@@ -115,7 +115,7 @@ async def test_replay_makes_an_event_waiting_for_a_retry_due_now(client, queue):
     await queue.sound()
 
 
-async def test_replay_refuses_an_event_with_the_whole_schedule_ahead(client, queue):
+async def test_replay_refuses_a_waiting_event_with_all_attempts_left(client, queue):
     [event_id] = await queue.insert()
     path = f"/webhooks/events/{event_id}/replay"
     assert await refused(client, path) == (409, "already_waiting")

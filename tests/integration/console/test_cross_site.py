@@ -48,7 +48,7 @@ async def test_form_from_another_site_does_nothing(serve, db, changes, headers):
 
 
 @WITH_AND_WITHOUT_TOKEN
-async def test_control_form_from_the_console_does_it(serve, db, changes):
+async def test_control_form_from_the_console_takes_effect(serve, db, changes):
     async with serve(**changes) as ask:
         cookie = await cookie_for(ask, changes)
         await db.events.update_one(

@@ -43,7 +43,7 @@ async def test_root_redirects_to_the_console(get_page):
         ("/docs/static/none.js", 404),
     ],
 )
-async def test_every_answer_has_the_security_headers(get_page, stored_events, path, status):
+async def test_console_answers_all_have_the_security_headers(get_page, stored_events, path, status):
     page = await get_page(path.replace("{id}", stored_events[0]["_id"]))
     assert page.status == status
     policy = DOCS_POLICY if path == "/docs" else POLICY

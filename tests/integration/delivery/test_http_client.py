@@ -268,7 +268,7 @@ async def test_send_returns_broken_answer_with_a_short_reason(answer):
     assert len(error_text(result)) <= MAX_ERROR_LENGTH == 300
 
 
-async def test_error_does_not_repeat_the_url_which_may_hold_a_secret():
+async def test_connect_failure_does_not_repeat_the_url_which_may_hold_a_secret():
     async with raw_downstream(garbage) as url:
         results = [await attempt(f"{url}?token=s3cret"), await attempt(f"{url}hook/s3cret")]
     assert "s3cret" not in repr(results)

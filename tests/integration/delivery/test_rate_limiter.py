@@ -177,7 +177,7 @@ async def test_reserve_loads_a_flushed_script_again(limiter, redis):
     assert len((await limiter.reserve(NAME, 1)).slots) == 1
 
 
-async def test_key_expires_when_its_slots_no_longer_matter(settings, limiter, redis):
+async def test_reserve_expires_the_key_when_its_slots_no_longer_matter(settings, limiter, redis):
     await limiter.reserve(NAME, 1)
     remaining = await redis.pttl(key_of(settings))
     assert 0 < remaining <= (2 * WINDOW_US + 1_500_000) / 1000 + 1

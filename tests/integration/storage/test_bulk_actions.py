@@ -152,7 +152,7 @@ async def test_take_never_leases_one_bulk_action_twice(store, failed):
 
 async def test_worker_fails_a_malformed_bulk_action_and_goes_on(store, db, failed):
     await db.bulk_actions.insert_one(
-        action_queries.bulk_document(
+        action_queries.bulk_action_document(
             Instruction(Action.REPLAY, "broken", "ann", "127.0.0.1"),
             filters="not JSON",
             limit=None,
@@ -208,5 +208,5 @@ async def test_worker_retries_a_search_that_was_too_slow(store, db, failed):
 async def test_forget_index_expires_only_finished_bulk_actions(store, db):
     assert store
     indexes = await db.bulk_actions.index_information()
-    assert indexes["forget"]["expireAfterSeconds"] == action_queries.BULK_KEPT_S
+    assert indexes["forget"]["expireAfterSeconds"] == action_queries.BULK_ACTION_KEPT_S
     assert indexes["forget"]["key"] == [("finished_at", 1)]

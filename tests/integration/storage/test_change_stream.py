@@ -116,7 +116,7 @@ async def test_wait_reports_a_new_event(store, listener):
     assert await listener.changes_after(lambda: store.writer.insert([new_event()])) == 1
 
 
-async def test_wait_reports_a_returned_lease_and_not_a_claim(store, listener):
+async def test_wait_reports_a_deferred_event_and_not_a_claim(store, listener):
     await store.writer.insert([new_event()])
     claim = await claimed(store)
     assert await listener.changes_within(SHORT_S) == 1  # the insert

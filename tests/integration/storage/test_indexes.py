@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("events")
 
 
 @pytest.fixture
-async def events(store, db):  # noqa: ARG001 - an open store has made the indexes
+async def events(store, db):  # noqa: ARG001 - an open store has existing the indexes
     """Make a collection of mostly finished events, some waiting for the future, a few due."""
     documents = []
     for number in range(FINISHED + FUTURE + DUE):
@@ -84,7 +84,7 @@ async def test_peek_reads_one_key_per_id_and_no_document(db):
 
 
 async def test_backlog_count_reads_no_document(db):
-    due = lease_queries.due_by("default", datetime.now(UTC))
+    due = lease_queries.due_at("default", datetime.now(UTC))
     pipeline = [{"$match": due}, {"$limit": 100}, {"$group": {"_id": 1, "n": {"$sum": 1}}}]
     command = {"aggregate": "events", "pipeline": pipeline, "cursor": {}, "hint": "claim"}
     plan, stats = await explain(db, command)
@@ -96,9 +96,9 @@ async def test_make_indexes_replaces_an_index_with_other_keys(store, db):
     await db.events.drop_index("claim")
     await db.events.create_index([("destination", 1), ("next_attempt_at", 1)], name="claim")
     await store.open()
-    made = (await db.events.index_information())["claim"]
-    assert made["key"] == list(indexes.CLAIM_INDEX.document["key"].items())
-    assert made["partialFilterExpression"] == {"next_attempt_at": {"$exists": True}}
+    existing = (await db.events.index_information())["claim"]
+    assert existing["key"] == list(indexes.CLAIM_INDEX.document["key"].items())
+    assert existing["partialFilterExpression"] == {"next_attempt_at": {"$exists": True}}
 
 
 async def test_make_indexes_drops_obsolete_indexes_after_their_replacement(store, db):
@@ -110,8 +110,8 @@ async def test_make_indexes_drops_obsolete_indexes_after_their_replacement(store
     await db.events.create_index([*newest, ("status", 1)], name="search")
     await db.events.create_index(newest, name="search_retried", partialFilterExpression=retried)
     await asyncio.gather(store.open(), store.open())
-    made = (await db.events.index_information()).keys() - {"_id_"}
-    assert made == {index.document["name"] for index in indexes.EVENT_INDEXES}
+    existing = (await db.events.index_information()).keys() - {"_id_"}
+    assert existing == {index.document["name"] for index in indexes.EVENT_INDEXES}
     page, _ = await store.reader.page(
         match(EventFilter()), skip=0, limit=5, after=None, include_payload=False
     )
@@ -119,10 +119,10 @@ async def test_make_indexes_drops_obsolete_indexes_after_their_replacement(store
 
 
 async def test_claim_of_one_looks_up_by_id(db):
-    due = await db.events.find_one(lease_queries.due("default"), {"_id": 1})
+    due = await db.events.find_one(lease_queries.claimable("default"), {"_id": 1})
     command = {
         "findAndModify": "events",
-        "query": {**due, **lease_queries.due("default")},
+        "query": {**due, **lease_queries.claimable("default")},
         "update": lease_queries.claim("token", "owner", 30_000, 5),
         "hint": "_id_",
     }
@@ -131,9 +131,12 @@ async def test_claim_of_one_looks_up_by_id(db):
     assert stats["totalKeysExamined"] == 1
 
 
-async def test_due_filters_read_only_what_is_due(db):
-    await db.events.delete_many(lease_queries.due("default"))
-    for due in (lease_queries.due("default"), lease_queries.due_by("default", datetime.now(UTC))):
+async def test_claimable_and_due_at_read_only_due_events(db):
+    await db.events.delete_many(lease_queries.claimable("default"))
+    for due in (
+        lease_queries.claimable("default"),
+        lease_queries.due_at("default", datetime.now(UTC)),
+    ):
         command = {"find": "events", "filter": due, "limit": 16}
         plan, stats = await explain(db, {**command, "sort": dict(lease_queries.DUE_ORDER)})
         assert index_of(plan) == "claim"
@@ -148,16 +151,18 @@ async def test_earliest_due_reads_one_key(db):
 
 
 async def test_claim_and_settle_look_up_by_id(store, db):
-    found = await db.events.find(lease_queries.due("default"), {"_id": 1}).limit(8).to_list(None)
+    found = (
+        await db.events.find(lease_queries.claimable("default"), {"_id": 1}).limit(8).to_list(None)
+    )
     ids = [document["_id"] for document in found]
-    chosen = {"_id": {"$in": ids}, **lease_queries.due("default")}
+    chosen = {"_id": {"$in": ids}, **lease_queries.claimable("default")}
     write = {"q": chosen, "u": {"$set": {"x": 1}}, "hint": "_id_"}
     plan, stats = await explain(db, {"update": "events", "updates": [write]})
     assert index_of(plan) == "_id_"
     assert stats["totalDocsExamined"] <= 8
     claimed = await store.queue.claim("default", 8, owner="d", lease_s=60, max_attempts=5)
     for held in (claimed.claims, claimed.claims[:1]):
-        [settled] = lease_queries.settlements([Settlement(each, None) for each in held])
+        [settled] = lease_queries.settlement_writes([Settlement(each, None) for each in held])
         write = {"q": settled._filter, "u": settled._doc, "hint": settled._hint, "multi": True}
         plan, stats = await explain(db, {"update": "events", "updates": [write]})
         assert {"_id_", "IDHACK"} & {stage.get("indexName", stage.get("stage")) for stage in plan}
@@ -196,9 +201,9 @@ EVERY_FILTER = {
 }
 
 
-def find(wanted, order=NEWEST, limit=51):
-    said, hint = event_queries.in_time_order(wanted)
-    command = {"find": "events", "filter": said, "sort": dict(order), "limit": limit}
+def find(query, order=NEWEST, limit=51):
+    rewritten, hint = event_queries.in_time_order(query)
+    command = {"find": "events", "filter": rewritten, "sort": dict(order), "limit": limit}
     return command if hint is None else {**command, "hint": hint}
 
 
@@ -222,30 +227,28 @@ def find(wanted, order=NEWEST, limit=51):
         ("all but a key and an id", "search_code"),
     ],
 )
-async def test_a_page_is_read_in_index_order_and_only_its_own_events_are_fetched(
-    db, name, index, order
-):
+async def test_page_reads_in_index_order_and_fetches_only_its_own_events(db, name, index, order):
     plan, stats = await explain(db, find(match(EventFilter(**EVERY_FILTER[name])), order))
     assert index_of(plan) == index
     assert "SORT" not in {stage.get("stage") for stage in plan}
     assert stats["totalDocsExamined"] <= 51
 
 
-async def test_a_type_in_a_status_it_never_had_costs_no_key_however_many_events_it_has(db):
-    wanted = match(EventFilter(event_type=["type.7"], status=["DELIVERING"]))
-    plan, stats = await explain(db, find(wanted))
+async def test_page_of_a_type_in_a_status_it_never_had_reads_no_key(db):
+    query = match(EventFilter(event_type=["type.7"], status=["DELIVERING"]))
+    plan, stats = await explain(db, find(query))
     assert index_of(plan) == "search_type"
     assert stats["totalKeysExamined"] <= 1
 
 
 @pytest.mark.parametrize("sort", SORTS)
 @pytest.mark.parametrize("name", EVERY_FILTER)
-async def test_what_a_page_is_read_by_changes_nothing_of_what_it_finds(store, db, name, sort):
-    wanted = match(EventFilter(**EVERY_FILTER[name]))
+async def test_page_by_any_index_has_the_events_of_a_full_scan(store, db, name, sort):
+    query = match(EventFilter(**EVERY_FILTER[name]))
     page, more = await store.reader.page(
-        wanted, sort=sort, skip=2, limit=20, after=None, include_payload=False
+        query, sort=sort, skip=2, limit=20, after=None, include_payload=False
     )
-    scanned = await db.events.find(wanted, hint={"$natural": 1}).to_list(None)
+    scanned = await db.events.find(query, hint={"$natural": 1}).to_list(None)
     fields = [field for field, _ in SORTS[sort]]
     scanned.sort(key=lambda each: [each[field] for field in fields], reverse=sort[0] == "-")
     assert [each["_id"] for each in page] == [each["_id"] for each in scanned[2:22]]
@@ -253,11 +256,11 @@ async def test_what_a_page_is_read_by_changes_nothing_of_what_it_finds(store, db
 
 
 @pytest.mark.parametrize("order", ["attempt_count", "-attempt_count"])
-async def test_the_retried_are_read_in_order_of_attempts_and_only_as_many_as_are_wanted(db, order):
-    wanted = match(
+async def test_split_by_attempts_reads_one_page_in_order_of_attempts(db, order):
+    query = match(
         EventFilter(min_attempts=2, status=["FAILED_PERMANENTLY"], last_status_code=[503])
     )
-    [part] = event_queries.split_by_attempts(wanted, SORTS[order], None)
+    [part] = event_queries.split_by_attempts(query, SORTS[order], None)
     command = {"find": "events", "filter": part.query, "sort": dict(part.order), "limit": 20}
     plan, stats = await explain(db, {**command, "hint": "search_attempts"})
     assert "SORT" not in {stage.get("stage") for stage in plan}
@@ -265,7 +268,7 @@ async def test_the_retried_are_read_in_order_of_attempts_and_only_as_many_as_are
     assert stats["totalDocsExamined"] == 20
 
 
-async def test_a_rare_source_is_found_without_reading_the_others(db):
+async def test_page_of_a_rare_source_reads_no_other_source(db):
     rare = [each["_id"] for each in await db.events.find({}, {"_id": 1}).limit(3).to_list(None)]
     await db.events.update_many({"_id": {"$in": rare}}, {"$set": {"source": "rare"}})
     plan, stats = await explain(db, find(match(EventFilter(source=["rare"]))))
@@ -276,20 +279,20 @@ async def test_a_rare_source_is_found_without_reading_the_others(db):
 
 @pytest.mark.parametrize("order", [NEWEST, OLDEST], ids=["newest", "oldest"])
 @pytest.mark.parametrize("more", [{}, {"last_status_code": [200, 503]}, {"min_attempts": 1}])
-async def test_of_several_stretches_of_time_no_key_between_them_is_read(db, order, more):
+async def test_within_reads_no_key_between_its_spans(db, order, more):
     spans = [
-        (T0 + timedelta(seconds=place), T0 + timedelta(seconds=place + 2))
-        for place in range(0, 1000, 100)
+        (T0 + timedelta(seconds=position), T0 + timedelta(seconds=position + 2))
+        for position in range(0, 1000, 100)
     ]
-    wanted = match(EventFilter(source=["default"], destination=["default"], **more))
-    plan, stats = await explain(db, find(event_queries.within(wanted, spans), order))
+    query = match(EventFilter(source=["default"], destination=["default"], **more))
+    plan, stats = await explain(db, find(event_queries.within(query, spans), order))
     assert "SORT" not in {stage.get("stage") for stage in plan}
     assert stats["nReturned"] == 20
     assert stats["totalKeysExamined"] <= 40
     assert stats["totalDocsExamined"] == 20
 
 
-async def test_a_page_and_a_bulk_action_name_their_index(store, db):
+async def test_page_and_bulk_action_name_their_index(store, db):
     await db.command("profile", 2)
     await store.reader.page(
         match(EventFilter(event_type=["type.7"])),
@@ -312,7 +315,7 @@ async def test_a_page_and_a_bulk_action_name_their_index(store, db):
     assert [each["command"]["hint"] for each in found] == ["search_type"] * 2
 
 
-def test_more_stretches_than_are_merged_are_read_in_order_of_time():
+def test_in_time_order_uses_the_time_index_for_more_ranges_than_mongodb_merges():
     types = [f"type.{number}" for number in range(event_queries.MAX_MERGED // len(Status))]
     assert event_queries.in_time_order(match(EventFilter(event_type=types * 2)))[1] == "search_type"
     assert (
@@ -324,33 +327,33 @@ def test_more_stretches_than_are_merged_are_read_in_order_of_time():
 @pytest.mark.parametrize(
     ("action", "status"), [(Action.REPLAY, "RECEIVED"), (Action.CANCEL, "DELIVERED")]
 )
-def test_where_nothing_is_to_be_done_nothing_is_looked_for(action, status):
+def test_affected_events_is_none_for_a_status_the_action_cannot_change(action, status):
     assert affected_events(action, EventFilter(status=[status]), datetime.now(UTC)) is None
 
 
 @pytest.mark.parametrize(("name", "index"), [("a key", "key"), ("an id", "_id_")])
-async def test_what_names_few_events_is_looked_up(db, name, index):
+async def test_page_of_a_key_or_an_id_is_looked_up_by_its_own_index(db, name, index):
     plan, stats = await explain(db, find(match(EventFilter(**EVERY_FILTER[name]))))
     assert index_of(plan) == index
     assert stats["totalDocsExamined"] <= 2
 
 
 @pytest.mark.parametrize("order", [NEWEST, OLDEST], ids=["newest", "oldest"])
-async def test_a_deep_page_by_cursor_reads_no_more_than_the_first(db, order):
+async def test_page_after_a_deep_cursor_reads_no_more_than_the_first(db, order):
     seconds = 100 if order is NEWEST else FINISHED
-    place = Position(T0 + timedelta(seconds=seconds), "f" * 32)
+    position = Position(T0 + timedelta(seconds=seconds), "f" * 32)
     plan, stats = await explain(
-        db, find(event_queries.after(match(EventFilter()), order, place), order)
+        db, find(event_queries.after(match(EventFilter()), order, position), order)
     )
     assert index_of(plan) == "search_time"
     assert stats["totalKeysExamined"] <= 60
 
 
 @pytest.mark.parametrize("name", EVERY_FILTER)
-async def test_counting_fetches_no_document_but_what_a_key_names(db, name):
-    wanted = match(EventFilter(**EVERY_FILTER[name]))
-    hint = event_queries.hint(wanted)
-    command = {"aggregate": "events", "pipeline": event_queries.counts(wanted), "cursor": {}}
+async def test_counts_fetch_no_document_except_for_a_key_or_an_id(db, name):
+    query = match(EventFilter(**EVERY_FILTER[name]))
+    hint = event_queries.hint(query)
+    command = {"aggregate": "events", "pipeline": event_queries.counts(query), "cursor": {}}
     plan, stats = await explain(db, {**command, "hint": hint})
     assert index_of(plan) == hint
     assert stats["totalDocsExamined"] <= (1 if hint in {"key", "_id_"} else 0)
@@ -361,10 +364,10 @@ async def test_counting_fetches_no_document_but_what_a_key_names(db, name):
     [{}, {"status": ["DELIVERED", "RECEIVED"]}, {"event_type": ["type.1"]}, {"min_attempts": 2}],
     ids=["everything", "a status", "a type", "attempts"],
 )
-async def test_counting_what_is_not_kept_fetches_no_document(db, chosen):
+async def test_count_pairs_and_count_kinds_fetch_no_document(db, chosen):
     spans = [(T0, T0 + timedelta(seconds=50)), (T0 + timedelta(seconds=60), NEVER)]
-    wanted = match(EventFilter(**chosen))
-    pipelines = [rollup_queries.count_pairs(spans, wanted), rollup_queries.count_kinds(spans)]
+    query = match(EventFilter(**chosen))
+    pipelines = [rollup_queries.count_pairs(spans, query), rollup_queries.count_kinds(spans)]
     for pipeline in pipelines:
         command = {"aggregate": "events", "pipeline": pipeline, "cursor": {}}
         plan, stats = await explain(db, {**command, "hint": indexes.COVERING_INDEX})
@@ -373,7 +376,7 @@ async def test_counting_what_is_not_kept_fetches_no_document(db, chosen):
 
 
 @pytest.mark.parametrize("sort", ["attempt_count", "-attempt_count"])
-async def test_an_order_that_no_index_has_is_made_without_fetching_a_document(db, sort):
+async def test_sort_keys_fetches_no_document(db, sort):
     pipeline = event_queries.sort_keys(match(EventFilter()), SORTS[sort], 51)
     command = {"aggregate": "events", "pipeline": pipeline, "cursor": {}}
     plan, stats = await explain(db, {**command, "hint": event_queries.hint(match(EventFilter()))})
@@ -382,7 +385,7 @@ async def test_an_order_that_no_index_has_is_made_without_fetching_a_document(db
 
 
 @pytest.mark.parametrize("hours_later", [0, 24])
-async def test_whether_a_stretch_holds_a_live_event_is_seen_in_a_few_keys(db, hours_later):
+async def test_live_events_reads_few_keys(db, hours_later):
     begin = T0 + timedelta(seconds=FINISHED, hours=hours_later)
     command = {
         "find": "events",
@@ -399,10 +402,10 @@ async def test_whether_a_stretch_holds_a_live_event_is_seen_in_a_few_keys(db, ho
 
 
 @pytest.mark.parametrize("action", Action)
-async def test_the_next_chunk_of_a_bulk_action_is_found_in_index_order(db, action):
-    wanted = match(affected_events(action, EventFilter(event_type=["type.7"]), datetime.now(UTC)))
-    place = Position(T0 + timedelta(seconds=1000), "0")
-    command = find(event_queries.after(wanted, OLDEST, place), OLDEST, 500)
+async def test_bulk_action_finds_its_next_chunk_in_index_order(db, action):
+    query = match(affected_events(action, EventFilter(event_type=["type.7"]), datetime.now(UTC)))
+    position = Position(T0 + timedelta(seconds=1000), "0")
+    command = find(event_queries.after(query, OLDEST, position), OLDEST, 500)
     plan, stats = await explain(db, command)
     assert index_of(plan) == "search_type"
     assert not {"SORT"} & {stage.get("stage") for stage in plan}
@@ -410,28 +413,28 @@ async def test_the_next_chunk_of_a_bulk_action_is_found_in_index_order(db, actio
 
 
 @pytest.mark.parametrize("action", Action)
-async def test_a_chunk_of_a_bulk_action_is_changed_by_id(db, action):
+async def test_bulk_action_changes_a_chunk_by_id(db, action):
     found = await db.events.find({}, {"_id": 1}).limit(50).to_list(None)
     instruction = Instruction(action, "r", "ann", "127.0.0.1")
-    wanted = action_queries.applicable([each["_id"] for each in found], instruction)
-    command = {"update": "events", "updates": [{"q": wanted, "u": [], "multi": True}]}
+    query = action_queries.applicable([each["_id"] for each in found], instruction)
+    command = {"update": "events", "updates": [{"q": query, "u": [], "multi": True}]}
     command["updates"][0]["u"] = action_queries.update(instruction)
     plan, stats = await explain(db, command)
     assert index_of(plan) in {"_id_", "claim"}
     assert stats["totalDocsExamined"] <= max(50, FUTURE + DUE)
 
 
-async def test_a_free_bulk_action_is_found_by_its_state(db):
+async def test_free_bulk_action_finds_bulk_actions_by_their_state(db):
     command = {
         "find": "bulk_actions",
-        "filter": action_queries.free_bulk(),
+        "filter": action_queries.free_bulk_action(),
         "sort": {"started_at": 1},
     }
     plan, _ = await explain(db, command)
     assert index_of(plan) == "running"
 
 
-async def test_control_without_its_hint_counting_by_other_fields_would_read_documents(db):
+async def test_control_counts_without_their_index_read_every_document(db):
     await db.events.drop_index("search_time")
     command = {
         "aggregate": "events",
@@ -442,17 +445,17 @@ async def test_control_without_its_hint_counting_by_other_fields_would_read_docu
     assert stats["totalDocsExamined"] == FINISHED + FUTURE + DUE
 
 
-async def test_the_consoles_histogram_is_counted_from_an_index_alone(db):
-    for given in ({}, {"min_attempts": 2}, {"source": ["default"], "from_": T0}):
-        wanted = match(EventFilter(**given))
-        pipeline = event_queries.status_counts(wanted, "minute", 5)
+async def test_status_counts_read_the_index_alone(db):
+    for filters in ({}, {"min_attempts": 2}, {"source": ["default"], "from_": T0}):
+        query = match(EventFilter(**filters))
+        pipeline = event_queries.status_counts(query, "minute", 5)
         command = {"aggregate": "events", "pipeline": pipeline, "cursor": {}}
-        plan, stats = await explain(db, {**command, "hint": event_queries.hint(wanted)})
-        assert index_of(plan) == event_queries.hint(wanted)
+        plan, stats = await explain(db, {**command, "hint": event_queries.hint(query)})
+        assert index_of(plan) == event_queries.hint(query)
         assert stats["totalDocsExamined"] == 0
 
 
-async def test_the_oldest_event_is_found_by_one_key(db):
+async def test_oldest_event_query_reads_one_key(db):
     command = {
         "find": "events",
         "filter": event_queries.ANY,
@@ -464,11 +467,11 @@ async def test_the_oldest_event_is_found_by_one_key(db):
     assert stats["totalKeysExamined"] == 1
 
 
-async def test_a_page_backwards_is_read_from_where_it_begins(db):
+async def test_page_backwards_starts_reading_at_its_position(db):
     order = SORTS[OLDEST_FIRST]
-    place = Position(T0 + timedelta(seconds=100), "0" * 32)
-    wanted = event_queries.after(match(EventFilter()), order, place)
-    command = {"find": "events", "filter": wanted, "sort": dict(order), "limit": 51}
+    position = Position(T0 + timedelta(seconds=100), "0" * 32)
+    query = event_queries.after(match(EventFilter()), order, position)
+    command = {"find": "events", "filter": query, "sort": dict(order), "limit": 51}
     plan, stats = await explain(db, {**command, "projection": {"payload": 0}})
     assert index_of(plan) == indexes.COVERING_INDEX
     assert "SORT" not in {stage.get("stage") for stage in plan}

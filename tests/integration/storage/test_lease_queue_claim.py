@@ -79,7 +79,7 @@ async def test_control_claim_without_the_due_predicate_leases_events_twice(store
     await store.writer.insert(events)
 
     async def claim_once(_: int) -> list[str]:
-        found = await db.events.find(lease_queries.due("default")).limit(8).to_list(None)
+        found = await db.events.find(lease_queries.claimable("default")).limit(8).to_list(None)
         ids = [document["_id"] for document in found]
         await db.events.update_many(
             {"_id": {"$in": ids}}, lease_queries.claim(secrets.token_hex(4), "d", 30_000, 5)

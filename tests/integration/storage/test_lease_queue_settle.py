@@ -17,7 +17,7 @@ from wds.storage import lease_queries
 from wds.storage.event_documents import NO_ANSWER, attempt_document
 
 
-async def test_settle_delivered_ends_the_event(store, db):
+async def test_settle_delivered_makes_the_event_final(store, db):
     await store.writer.insert([new_event()])
     [held] = await claim(store)
     done = delivered(held)
@@ -177,7 +177,7 @@ async def test_settle_with_a_lost_answer_records_each_attempt_once(store, db):
         assert len(document["attempts"]) == 1
 
 
-async def test_settle_retry_of_a_cancelled_event_ends_it_and_returns_so(store, db):
+async def test_settle_retry_of_a_cancelled_event_makes_it_final_and_returns_that(store, db):
     """Settled together with a retry, a delivery and an event whose lease is lost."""
     await store.writer.insert([new_event() for _ in range(4)])
     stopped, retried, done, lost = await claim(store, 4)
@@ -202,14 +202,14 @@ async def test_settle_retry_whose_cancel_a_failover_undoes_records_nothing(store
     await store.writer.insert([new_event()])
     [held] = await claim(store)
     await store.bulk_actions.apply(held.id, Instruction(Action.CANCEL, "r", "ann", "127.0.0.1"))
-    end = store.queue._end
+    settle = store.queue._settle
 
     async def undone_after(settlements):
-        ended = await end(settlements)
+        written = await settle(settlements)
         await db.events.update_one({"_id": held.id}, {"$unset": {"cancelling": ""}})
-        return ended
+        return written
 
-    monkeypatch.setattr(store.queue, "_end", undone_after)
+    monkeypatch.setattr(store.queue, "_settle", undone_after)
     assert await store.queue.settle([failed(held, 9)]) == [None]
     assert (await only(db))["lease"]["token"] == held.token
 

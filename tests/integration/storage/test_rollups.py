@@ -48,7 +48,8 @@ async def test_rollups_count_exactly_for_any_filter_whatever_is_stored(store, db
             for at, status, count in await store.rollups.status_counts(query, bin_.unit, bin_.size):
                 bars[histogram.bin_start(at, bin_), status] += count
             assert bars == Counter(
-                (histogram.bin_start(each["received_at"], bin_), each["status"]) for each in expected
+                (histogram.bin_start(each["received_at"], bin_), each["status"])
+                for each in expected
             )
 
     await check()

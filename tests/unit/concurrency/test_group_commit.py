@@ -92,7 +92,7 @@ async def test_submit_during_a_commit_joins_the_next_batch():
     assert await outcomes(tasks) == [["r1"], ["r2"], ["r3", "r4"], ["r5"]]
 
 
-async def test_one_batch_is_in_flight_at_a_time_by_default():
+async def test_group_commit_has_one_batch_in_flight_by_default():
     commit = Commit()
     group = grouped(commit, max_batch=2)
     tasks = await submitted(group, *[(n,) for n in range(20)])

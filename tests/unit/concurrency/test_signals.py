@@ -7,7 +7,7 @@ import asyncio
 from wds.concurrency.signals import Signal
 
 
-async def test_wait_returns_once_the_signal_has_fired_as_often_as_named():
+async def test_signal_wait_returns_after_the_requested_number_of_firings():
     signal = Signal()
     signal.fire()
     waiting = asyncio.create_task(signal.wait(2))
@@ -21,7 +21,7 @@ async def test_wait_returns_once_the_signal_has_fired_as_often_as_named():
     assert signal.count == 3
 
 
-async def test_fire_wakes_everyone_who_waits():
+async def test_signal_fire_wakes_all_waiters():
     signal = Signal()
     waiting = [asyncio.create_task(signal.wait()) for _ in range(3)]
     await asyncio.sleep(0)
@@ -29,7 +29,7 @@ async def test_fire_wakes_everyone_who_waits():
     await asyncio.wait_for(asyncio.gather(*waiting), 5)
 
 
-async def test_wait_does_not_count_what_fired_before():
+async def test_signal_wait_ignores_earlier_firings():
     signal = Signal()
     signal.fire()
     waiting = asyncio.create_task(signal.wait())

@@ -45,7 +45,7 @@ async def test_cache_keeps_a_result_in_proportion_to_its_cost(cost_s, kept_s):
     assert await counter.get() == 2
 
 
-async def test_cache_passes_an_error_to_all_who_wait_and_does_not_keep_it():
+async def test_cache_passes_an_error_to_all_waiters_and_does_not_keep_it():
     counter = Counter()
 
     async def fail():

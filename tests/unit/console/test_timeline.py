@@ -75,9 +75,9 @@ def test_timeline_of_a_leased_event_names_the_owner():
     assert "no attempt follows" in timeline(document)[-1].text
 
 
-def test_timeline_of_a_failed_event_ends_with_given_up():
+def test_timeline_of_a_failed_event_ends_with_the_failure():
     document = event("FAILED_PERMANENTLY", [attempt(1, 1)], finished_at=at(2))
-    assert titles(document)[-1] == ("failure", "Given up")
+    assert titles(document)[-1] == ("failure", "Failed permanently")
 
 
 def test_timeline_of_a_cancelled_event_ends_with_the_cancel():
@@ -87,4 +87,4 @@ def test_timeline_of_a_cancelled_event_ends_with_the_cancel():
     assert titles(cancelled)[-1] == ("cancel", "Cancelled")
     cancelled["history"].append(action("replay", 3))
     cancelled["attempts"].append(attempt(2, 4))
-    assert titles(cancelled)[-1] == ("failure", "Given up")
+    assert titles(cancelled)[-1] == ("failure", "Failed permanently")

@@ -10,7 +10,7 @@ from wds.delivery.poll_scheduler import LISTEN_MAX_S, MAX_JITTER_S, MIN_POLL_GAP
 from wds.domain.deliveries import Claimed
 
 NOTHING = Claimed([])
-OUTRUN = Claimed([], outrun=True)
+OTHERS_WERE_FIRST = Claimed([], others_were_first=True)
 FOUND = Claimed(["claim"])
 POLL_S = 0.4
 
@@ -104,7 +104,7 @@ async def test_until_next_is_jittered_after_polls_that_lost_all_events_to_others
     now = 1000.0
     monkeypatch.setattr("wds.delivery.poll_scheduler.monotonic", lambda: now)
     scheduler = scheduler_of(Listen())
-    record(scheduler, *[OUTRUN] * 10)
+    record(scheduler, *[OTHERS_WERE_FIRST] * 10)
     now += 1
     waits = [await scheduler.until_next(POLL_S) for _ in range(100)]
     assert MAX_JITTER_S / 2 < max(waits) <= MAX_JITTER_S

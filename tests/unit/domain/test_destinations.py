@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wds.config import Settings
-from wds.domain.destinations import DEFAULT, Destination
+from wds.domain.destinations import DEFAULT_DESTINATION, Destination
 
 KEY = "whsec_" + "A" * 32
 
@@ -25,7 +25,7 @@ def test_default_destination_has_what_the_settings_say():
         concurrency=11,
     )
     assert settings.default_destination == Destination(
-        name=DEFAULT,
+        name=DEFAULT_DESTINATION,
         url="https://h/",
         secrets=(KEY,),
         rate_limit=7,

@@ -79,5 +79,5 @@ def test_is_id_prefix_accepts_what_an_id_can_begin_with(text):
 
 
 @pytest.mark.parametrize("sort", SORTS)
-def test_every_sort_order_ends_with_the_id_so_that_it_is_total(sort):
+def test_sorts_all_end_with_the_id_so_that_they_are_total(sort):
     assert SORTS[sort][-1][0] == "_id"

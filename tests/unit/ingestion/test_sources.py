@@ -80,7 +80,7 @@ GOOD = 'secrets = ["s"]'
         ('[sources.a]\nscheme = "wds"\nsecrets = [1]', "line 3: sources.a.secrets must be a"),
         (
             '[sources.a]\nscheme = "wds"\nsecrets = ["s", "s"]',
-            "line 3: sources.a.secrets number 2 is there already",
+            "line 3: sources.a.secrets number 2 repeats an earlier one",
         ),
         (
             '[sources.a]\nscheme = "wds"\nsecrets_from = "NOT_SET"',
@@ -123,7 +123,7 @@ GOOD = 'secrets = ["s"]'
         (f"[sources.{'a' * 65}]\nscheme = 'wds'\n{GOOD}", "is not a name"),
         ("[sources]\na = 1", "sources.a must be a table"),
         ("sources = 1", "wds.toml: sources must be tables"),
-        (f'[source.a]\nscheme = "wds"\n{GOOD}', "wds.toml line 1: source means nothing here"),
+        (f'[source.a]\nscheme = "wds"\n{GOOD}', "wds.toml line 1: source is not allowed here"),
         ("[sources.a]\nscheme =", "wds.toml: not TOML: "),
         ("[sources.a]\nscheme = wds", "at line 2, column 10"),
     ],

@@ -52,7 +52,7 @@ def sender(request):
 
 def test_verify_accepts_what_providers_libraries_sign(sender):
     proof = judge(sender, sender.body, sender.headers(sender.body, NOW))
-    assert proof.secret == 0
+    assert proof.secret_index == 0
 
 
 def test_verify_accepts_githubs_published_vector():
@@ -159,8 +159,8 @@ def test_verify_ignores_time_where_no_timestamp_is_signed(name):
 def test_verify_returns_which_secret_matched(sender):
     headers = sender.headers(sender.body, NOW)
     other = "whsec_" + base64.b64encode(b"x" * 24).decode()
-    assert judge(sender, sender.body, headers, keys=keys_of(sender, other)).secret == 0
-    assert judge(sender, sender.body, headers, keys=keys_of(sender, other)[::-1]).secret == 1
+    assert judge(sender, sender.body, headers, keys=keys_of(sender, other)).secret_index == 0
+    assert judge(sender, sender.body, headers, keys=keys_of(sender, other)[::-1]).secret_index == 1
     assert refusal(sender, sender.body, headers, keys=keys_of(sender, other)[1:])[0] == 401
     assert refusal(sender, sender.body, headers, keys=[])[0] == 401
 
@@ -213,7 +213,7 @@ def test_standard_secret_and_public_key_do_not_verify_each_other():
         )
 
 
-def test_every_scheme_is_tested_with_requests_of_its_provider():
+def test_schemes_are_each_tested_with_requests_of_their_provider():
     assert {sender.scheme for sender in SENDERS.values()} == set(SCHEMES)
 
 
@@ -222,7 +222,7 @@ def test_scheme_accepts_what_it_signs(name):
     scheme = SCHEMES[name]
     key = scheme.read_key(STANDARD_SECRET)
     headers = CIMultiDict(scheme.sign(key, b"{}", EventInfo("id", "kind", NOW)))
-    assert verify(scheme, [key], headers, b"{}", now=NOW).secret == 0
+    assert verify(scheme, [key], headers, b"{}", now=NOW).secret_index == 0
 
 
 def test_scheme_signatures_are_accepted_by_providers_libraries():

@@ -26,8 +26,10 @@ def buried(event_id, *, cancelled=False, lost=True):
     return {"_id": event_id, "buried": {"by": "t", "cancelled": cancelled, "lost": lost}}
 
 
-def result_of(*documents, outrun=False):
-    return claim_result(documents, "t", held_since=7.0, trusted_until=9.0, outrun=outrun)
+def result_of(*documents, others_were_first=False):
+    return claim_result(
+        documents, "t", held_since=7.0, trusted_until=9.0, others_were_first=others_were_first
+    )
 
 
 def test_claim_result_sorts_documents_into_leased_exhausted_and_cancelled():
@@ -41,7 +43,7 @@ def test_claim_result_sorts_documents_into_leased_exhausted_and_cancelled():
     assert [claim.id for claim in result.claims] == ["a", "c"]
     assert result.exhausted_ids == ["b", "e"]
     assert result.cancelled_ids == ["d"]
-    assert (result.recovered, result.outrun) == (1, False)
+    assert (result.recovered, result.others_were_first) == (1, False)
 
 
 def test_claim_result_builds_each_claim_from_its_document():
@@ -53,6 +55,6 @@ def test_claim_result_builds_each_claim_from_its_document():
 
 
 def test_claim_result_of_no_document_is_empty():
-    result = result_of(outrun=True)
+    result = result_of(others_were_first=True)
     assert (result.claims, result.exhausted_ids, result.cancelled_ids) == ([], [], [])
-    assert (result.recovered, result.lost_ids, result.outrun) == (0, [], True)
+    assert (result.recovered, result.lost_ids, result.others_were_first) == (0, [], True)

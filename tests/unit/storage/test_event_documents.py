@@ -65,7 +65,7 @@ def test_event_document_names_exactly_the_fields_that_are_written():
     written = [
         event_document(new_event(key="k", trace=TRACE), NOW),
         claim,
-        *(fields_set_by(write._doc) for write in lease_queries.settlements(ends)),
+        *(fields_set_by(write._doc) for write in lease_queries.settlement_writes(ends)),
         *(fields_set_by(action_queries.update(each)) for each in instructions),
     ]
     assert {field for each in written for field in each} == set(EventDocument.__annotations__)

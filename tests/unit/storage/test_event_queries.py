@@ -124,7 +124,7 @@ def test_time_span_after_a_position_includes_its_instant(sort):
         ({"source": ["a"], "status": ["DELIVERED"], "idempotency_key": "k"}, False),
     ],
 )
-def test_is_scattered_tells_filters_that_no_index_has_together(given, scattered):
+def test_is_scattered_is_true_for_filters_that_no_index_has_together(given, scattered):
     assert event_queries.is_scattered(match(EventFilter(**given))) is scattered
 
 

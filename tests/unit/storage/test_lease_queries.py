@@ -58,7 +58,7 @@ CANCELLED = replace(final(Status.FAILED_PERMANENTLY), cancelled=True)
 
 def write(*settlements):
     """Return the filter and the changes of the one write that ends these claims."""
-    [update] = lease_queries.settlements(settlements)
+    [update] = lease_queries.settlement_writes(settlements)
     [stage] = update._doc
     return update._filter, stage["$set"]
 
@@ -127,14 +127,14 @@ def test_pipelines_never_evaluate_text_from_outside(pipeline):
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_settlements_keep_the_answer_of_a_downstream_inside_a_literal(text):
+def test_settlement_writes_keep_the_answer_of_a_downstream_inside_a_literal(text):
     old, [new] = write(retry(text=text))[1]["attempts"]["$concatArrays"]
     assert old == "$attempts"
     assert new == {"$literal": event_documents.attempt_document(make_attempt(text=text))}
 
 
 @pytest.mark.parametrize("status", [Status.DELIVERED, Status.FAILED_PERMANENTLY])
-def test_settlements_finish_removes_the_lease_and_the_due_time(status):
+def test_settlement_writes_finish_removes_the_lease_and_the_due_time(status):
     _, changes = write(final(status, "$$ROOT"))
     attempt = {"$literal": event_documents.attempt_document(make_attempt(text="$$ROOT"))}
     assert changes == {
@@ -151,19 +151,19 @@ def test_settlements_finish_removes_the_lease_and_the_due_time(status):
 @pytest.mark.parametrize(
     ("delay_s", "delay_ms"), [(0, 0), (1, 1000), (0.05, 50), (1.0006, 1001), (300.0, 300_000)]
 )
-def test_settlements_retry_is_due_in_milliseconds_by_the_databases_clock(delay_s, delay_ms):
+def test_settlement_writes_retry_is_due_in_milliseconds_by_the_databases_clock(delay_s, delay_ms):
     now, delay = write(retry(delay_s))[1]["next_attempt_at"]["$add"]
     assert (now, delay) == ("$$NOW", {"$literal": delay_ms})
     assert isinstance(delay["$literal"], int)
 
 
-def test_settlements_retry_removes_the_lease_and_keeps_status_and_count():
+def test_settlement_writes_retry_removes_the_lease_and_keeps_status_and_count():
     _, changes = write(retry())
     assert not {"attempt_count", "status"} & set(changes)
     assert changes["lease"] == "$$REMOVE"
 
 
-def test_settlements_defer_removes_the_lease_and_uncounts_the_attempt():
+def test_settlement_writes_defer_removes_the_lease_and_uncounts_the_attempt():
     _, changes = write(DEFER)
     assert changes["lease"] == "$$REMOVE"
     assert changes["attempt_count"] == {"$subtract": ["$attempt_count", 1]}
@@ -173,7 +173,7 @@ def test_settlements_defer_removes_the_lease_and_uncounts_the_attempt():
     assert "attempts" not in changes
 
 
-def test_settlements_of_one_claim_are_one_write_with_values_by_id():
+def test_settlement_writes_of_one_claim_are_one_write_with_values_by_id():
     attempts = [make_attempt(number=1, text="a"), make_attempt(number=4, text="b")]
     delays = [1.0, 8.0]
     ends = of_claims(
@@ -192,7 +192,7 @@ def test_settlements_of_one_claim_are_one_write_with_values_by_id():
         assert of_event(delay, end.claim.id) == end.delay_s * 1000
 
 
-def test_settlements_with_different_final_states_are_one_write():
+def test_settlement_writes_with_different_final_states_are_one_write():
     ends = of_claims(
         final(Status.DELIVERED),
         {"status": Status.DELIVERED, "attempt": replace(make_attempt(), status_code=200)},
@@ -204,10 +204,10 @@ def test_settlements_with_different_final_states_are_one_write():
         assert of_event(changes["last_status_code"], end.claim.id) == code
 
 
-def test_settlements_of_other_claims_or_ends_are_writes_of_their_own():
+def test_settlement_writes_of_other_claims_or_kinds_are_writes_of_their_own():
     other = replace(DEFER, claim=make_claim(2))
     ends = [retry(), final(Status.DELIVERED), CANCELLED, DEFER, other]
-    filters = [update._filter for update in lease_queries.settlements(ends)]
+    filters = [update._filter for update in lease_queries.settlement_writes(ends)]
     assert [each["lease.token"] for each in filters] == ["t1", "t1", "t1", "t1", "t2"]
 
 
@@ -216,21 +216,21 @@ def test_settlements_of_other_claims_or_ends_are_writes_of_their_own():
     [retry(), final(Status.DELIVERED), final(Status.FAILED_PERMANENTLY), CANCELLED, DEFER],
     ids=["retry", "delivered", "failed", "cancelled", "defer"],
 )
-def test_settlements_are_fenced_by_the_token_of_their_claim(settlement):
+def test_settlement_writes_are_fenced_by_the_token_of_their_claim(settlement):
     assert write(settlement)[0].items() >= {"_id": "e1", "lease.token": "t1"}.items()
     together = write(*of_claims(settlement, {}, {}))
     assert together[0].items() >= {"_id": {"$in": ["e0", "e1"]}, "lease.token": "t1"}.items()
 
 
-def test_settlements_one_by_one_are_one_write_per_event():
+def test_settlement_writes_one_by_one_are_one_write_per_event():
     ends = of_claims(DEFER, {}, {}, {})
-    apart = lease_queries.settlements(ends, one_by_one=True)
+    apart = lease_queries.settlement_writes(ends, one_by_one=True)
     assert [each._filter["_id"] for each in apart] == ["e0", "e1", "e2"]
     assert {type(each) for each in apart} == {UpdateOne}
-    assert [type(each) for each in lease_queries.settlements(ends)] == [UpdateMany]
+    assert [type(each) for each in lease_queries.settlement_writes(ends)] == [UpdateMany]
 
 
-def test_settlements_retry_and_cancel_never_match_the_same_event():
+def test_settlement_writes_retry_and_cancel_never_match_the_same_event():
     assert write(retry())[0]["cancelling"] == {"$exists": False}
     assert write(CANCELLED)[0]["cancelling"] is True
 
@@ -267,17 +267,17 @@ def test_claim_buries_an_event_without_attempts_left_or_cancelled():
         assert stage["$set"][name]["$cond"][:2] == [buries, if_buried], name
 
 
-def test_due_uses_the_databases_clock_and_fits_the_partial_index():
-    due = lease_queries.due("default")
+def test_claimable_uses_the_databases_clock_and_fits_the_partial_index():
+    due = lease_queries.claimable("default")
     assert due["destination"] == "default"
     assert due["$expr"] == {"$lte": ["$next_attempt_at", "$$NOW"]}
     partial = indexes.CLAIM_INDEX.document["partialFilterExpression"]
     assert partial.items() <= due.items()
 
 
-def test_settled_matches_only_a_known_outcome_of_this_attempt():
+def test_settled_by_matches_only_a_known_outcome_of_this_attempt():
     third = Settlement(make_claim(3), make_attempt(number=3), Status.DELIVERED)
-    clauses = lease_queries.settled([retry(), DEFER, third])["$or"]
+    clauses = lease_queries.settled_by([retry(), DEFER, third])["$or"]
     assert [clause["_id"] for clause in clauses] == ["e1", "e3"]
     assert clauses[1]["attempts"] == {
         "$elemMatch": {"attempt_number": 3, "outcome": {"$ne": Outcome.UNKNOWN}}
@@ -290,7 +290,7 @@ def test_settled_matches_only_a_known_outcome_of_this_attempt():
         event_documents.event_document(new_event(key="k", headers={"user-agent": "x"}), NOW),
         {"p": lease_queries.claim("t", "o", 1, 5)},
         {"p": [write(each)[1] for each in (retry(), final(Status.DELIVERED), DEFER)]},
-        lease_queries.settled([retry()]),
+        lease_queries.settled_by([retry()]),
         {
             "p": rollup_queries.count_pairs(
                 [(NOW, NOW.replace(hour=13))], {"status": {"$in": [*Status]}}

@@ -43,7 +43,7 @@ def crash(secret: str) -> None:
 
 
 @pytest.mark.parametrize("log_format", logs.FORMATS)
-def test_crash_is_logged_with_its_place_and_without_local_variables(log_format, capsys):
+def test_log_of_a_crash_has_its_place_and_no_local_variables(log_format, capsys):
     logs.configure(log_format)
     try:
         crash("hush")
@@ -65,7 +65,7 @@ def test_json_format_writes_one_object_per_line(capsys):
     assert (second["event"], second["level"]) == ("other fact", "warning")
 
 
-def test_timestamp_of_every_line_has_microseconds(capsys, monkeypatch):
+def test_log_timestamp_of_every_line_has_microseconds(capsys, monkeypatch):
     logs.configure("json")
     instants = [0, 999_999, 1_000_000, 1_767_225_599_999_999, 1_767_225_600_000_001, 5]
     for instant in instants:
@@ -97,7 +97,7 @@ def test_json_format_keeps_subclasses_of_numbers_and_shows_the_repr_of_others(ca
 
 
 @pytest.mark.parametrize("log_format", logs.FORMATS)
-def test_contextvars_are_on_every_line_of_their_context(log_format, capsys):
+def test_log_lines_have_the_contextvars_of_their_context(log_format, capsys):
     logs.configure(log_format)
     with structlog.contextvars.bound_contextvars(event_id="e1", attempt=2):
         structlog.get_logger().info("ours")
@@ -110,7 +110,7 @@ def test_contextvars_are_on_every_line_of_their_context(log_format, capsys):
     assert "e1" not in after
 
 
-def test_libraries_log_nothing_below_info(capsys):
+def test_log_of_libraries_has_nothing_below_info(capsys):
     logs.configure("json")
     logging.getLogger("aiohttp.client").debug("details")
     logging.getLogger("pymongo.command").info("a command, with its documents")
@@ -118,7 +118,7 @@ def test_libraries_log_nothing_below_info(capsys):
 
 
 @pytest.mark.parametrize("log_format", logs.FORMATS)
-def test_stream_that_cannot_be_written_raises_nothing(log_format, monkeypatch):
+def test_log_stream_that_cannot_be_written_raises_nothing(log_format, monkeypatch):
     class Broken:
         def write(self, _):
             raise BrokenPipeError
@@ -159,7 +159,7 @@ def writes(monkeypatch):
     return recorded.writes
 
 
-def test_lines_of_one_pass_of_the_event_loop_are_written_together(writes):
+def test_log_lines_of_one_pass_of_the_event_loop_are_written_together(writes):
     async def passes():
         structlog.get_logger().info("a")
         logging.getLogger("elsewhere").warning("b")
@@ -173,7 +173,7 @@ def test_lines_of_one_pass_of_the_event_loop_are_written_together(writes):
     assert writes == [["a", "b"], ["c"]]
 
 
-def test_writes_are_whole_lines_of_at_most_pipe_buf_bytes(monkeypatch):
+def test_log_writes_are_whole_lines_of_at_most_pipe_buf_bytes(monkeypatch):
     """Or the lines of processes that share one would break each other while it is full."""
     sizes = []
 
@@ -199,7 +199,7 @@ def test_writes_are_whole_lines_of_at_most_pipe_buf_bytes(monkeypatch):
     assert len(sizes) < len(said) / 4
 
 
-def test_lines_logged_as_the_loop_ends_are_written_with_the_next_or_at_exit(writes):
+def test_log_lines_of_an_ending_loop_are_written_with_the_next_or_at_exit(writes):
     async def ends():
         asyncio.get_running_loop().call_soon(structlog.get_logger().info, "last")
 
@@ -214,7 +214,7 @@ def test_lines_logged_as_the_loop_ends_are_written_with_the_next_or_at_exit(writ
     assert writes == [["last"], ["after"]]
 
 
-def test_lines_of_threads_are_not_lost_to_the_event_loop(writes):
+def test_log_lines_of_threads_are_not_lost_to_the_event_loop(writes):
     count = 2_000
     log = structlog.get_logger()
 
@@ -237,7 +237,7 @@ def test_lines_of_threads_are_not_lost_to_the_event_loop(writes):
 @pytest.mark.parametrize(
     ("level", "kept"), [("info", "abc"), ("warning", "bc"), ("error", "c")], ids=logs.LEVELS
 )
-def test_level_leaves_out_the_lines_below_it(level, kept, capsys):
+def test_log_level_leaves_out_the_lines_below_it(level, kept, capsys):
     logs.configure("json", level)
     for log in (structlog.get_logger(), logging.getLogger("elsewhere")):
         log.info("a")

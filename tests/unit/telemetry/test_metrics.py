@@ -1,4 +1,4 @@
-"""The fleet's totals and what names a metric."""
+"""The totals of all replicas, and the catalogue of metrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
 from wds import __version__
 from wds.telemetry import metrics
-from wds.telemetry.metrics import SHARED_TOTALS, AllReplicasCollector
+from wds.telemetry.metrics import ALL_REPLICAS_TOTALS, AllReplicasCollector
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -36,12 +36,14 @@ def replica(role="dispatcher", silent_s=0.0, **totals):
     }
 
 
-@pytest.mark.parametrize("key", SHARED_TOTALS)
+@pytest.mark.parametrize("key", ALL_REPLICAS_TOTALS)
 def test_collector_sums_the_totals_of_present_and_retired_replicas(collector, value, key):
     replicas = [replica(**{key: 3}), replica("ingest", **{key: 40})]
     collector.show({"now": NOW, "replicas": replicas, "retired": {key: 500}})
     assert value(f"wds_fleet_{key}_total") == 543
-    assert sum(value(f"wds_fleet_{other}_total") for other in SHARED_TOTALS if other != key) == 0
+    assert (
+        sum(value(f"wds_fleet_{other}_total") for other in ALL_REPLICAS_TOTALS if other != key) == 0
+    )
 
 
 def test_collector_keeps_the_totals_of_a_silent_replica(collector, value):
@@ -78,10 +80,10 @@ def test_collector_without_a_document_exposes_nothing(collector, document):
     assert list(collector.collect()) == []
 
 
-@pytest.mark.parametrize("key", SHARED_TOTALS)
+@pytest.mark.parametrize("key", ALL_REPLICAS_TOTALS)
 def test_own_totals_are_the_counters_of_this_process(key):
     before = metrics.own_totals()
-    SHARED_TOTALS[key][2].inc(3)
+    ALL_REPLICAS_TOTALS[key][2].inc(3)
     after = metrics.own_totals()
     assert after == {**before, key: before[key] + 3}
     assert all(isinstance(total, int) for total in after.values())
@@ -106,8 +108,8 @@ def test_attempts_metric_starts_at_0_for_every_outcome(outcome):
     assert REGISTRY.get_sample_value("wds_attempts_total", {"outcome": outcome}) is not None
 
 
-def test_expect_defects_exposes_0_for_every_route():
-    metrics.expect_defects(["/a", "/b"])
+def test_expose_internal_errors_starts_every_route_at_0():
+    metrics.expose_internal_errors(["/a", "/b"])
     for route in ("/a", "/b"):
         labels = {"route": route, "code": "internal_error"}
         assert REGISTRY.get_sample_value("wds_refusals_total", labels) == 0

@@ -59,9 +59,9 @@ def test_start_refuses_a_malformed_address_by_name(name, value):
         tracing.start({name: value}, role="ingest")
 
 
-async def test_off_changes_and_records_nothing():
+async def test_tracing_off_changes_and_records_nothing():
     events = [new_event(), new_event()]
-    with tracing.OFF.sending(events) as same, tracing.OFF.inserting(events):
+    with tracing.OFF.enqueuing(events) as same, tracing.OFF.inserting(events):
         assert same is events
     assert (tracing.OFF.middlewares, tracing.OFF.stop_s) == ((), 0)
     with tracing.OFF.delivery(None, limited=True) as trace:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from wds.web.failure_throttle import (
     BURST,
-    MOST_CLIENTS,
+    MAX_CLIENTS,
     REFILL_S,
     FailureThrottle,
     _network,
@@ -29,9 +29,9 @@ def test_throttle_lets_a_client_try_again_after_it_waited():
 
 def test_throttle_remembers_a_bounded_number_of_clients():
     failures = FailureThrottle(lambda: 0.0)
-    for number in range(MOST_CLIENTS + 50):
+    for number in range(MAX_CLIENTS + 50):
         failures.count(str(number))
-    assert len(failures) == MOST_CLIENTS
+    assert len(failures) == MAX_CLIENTS
 
 
 def test_throttle_counts_an_ipv6_network_as_one_client():

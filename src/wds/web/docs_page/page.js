@@ -1,5 +1,5 @@
-// Shows this service's OpenAPI document. Swagger UI takes further settings from the page's query,
-// whose document to show among them; so the page is never shown with one.
+// Shows this service's OpenAPI document. Swagger UI also reads settings from the page's query, the
+// document's URL among them, so the server never shows the page with a query.
 
 "use strict";
 
@@ -7,5 +7,5 @@ SwaggerUIBundle({
   url: "/docs/openapi.json",
   dom_id: "#swagger-ui",
   deepLinking: true,
-  validatorUrl: null, // a stranger's; it would be told where this service is
+  validatorUrl: null, // the default is a third party, which would learn this service's address
 });
