@@ -50,10 +50,11 @@ def _integer(low: int, high: int) -> Parse:
     """Read a plain decimal number, without Python's other spellings."""
 
     def parse(text: str) -> int:
-        if not re.fullmatch(r"\s*-?[0-9]{1,20}\s*", text):
+        digits = text.strip()
+        if not re.fullmatch(r"-?[0-9]{1,20}", digits):
             msg = "must be a whole number"
             raise ValueError(msg)
-        return _in_range(int(text), low, high)
+        return _in_range(int(digits), low, high)
 
     return parse
 

@@ -31,7 +31,7 @@ from wds.delivery.rate_limiter import RateLimiter
 from wds.domain import attempt_results, destinations
 from wds.domain.attempt_results import NotSent
 from wds.domain.deliveries import Settlement
-from wds.domain.errors import LimiterUnavailableError, StoreUnavailableError
+from wds.domain.errors import LimiterUnavailableError, StartError, StoreUnavailableError
 from wds.storage.store import Store
 from wds.telemetry import event_log, heartbeat, metrics, tracing
 from wds.web import monitoring, server
@@ -254,9 +254,14 @@ def default_lane(settings: Settings, store: Store) -> DestinationLane:
     """Return the lane of the default destination, with clients of its own.
 
     Raises:
-        StartError: the URL of Redis cannot be used.
+        StartError: the destination's URL or that of Redis cannot be used.
     """
     destination = settings.default_destination
+    try:
+        client = HttpClient(destination)
+    except ValueError:  # its message repeats the URL, which may hold a secret
+        msg = "WDS_DOWNSTREAM_URL is not a URL that can be requested"
+        raise StartError(msg) from None
     limiter = None
     if destination.rate_limit:
         limiter = RateLimiter(
@@ -267,7 +272,7 @@ def default_lane(settings: Settings, store: Store) -> DestinationLane:
         )
     return DestinationLane(
         destination,
-        client=HttpClient(destination),
+        client=client,
         limiter=limiter,
         listen=partial(store.queue.wait_for_change, destination.name) if settings.listen else None,
         poll_interval=settings.poll_interval,

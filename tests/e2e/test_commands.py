@@ -139,6 +139,15 @@ async def test_services_report_every_wrong_setting_and_do_not_start(
         assert line.startswith(f"wds: {problem}")
 
 
+async def test_dispatcher_refuses_a_url_that_cannot_be_requested_and_does_not_repeat_it(
+    engines, tmp_path
+):
+    env = {**engines.environ(), "WDS_DOWNSTREAM_URL": "http://[::1]x/hush"}
+    async with processes.running("dispatcher", env=env, cwd=tmp_path) as dispatcher:
+        assert await dispatcher.ended() == 1
+        assert dispatcher.lines == ["wds: WDS_DOWNSTREAM_URL is not a URL that can be requested"]
+
+
 async def test_settings_are_read_from_dot_env_unless_the_environment_has_them(tmp_path):
     (tmp_path / ".env").write_text("WDS_RATE_LIMIT=x\nWDS_LEASE=y\n")
     async with processes.running(

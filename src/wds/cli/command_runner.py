@@ -42,11 +42,11 @@ def run(arguments: Namespace) -> int:
     environ = _environment()
     for name in unknown_names(environ):
         log.warning("unknown_setting", name=name, consequence=_UNKNOWN)
-    command = import_module(arguments.module)
-    # Modules live as long as the process: no later collection needs to visit them.
-    gc.freeze()
-    gc.enable()
     try:
+        command = import_module(arguments.module)
+        # Modules live as long as the process: no later collection needs to visit them.
+        gc.freeze()
+        gc.enable()
         status: int = command.run(arguments, environ)
     except SettingsError as error:
         for problem in error.problems:

@@ -43,7 +43,9 @@ USE_WITHIN_US = 10_000
 SPACING_US = 20_000
 TIMEOUT_S = 0.5
 """Seconds to wait for Redis. Not retried: a second reservation would charge twice."""
-KEY = "wds:{database}:slots:{destination}"
+KEY = "{{wds:slots:{destination}}}:{database}"
+"""The braces make a Redis in cluster mode put it where it puts `KEY_OF_0_1`, as a script requires:
+https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#hash-tags"""
 KEY_OF_0_1 = "wds:slots:{destination}"
 """The key of version 0.1. Its slots are counted too: otherwise the first second after an upgrade
 could have twice the limit. Redis forgets it within seconds of the last request of 0.1."""

@@ -118,8 +118,10 @@ class Claimed:
         others_were_first: True if the claim saw due events and other replicas leased all of them
             first.
 
-    Buried events are in none of the lists if their ids are unknown: after a lost answer, or if the
-    read of them failed.
+        buried_unread: the number of events that the claim buried without learning which and why,
+            because the read of them failed. They are in none of the lists.
+
+    After a lost answer the claim knows of no buried events at all.
     """
 
     claims: list[Claim]
@@ -127,6 +129,7 @@ class Claimed:
     exhausted_ids: Sequence[str] = ()
     cancelled_ids: Sequence[str] = ()
     lost_ids: Sequence[str] = ()
+    buried_unread: int = 0
     others_were_first: bool = False
 
 

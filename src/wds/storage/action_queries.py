@@ -17,9 +17,13 @@ from typing import TYPE_CHECKING
 
 from pymongo import ASCENDING, DESCENDING, IndexModel
 
-from wds.domain.deliveries import Status
 from wds.domain.operator_actions import PRECONDITIONS, Action, BulkAction, Presence
-from wds.storage.event_documents import ATTEMPTS_SINCE_REPLAY, FINAL_BY_LAST_ATTEMPT
+from wds.storage.event_documents import (
+    ATTEMPTS_SINCE_REPLAY,
+    FINAL_BY_LAST_ATTEMPT,
+    IS_LEASED,
+    WAITING_STATUS,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +46,6 @@ ROOM_BYTES = 16 * 1024 * 1024 - 512 * 1024
 """An event of this size is not replayed: a document of MongoDB has at most 16 MiB, and further
 attempts need room."""
 
-_LEASED = {"$ne": [{"$type": "$lease"}, "missing"]}
 _HAS_ROOM = {"$lt": [{"$bsonSize": "$$ROOT"}, ROOM_BYTES]}
 
 
@@ -109,15 +112,8 @@ def update(instruction: Instruction, spread: tuple[datetime, int] | None = None)
 
 
 def _replay(due: object) -> Document:
-    never_attempted = {"$eq": [{"$size": "$attempts"}, 0]}
     return {
-        "status": {
-            "$cond": [
-                never_attempted,
-                {"$literal": Status.RECEIVED},
-                {"$literal": Status.DELIVERING},
-            ]
-        },
+        "status": WAITING_STATUS,
         "attempts_before": "$attempt_count",
         "next_attempt_at": due,
         "finished_at": "$$REMOVE",
@@ -127,10 +123,10 @@ def _replay(due: object) -> Document:
 
 def _cancel() -> Document:
     return {
-        "status": {"$cond": [_LEASED, "$status", FINAL_BY_LAST_ATTEMPT]},
-        "next_attempt_at": {"$cond": [_LEASED, "$next_attempt_at", "$$REMOVE"]},
-        "finished_at": {"$cond": [_LEASED, "$$REMOVE", "$$NOW"]},
-        "cancelling": {"$cond": [_LEASED, {"$literal": True}, "$$REMOVE"]},
+        "status": {"$cond": [IS_LEASED, "$status", FINAL_BY_LAST_ATTEMPT]},
+        "next_attempt_at": {"$cond": [IS_LEASED, "$next_attempt_at", "$$REMOVE"]},
+        "finished_at": {"$cond": [IS_LEASED, "$$REMOVE", "$$NOW"]},
+        "cancelling": {"$cond": [IS_LEASED, {"$literal": True}, "$$REMOVE"]},
     }
 
 

@@ -22,6 +22,7 @@ def claim_result(
     held_since: float,
     trusted_until: float,
     others_were_first: bool,
+    buried_unread: int = 0,
 ) -> Claimed:
     """Sort the documents that a claim wrote to into leased, exhausted and cancelled ones.
 
@@ -31,6 +32,7 @@ def claim_result(
         held_since: see `Claim`.
         trusted_until: see `Claim`.
         others_were_first: see `Claimed`.
+        buried_unread: see `Claimed`.
     """
     leased = [each for each in documents if "lease" in each]
     exhausted: list[str] = []
@@ -50,6 +52,7 @@ def claim_result(
         cancelled_ids=cancelled,
         lost_ids=lost,
         others_were_first=others_were_first,
+        buried_unread=buried_unread,
     )
 
 

@@ -113,6 +113,7 @@ class _Touched(NamedTuple):
 
     documents: list[EventDocument]
     others_were_first: bool
+    buried_unread: int = 0
 
 
 class MongoLeaseQueue:
@@ -147,6 +148,7 @@ class MongoLeaseQueue:
             held_since=monotonic(),
             trusted_until=trusted_until,
             others_were_first=touched.others_were_first,
+            buried_unread=touched.buried_unread,
         )
 
     async def _peek(self, destination: str, limit: int) -> list[str]:
@@ -231,7 +233,12 @@ class MongoLeaseQueue:
         buried: list[EventDocument] = []
         if written.modified_count > len(leased):
             buried = await self._buried(ids, token)
-        return _Touched(leased + buried, others_were_first=not written.modified_count)
+        touched = leased + buried
+        return _Touched(
+            touched,
+            others_were_first=not written.modified_count,
+            buried_unread=max(written.modified_count - len(touched), 0),
+        )
 
     async def _leased(self, ids: list[str], token: str) -> list[EventDocument]:
         leased = lease_queries.leased_by(ids, token)
@@ -240,7 +247,7 @@ class MongoLeaseQueue:
     async def _buried(self, ids: list[str], token: str) -> list[EventDocument]:
         """Return which of `ids` this claim buried; if the read fails, none.
 
-        They only serve counts and log lines, so a failure must not cost the claim its leases.
+        They only serve log lines, so a failure must not cost the claim its leases.
         """
         buried = lease_queries.buried_by(ids, token)
         try:

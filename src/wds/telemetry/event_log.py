@@ -110,7 +110,7 @@ def claimed(result: Claimed) -> None:
     metrics.CLAIMS.inc(len(result.claims))
     metrics.LEASES_RECOVERED.inc(result.recovered)
     metrics.ATTEMPTS.labels(Outcome.UNKNOWN).inc(result.recovered + len(result.lost_ids))
-    metrics.DELIVERIES_FAILED.inc(len(result.exhausted_ids))
+    metrics.DELIVERIES_FAILED.inc(len(result.exhausted_ids) + result.buried_unread)
     for claim in result.claims:
         if claim.recovered:
             log.warning("lease_recovered", event_id=claim.id, attempt=claim.attempt_number - 1)

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 from redis.asyncio import Redis
+from redis.crc import key_slot
 
 from tests.grants import recording_grants
 from tests.support import most_in_any_second
@@ -270,3 +271,9 @@ async def test_control_without_the_key_of_version_0_1_its_slots_do_not_count(lim
     monkeypatch.setattr("wds.delivery.rate_limiter.KEY_OF_0_1", "wds:unused:{destination}")
     [slot] = (await limiter.reserve("upgraded", 1)).slots
     assert slot.ready_at - time.monotonic() < WINDOW_US / 1e6 / 2
+
+
+def test_both_keys_of_a_reservation_are_on_one_node_of_a_cluster():
+    new = KEY.format(database="wds", destination="default")
+    old = KEY_OF_0_1.format(destination="default")
+    assert key_slot(new.encode()) == key_slot(old.encode())

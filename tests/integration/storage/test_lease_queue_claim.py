@@ -13,6 +13,7 @@ from tests.integration.storage.leases import claim, expire, only
 from tests.support import clock_caught_up, new_event
 from wds.storage import lease_queries
 from wds.storage.store import Store
+from wds.telemetry import event_log, metrics
 
 
 @pytest.mark.parametrize("limit", [1, 10])
@@ -180,3 +181,16 @@ async def test_claim_returns_if_the_databases_clock_is_behind_the_estimate(
         claimed = await store.queue.claim("default", limit, owner="d", lease_s=30, max_attempts=5)
     assert claimed.claims == []
     assert "lease" not in await only(db)
+
+
+async def test_claim_counts_events_that_it_buried_and_could_not_read(store, db, monkeypatch):
+    """A counter that misses them would hide failures from the alerts."""
+    await store.writer.insert([new_event() for _ in range(3)])
+    await db.events.update_many({}, {"$set": {"attempt_count": 2}})
+    await clock_caught_up(store)
+    monkeypatch.setattr(lease_queries, "buried_by", lambda _ids, _token: {"$refused": 1})
+    failed = metrics.own_totals()["deliveries_failed"]
+    claimed = await store.queue.claim("default", 8, owner="d", lease_s=30, max_attempts=2)
+    assert (claimed.exhausted_ids, claimed.buried_unread) == ([], 3)
+    event_log.claimed(claimed)
+    assert metrics.own_totals()["deliveries_failed"] == failed + 3

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import aiohttp
@@ -73,3 +75,15 @@ def test_supported_range_is_the_one_of_the_project():
     dependency = re.search(r'"aiohttp(>=[^"]+)"', (ROOT / "pyproject.toml").read_text())
     assert dependency is not None
     assert dependency[1] == aiohttp_private.SUPPORTED
+
+
+def test_command_reports_a_missing_name_in_one_line():
+    code = (
+        "import sys; from aiohttp import web; del web.AppRunner._make_server;"
+        " from wds.__main__ import main; sys.exit(main(['dispatcher']))"
+    )
+    ended = subprocess.run(  # noqa: S603 - our own command
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert re.fullmatch(r"wds: aiohttp \S+ lacks AppRunner._make_server, .*\n", ended.stderr)
