@@ -107,7 +107,7 @@ def test_up_without_the_embedded_engines_says_what_to_install(python, tmp_path):
 
 def test_types_of_the_installed_package_are_seen_by_its_users(python, tmp_path):
     (tmp_path / "user.py").write_text(
-        "from wds.signature import sign\nvalue: int = sign('secret', b'body')\n"
+        "from wds.signing.hmac_sha256 import sign\nvalue: int = sign('secret', b'body')\n"
     )
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--python-executable", python, "user.py"],
