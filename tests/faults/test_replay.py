@@ -15,6 +15,7 @@ from tests.faults.harness import system
 from tests.faults.receiver import receiving_apart
 from tests.grants import recording_grants
 from tests.support import eventually, most_in_any_second, new_event, signed
+from wds.config import Settings
 from wds.domain.invariants import Expectations, violations
 from wds.storage.event_documents import event_document
 
@@ -161,7 +162,7 @@ async def replay_beside_a_stream(tmp_path, seed, count, *, kills):
     async with (
         receiving_apart() as receiver,
         system(tmp_path, seed=seed, settings=settings, dispatchers=2, receiver=receiver) as running,
-        recording_grants(running.env["WDS_REDIS_URL"], running.env["WDS_MONGO_DB"]) as grants,
+        recording_grants(running.env["WDS_REDIS_URL"], Settings().mongo_db) as grants,
     ):
         await seed_failed(running, count)
         stream = Stream(running)
