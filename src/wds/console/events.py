@@ -19,6 +19,7 @@ from wds.console.paths import event_path
 from wds.console.rendering import page
 from wds.console.timeline import timeline
 from wds.domain.deliveries import Status
+from wds.domain.destinations import DEFAULT_DESTINATION
 from wds.domain.errors import Refusal
 from wds.domain.events import ID_LENGTH
 from wds.domain.lease_queue import BACKLOG_CAP
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 MAX_SHOWN_PAYLOAD = 64 * 1024
 """Characters of a payload that its page shows."""
-DESTINATION = "default"
 FILTER_FIELDS = (
     ("event_type", "Type", "order.created", "text"),
     ("id_prefix", "Event id starts with", "0197…", "text"),
@@ -96,7 +96,7 @@ class EventPages:
             # A browser submits a form's empty fields too. Remove them from the URL.
             raise web.HTTPFound(query.url)
         now, backlog, fleet = await asyncio.gather(
-            self._now(), self._queue.backlog(DESTINATION), self._replicas.fleet()
+            self._now(), self._queue.backlog(DEFAULT_DESTINATION), self._replicas.fleet()
         )
         context: dict[str, Any] = {
             **_CHOICES,

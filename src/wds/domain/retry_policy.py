@@ -1,7 +1,8 @@
 """When to try again: the retry schedule and the receiver's `Retry-After`. Pure.
 
 The values come from the settings `WDS_BACKOFF` and `WDS_MAX_ATTEMPTS` (`config.py`), by way of
-`Destination.backoff` and `Destination.max_attempts`. The result is stored with the event as the
+`Destination.backoff` and `Destination.max_attempts`. There is one destination, so these are the
+settings of the process. The result is stored with the event as the
 time at which it is due again. No process sleeps until then.
 """
 

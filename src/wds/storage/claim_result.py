@@ -1,6 +1,7 @@
 """The result of a claim: which events it leased and which it buried, and why. Pure.
 
-`lease_queries.claim` is the write that decides it and stores the reason in `buried`.
+`lease_queries.claim` is the write that decides it and stores the reason in `buried`. An event that
+was cancelled and had no attempt left either counts as exhausted, not as cancelled.
 """
 
 from __future__ import annotations
